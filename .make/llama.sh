@@ -3,7 +3,7 @@
 set -euo pipefail; source "$(dirname "$0")/cache.sh"
 flags=(-DCMAKE_BUILD_TYPE=Release -DLLAMA_USE_PREBUILT_UI=OFF -DLLAMA_BUILD_UI=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_TESTS=OFF
        -DLLAMA_BUILD_EXAMPLES=OFF -DGGML_RPC=ON -DCMAKE_BUILD_RPATH_USE_ORIGIN=ON)
-targets=(llama-server llama-bench rpc-server)
+targets=(llama-server llama-bench ggml-rpc-server)
 # -march=native is llama.cpp's default, so the processor is part of the key.
 key=$(printf '%s\n' "$pinned_commit" "${flags[@]}" "$(${CC:-cc} -dumpfullversion 2>/dev/null)" "$(grep -m1 -E '^(flags|Features)' /proc/cpuinfo)" | sha256sum | cut -c1-12)
 out=$LRI_CACHE/llama.cpp-${pinned_commit:0:9}-$key

@@ -1,0 +1,177 @@
+//! What a log says: one file a question, each a fold over the events whose result is a plain struct. The structs are the `--json` output.
+//!
+//! Before it: `read` (files to events). After it: `export` (results to text, JSON, HTML). Pure: no clock, no files, no environment.
+//! What the log does not say stays `null`; sums saturate, since a damaged log may hold any number.
+
+pub mod coverage;
+pub mod host;
+pub mod kv;
+pub mod memory;
+pub mod model;
+pub mod moe;
+pub mod requests;
+pub mod session;
+pub mod stats;
+pub mod threads;
+pub mod time;
+
+use std::collections::BTreeMap;
+use std::io::BufRead;
+
+use serde::Serialize;
+
+use crate::format::Line;
+use crate::read::common::{session_id, t_ns};
+pub use crate::read::{Account, BadLine, SessionAccount};
+use crate::read::{Error, Log};
+
+/// Version of the `--json` output. Fields are only ever added; it counts the additions.
+pub const REPORT_VERSION: u32 = 1;
+
+/// Which sessions of a file are wanted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Which {
+    /// The one that began last.
+    Last,
+    /// Every one.
+    All,
+    /// The one with this id, or with this name if the host itself began it.
+    Id(String),
+    /// The first one that begins at or behind this byte of the file.
+    From(u64),
+}
+
+/// Everything about one log file.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Report {
+    /// [`REPORT_VERSION`].
+    pub report_version: u32,
+    /// The file as it was named on the command line.
+    pub file: String,
+    /// What could and could not be read of it.
+    pub account: Account,
+    /// The sessions that were asked for.
+    pub sessions: Vec<Session>,
+}
+
+/// Everything about one session.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Session {
+    /// Its index in `account.sessions`.
+    pub index: usize,
+    /// Who wrote it, when, how.
+    pub session: session::Info,
+    /// Models that were loaded.
+    pub models: Vec<model::Model>,
+    /// Backend buffers by device and kind.
+    pub memory: memory::Memory,
+    /// Requests, one by one and together.
+    pub requests: requests::Requests,
+    /// KV cache over time.
+    pub kv: kv::Kv,
+    /// Where the time went.
+    pub time: time::Time,
+    /// How evenly the compute threads were loaded; `null` when it was not logged.
+    pub threads: Option<threads::Threads>,
+    /// Expert routing by layer; empty without a mixture of experts.
+    pub moe: Vec<moe::Layer>,
+    /// What the process used of the machine; `null` when it was not logged.
+    pub host: Option<host::Host>,
+    /// What was sampled, dropped, unavailable.
+    pub coverage: coverage::Coverage,
+}
+
+#[derive(Debug, Default)]
+struct SessionFold {
+    session: session::Fold,
+    models: Vec<model::Model>,
+    memory: memory::Fold,
+    requests: requests::Fold,
+    kv: kv::Fold,
+    time: time::Fold,
+    threads: threads::Fold,
+    moe: moe::Fold,
+    host: host::Fold,
+    coverage: coverage::Fold,
+}
+
+impl SessionFold {
+    fn add(&mut self, line: &Line) {
+        self.session.add(line);
+        let t_s = self.session.seconds(t_ns(line));
+        self.models.extend(model::Model::of(line));
+        self.memory.add(line, t_s);
+        self.requests.add(line, t_s);
+        self.kv.add(line, t_s);
+        self.time.add(line, t_s);
+        self.threads.add(line);
+        self.moe.add(line);
+        self.host.add(line, t_s);
+        self.coverage.add(line);
+    }
+
+    fn finish(self, index: usize, account: &SessionAccount) -> Session {
+        let session = self.session.finish(account);
+        Session {
+            index,
+            models: self.models,
+            memory: self.memory.finish(),
+            requests: self.requests.finish(),
+            kv: self.kv.finish(),
+            time: self.time.finish(),
+            threads: self.threads.finish(),
+            moe: self.moe.finish(),
+            host: self.host.finish(),
+            coverage: self.coverage.finish(account),
+            session,
+        }
+    }
+}
+
+/// What describes the whole process and therefore belongs to every session that the host began within it.
+fn is_context(line: &Line) -> bool {
+    matches!(
+        line,
+        Line::ResourceSessionStart(_)
+            | Line::ModelLoad(_)
+            | Line::BufferAllocation(_)
+            | Line::BufferFree(_)
+            | Line::InstrumentationState(_)
+    )
+}
+
+/// Reads the whole log and answers every question about the wanted sessions. Memory grows with requests and samples, not with the file.
+///
+/// # Errors
+/// When the file cannot be read on.
+pub fn report<R: BufRead>(mut log: Log<R>, file: &str, which: &Which) -> Result<Report, Error> {
+    let mut folds: BTreeMap<usize, SessionFold> = BTreeMap::new();
+    while let Some(entry) = log.next_entry()? {
+        let session = &log.account().sessions[entry.session];
+        let wanted = match which {
+            Which::All => true,
+            Which::Last => {
+                // A newer session has begun: the older ones are no longer the last.
+                if entry.session + 1 == log.account().sessions.len() {
+                    folds.retain(|&index, _| index == entry.session);
+                }
+                entry.session + 1 == log.account().sessions.len()
+            }
+            Which::From(byte) => {
+                session.first_byte >= *byte && folds.keys().next().is_none_or(|&first| first == entry.session)
+            }
+            Which::Id(id) if session.session_id == *id => true,
+            Which::Id(id) => session_id(&entry.line) == id || is_context(&entry.line),
+        };
+        if wanted {
+            folds.entry(entry.session).or_default().add(&entry.line);
+        }
+    }
+    let account = log.account().clone();
+    if let Which::Id(id) = which {
+        // Of sessions that merely hold the context of a name, only those count in which the name was begun.
+        folds.retain(|&i, _| account.sessions[i].session_id == *id || account.sessions[i].tracked.contains(id));
+    }
+    let sessions = folds.into_iter().map(|(index, fold)| fold.finish(index, &account.sessions[index])).collect();
+    Ok(Report { report_version: REPORT_VERSION, file: file.to_owned(), account, sessions })
+}

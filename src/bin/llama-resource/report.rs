@@ -1,0 +1,90 @@
+//! `report`: a log to text, JSON or HTML. Also prints the report at the end of `run --report`.
+
+use std::io::{IsTerminal, Write};
+use std::path::Path;
+
+use llama_resource_instrumentation::analyze::{self, Report, Which};
+use llama_resource_instrumentation::export::table::Style;
+use llama_resource_instrumentation::export::{html, json, text};
+use llama_resource_instrumentation::read::Log;
+
+use crate::args;
+
+/// Runs the subcommand.
+pub fn report(args: &args::Report) -> Result<(), String> {
+    let which = match args.session.as_deref() {
+        None => Which::Last,
+        Some("all") => Which::All,
+        Some(id) => Which::Id(id.to_owned()),
+    };
+    let report = read(&args.log, &which)?;
+    if let (Which::Id(id), true) = (&which, report.sessions.is_empty()) {
+        return Err(no_such_session(id, &report));
+    }
+    if let Some(file) = &args.html {
+        std::fs::write(file, html::render(&report)).map_err(|e| format!("cannot write `{}`: {e}", file.display()))?;
+        eprint_line(&format!("wrote {}", file.display()));
+    }
+    if args.json {
+        print(&json::render(&report).map_err(|e| format!("cannot write the report as JSON: {e}"))?)
+    } else if args.html.is_none() {
+        print(&text::render(&report, stdout_style()))
+    } else {
+        Ok(())
+    }
+}
+
+/// The report of the first session that begins at or behind `from`, on standard error: standard output is the command's.
+pub fn after_run(log: &Path, from: u64) -> Result<(), String> {
+    let report = read(log, &Which::From(from))?;
+    if report.sessions.is_empty() {
+        return Err(format!(
+            "the library wrote no session to `{}`: the command did not load it (llama-resource doctor says why)",
+            log.display()
+        ));
+    }
+    let mut out = std::io::stderr();
+    let style = style(&out);
+    out.write_all(text::render(&report, style).as_bytes()).map_err(|e| format!("cannot print the report: {e}"))
+}
+
+fn read(path: &Path, which: &Which) -> Result<Report, String> {
+    let log = Log::open(path).map_err(|e| e.to_string())?;
+    analyze::report(log, &path.display().to_string(), which).map_err(|e| e.to_string())
+}
+
+fn no_such_session(id: &str, report: &Report) -> String {
+    let known: Vec<&str> = report.account.sessions.iter().map(|s| s.session_id.as_str()).collect();
+    let known = if known.is_empty() { "it holds none".to_owned() } else { format!("it holds: {}", known.join(", ")) };
+    format!("no session `{id}` in the log `{}` ({known})", report.file)
+}
+
+/// Colour for people only, and not where they asked for none (no-color.org).
+fn style(out: &impl IsTerminal) -> Style {
+    let unwanted = std::env::var_os("NO_COLOR").is_some_and(|v| !v.is_empty());
+    Style { colour: out.is_terminal() && !unwanted }
+}
+
+/// Style of standard output.
+pub fn stdout_style() -> Style {
+    style(&std::io::stdout())
+}
+
+/// Prints to standard output. A reader that went away (`| head`) is no error.
+pub fn print(text: &str) -> Result<(), String> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(format!("cannot print: {e}")),
+        _ => Ok(()),
+    }
+}
+
+/// One line on standard error, under this program's name: the command's own messages stand beside it.
+pub fn eprint_line(text: &str) {
+    eprint(&format!("llama-resource: {text}"));
+}
+
+/// One line on standard error; if even that is closed, nobody is there to be told.
+pub fn eprint(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}

@@ -1,0 +1,126 @@
+//! `run`: starts a command with the library loaded into it. Without --report this process becomes the command.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, ExitStatus};
+
+use crate::report::eprint_line;
+use crate::{args, doctor, report, signals};
+
+const LIBRARY: &str = "libllama_resource_instrumentation.so";
+
+/// Runs the subcommand.
+pub fn run(args: &args::Run) -> Result<ExitCode, String> {
+    let Some((name, arguments)) = args.command.split_first() else {
+        return Err("no command: expected `llama-resource run -- CMD ARGS...`".to_owned());
+    };
+    let library = library()?;
+    check(Path::new(name));
+    let mut command = Command::new(name);
+    command.args(arguments).env("LD_PRELOAD", preload(&library, std::env::var_os("LD_PRELOAD").as_deref()));
+    let set = |command: &mut Command, key: &str, value: Option<&OsStr>| {
+        if let Some(value) = value {
+            command.env(key, value);
+        }
+    };
+    set(&mut command, "LLAMA_RESOURCE_LOG_LEVEL", args.level.as_ref().map(OsStr::new));
+    set(&mut command, "LLAMA_RESOURCE_LOG_RATE", args.rate.as_ref().map(OsStr::new));
+    set(&mut command, "LLAMA_RESOURCE_LOG_PATH", args.log.as_ref().map(|p| p.as_os_str()));
+    if args.report {
+        with_report(command, args)
+    } else {
+        // On success exec does not return: signals, exit status and process id are the command's own from here.
+        let error = command.exec();
+        Err(cannot_start(name, &error))
+    }
+}
+
+fn with_report(mut command: Command, args: &args::Run) -> Result<ExitCode, String> {
+    let named = args.log.clone().or_else(|| std::env::var_os("LLAMA_RESOURCE_LOG_PATH").map(PathBuf::from));
+    let log = named.unwrap_or_else(|| PathBuf::from(format!("llama_resource_{}.jsonl", std::process::id())));
+    command.env("LLAMA_RESOURCE_LOG_PATH", &log);
+    // Logs are appended to: what is in the file already is another run's.
+    let from = std::fs::metadata(&log).map_or(0, |m| m.len());
+    signals::hold();
+    let mut child = command.spawn().map_err(|e| cannot_start(command.get_program(), &e))?;
+    signals::forward_to(child.id());
+    let status = child.wait().map_err(|e| format!("cannot wait for the command: {e}"))?;
+    // The report must not change the command's exit status, so its trouble is only told.
+    if let Err(message) = report::after_run(&log, from) {
+        eprint_line(&format!("no report: {message}"));
+    } else {
+        eprint_line(&format!("log: {}", log.display()));
+    }
+    Ok(exit_code(status))
+}
+
+fn cannot_start(name: &OsStr, error: &std::io::Error) -> String {
+    format!("cannot start `{}`: {error}", name.display())
+}
+
+/// As a shell reports it: 128 + signal for a command that a signal ended.
+fn exit_code(status: ExitStatus) -> ExitCode {
+    let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
+    ExitCode::from(u8::try_from(code).unwrap_or(1))
+}
+
+/// One clear line when preloading cannot work; the command is started all the same.
+fn check(name: &Path) {
+    let Some(path) = doctor::program(name) else { return };
+    match doctor::diagnose(&path) {
+        Ok(d) if !d.usable => eprint_line(&format!("warning: `{}`: {}", path.display(), d.summary)),
+        // A script or a wrapper is fine: what it starts inherits the environment.
+        Ok(_) | Err(_) => {}
+    }
+}
+
+/// Beside this program, in ../lib, or where LLAMA_RESOURCE_LIBRARY says.
+fn library() -> Result<PathBuf, String> {
+    if let Some(path) = std::env::var_os("LLAMA_RESOURCE_LIBRARY").map(PathBuf::from) {
+        return std::path::absolute(&path)
+            .ok()
+            .filter(|p| p.is_file())
+            .ok_or_else(|| format!("LLAMA_RESOURCE_LIBRARY names `{}`, which is no file", path.display()));
+    }
+    let program = std::env::current_exe().map_err(|e| format!("cannot find this program's own directory: {e}"))?;
+    let folder = program.parent().unwrap_or(Path::new("."));
+    let places = [folder.join(LIBRARY), folder.join("../lib").join(LIBRARY)];
+    places.iter().find(|p| p.is_file()).cloned().ok_or_else(|| {
+        format!(
+            "cannot find {LIBRARY}: looked beside this program ({}) and in ../lib; set LLAMA_RESOURCE_LIBRARY to its path",
+            folder.display()
+        )
+    })
+}
+
+/// Ours first; what was preloaded already stays. LD_PRELOAD takes colons and spaces as separators.
+fn preload(library: &Path, before: Option<&OsStr>) -> OsString {
+    let mut value = library.as_os_str().to_owned();
+    if let Some(before) = before.filter(|b| !b.is_empty()) {
+        value.push(":");
+        value.push(before);
+    }
+    value
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{exit_code, preload};
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::{ExitCode, ExitStatus};
+
+    #[test]
+    fn an_existing_preload_is_kept_behind_ours() {
+        let ours = std::path::Path::new("/x/ours.so");
+        assert_eq!(preload(ours, None), "/x/ours.so");
+        assert_eq!(preload(ours, Some("".as_ref())), "/x/ours.so");
+        assert_eq!(preload(ours, Some("a.so b.so".as_ref())), "/x/ours.so:a.so b.so");
+    }
+
+    #[test]
+    fn exit_status_is_the_commands_own() {
+        assert_eq!(exit_code(ExitStatus::from_raw(7 << 8)), ExitCode::from(7));
+        assert_eq!(exit_code(ExitStatus::from_raw(15)), ExitCode::from(143));
+    }
+}

@@ -1,0 +1,113 @@
+//! The only guards: nothing of ours unwinds into the host, and nothing of ours is observed by ourselves.
+//!
+//! The state of the library as a whole lives here, because a guard must be able to switch it off:
+//!
+//! ```text
+//!   Waiting ──first call──► Idle ──start──► Running ──stop──► Stopped ──start──► Running
+//!                                             │
+//!                                             └──panic, fork──► Poisoned   (hooks only forward, for the rest of the process)
+//! ```
+
+use std::cell::Cell;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU8, Ordering};
+
+/// State of the library.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Phase {
+    /// Nothing has started.
+    Idle = 0,
+    /// Hooks record.
+    Running = 1,
+    /// The log was closed in order.
+    Stopped = 2,
+    /// An internal failure, or a forked child: hooks only forward.
+    Poisoned = 3,
+    /// Preloaded into a program that is not linked against llama.cpp: recording starts when its first call arrives.
+    Waiting = 4,
+}
+
+static PHASE: AtomicU8 = AtomicU8::new(Phase::Idle as u8);
+
+thread_local! {
+    static OBSERVING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// The current phase.
+#[must_use]
+pub fn phase() -> Phase {
+    match PHASE.load(Ordering::Acquire) {
+        0 => Phase::Idle,
+        1 => Phase::Running,
+        2 => Phase::Stopped,
+        4 => Phase::Waiting,
+        _ => Phase::Poisoned,
+    }
+}
+
+/// Enters `phase`; a poisoned library stays poisoned.
+pub fn set_phase(phase: Phase) {
+    let _ = PHASE
+        .fetch_update(Ordering::AcqRel, Ordering::Acquire, |old| (old != Phase::Poisoned as u8).then_some(phase as u8));
+}
+
+/// Whether hooks record: one relaxed load, the whole cost of a hook that has nothing to do.
+#[inline]
+#[must_use]
+pub fn active() -> bool {
+    PHASE.load(Ordering::Relaxed) == Phase::Running as u8
+}
+
+/// Marks the calling thread as ours: hooks that it runs into only forward.
+pub fn mark_own_thread() {
+    OBSERVING.set(true);
+}
+
+/// Runs an observer of a hook. `fallback` is what the hook goes on with when we are off, already observing on this thread
+/// (a call that our own code made), or panic. It is an argument because no default is right for every hook.
+#[inline]
+pub fn observe<T>(fallback: T, body: impl FnOnce() -> T) -> T {
+    if !active() {
+        if phase() != Phase::Waiting || !wake() {
+            return fallback;
+        }
+    }
+    if OBSERVING.replace(true) {
+        return fallback;
+    }
+    let result = catch_unwind(AssertUnwindSafe(body));
+    OBSERVING.set(false);
+    result.unwrap_or_else(|_| {
+        poison();
+        fallback
+    })
+}
+
+/// Runs the body of an exported function: a panic becomes `fallback`.
+pub fn guard<T>(fallback: T, body: impl FnOnce() -> T) -> T {
+    catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|_| {
+        poison();
+        fallback
+    })
+}
+
+/// The first call of llama.cpp in a process that we waited in: recording starts. True if it did.
+#[cold]
+fn wake() -> bool {
+    if !OBSERVING.replace(true) {
+        guard((), crate::session::begin_in_host);
+        OBSERVING.set(false);
+    }
+    active()
+}
+
+fn poison() {
+    // The panic hook that `session` sets has told the message and where.
+    PHASE.store(Phase::Poisoned as u8, Ordering::Release);
+}
+
+/// In a forked child: the threads are gone and locks may be held by nobody, so the child never records.
+pub fn poison_child() {
+    PHASE.store(Phase::Poisoned as u8, Ordering::Release);
+}

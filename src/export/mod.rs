@@ -1,0 +1,11 @@
+//! Results as something to look at: text for a terminal, JSON for programs, one self-contained HTML page.
+//!
+//! Before it: `analyze`. Everything that came out of the log is foreign text: control characters are taken out for terminals, markup
+//! is escaped for HTML.
+
+pub mod gaps;
+pub mod html;
+pub mod json;
+pub mod table;
+pub mod text;
+pub mod units;

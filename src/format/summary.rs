@@ -1,0 +1,219 @@
+//! Interval totals and the library's own account: what was seen, sampled, dropped, unavailable.
+
+use serde::{Deserialize, Serialize};
+
+/// Totals of one operation, component or layer.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct Totals {
+    /// Executions in all steps.
+    pub count: u64,
+    /// Floating-point operations in all steps.
+    pub flops: u64,
+    /// Bytes read and written in all steps.
+    pub bytes: u64,
+    /// Executions that were timed.
+    pub timed_count: u64,
+    /// Their time on compute thread 0, microseconds.
+    pub timed_us: f64,
+    /// Floating-point operations of the timed executions (for GFLOP/s: `timed_flops / timed_us / 1000`).
+    pub timed_flops: u64,
+    /// Bytes of the timed executions (for GB/s: `timed_bytes / timed_us / 1000`).
+    pub timed_bytes: u64,
+}
+
+/// [`Totals`] under a name.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct NamedTotals {
+    /// Operation (`mul_mat`) or component (`attention`).
+    pub name: String,
+    /// The totals.
+    #[serde(flatten)]
+    pub totals: Totals,
+}
+
+/// [`Totals`] of a layer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct LayerTotals {
+    /// Layer number.
+    pub layer_id: i32,
+    /// The totals.
+    #[serde(flatten)]
+    pub totals: Totals,
+}
+
+/// Steps of one phase within an interval.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct PhaseTotals {
+    /// Ubatches.
+    pub steps: u64,
+    /// Their tokens.
+    pub tokens: u64,
+    /// Wall time inside the scheduler's compute call, microseconds. On an asynchronous backend: submission only.
+    pub graph_us: f64,
+    /// Floating-point operations.
+    pub flops: u64,
+}
+
+/// Exact totals of all steps since the last summary.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct StepSummary {
+    /// Unix time in microseconds, as a string: end of the interval.
+    pub timestamp: String,
+    /// Session of this event.
+    pub session_id: String,
+    /// Monotonic clock in nanoseconds: end of the interval.
+    pub t_ns: u64,
+    /// Length of the interval.
+    pub interval_ms: f64,
+    /// Last step of the interval.
+    pub step: Option<u64>,
+    /// Ubatches.
+    pub steps: u64,
+    /// Ubatches whose operations were timed.
+    pub timed_steps: u64,
+    /// Ubatches written event by event.
+    pub sampled_steps: u64,
+    /// Ubatches that reused the graph of the one before.
+    pub graphs_reused: u64,
+    /// Graphs built.
+    pub graphs_built: u64,
+    /// Ubatches with more than one token a sequence.
+    pub prefill: PhaseTotals,
+    /// Ubatches with one token a sequence.
+    pub decode: PhaseTotals,
+    /// Wall time of the timed steps, microseconds: operations + barriers + `other_us`.
+    pub timed_graph_us: f64,
+    /// Time of compute thread 0 at barriers between operations, microseconds.
+    pub barrier_us: f64,
+    /// The rest of the timed steps: starting the threads, scheduling, copies between backends.
+    pub other_us: f64,
+    /// Hand-offs between components in all steps.
+    pub component_flows: u64,
+    /// By operation.
+    pub ops: Vec<NamedTotals>,
+    /// By component.
+    pub components: Vec<NamedTotals>,
+    /// By layer.
+    pub layers: Vec<LayerTotals>,
+}
+
+/// How often each expert was chosen in one layer since the last such line.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct MoeRouting {
+    /// Unix time in microseconds, as a string.
+    pub timestamp: String,
+    /// Session of this event.
+    pub session_id: String,
+    /// Monotonic clock in nanoseconds.
+    pub t_ns: u64,
+    /// Layer.
+    pub layer_id: i32,
+    /// Tokens routed.
+    pub tokens: u64,
+    /// Experts chosen for each token.
+    pub experts_used: u32,
+    /// Times each expert was chosen; the sum is `tokens * experts_used`.
+    pub counts: Vec<u64>,
+}
+
+/// What this process used of the machine since the last sample.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct HostSample {
+    /// Unix time in microseconds, as a string.
+    pub timestamp: String,
+    /// Session of this event.
+    pub session_id: String,
+    /// Monotonic clock in nanoseconds.
+    pub t_ns: u64,
+    /// Resident memory of the process.
+    pub rss_bytes: Option<u64>,
+    /// CPU time of the process over wall time, in percent of one core, since the last sample.
+    pub cpu_percent: Option<f64>,
+    /// CPU time of this library's own threads over wall time, in percent of one core.
+    pub own_cpu_percent: Option<f64>,
+    /// Threads of the process.
+    pub threads: Option<u64>,
+    /// Major page faults since the last sample.
+    pub major_faults: Option<u64>,
+    /// Minor page faults since the last sample.
+    pub minor_faults: Option<u64>,
+    /// Involuntary context switches of the main thread since the last sample.
+    pub involuntary_switches: Option<u64>,
+    /// Bytes really read from storage since the last sample.
+    pub read_bytes: Option<u64>,
+    /// Bytes really written to storage since the last sample.
+    pub write_bytes: Option<u64>,
+    /// Load average of the machine over one minute.
+    pub load_1m: Option<f64>,
+    /// Memory of the machine that is available.
+    pub available_bytes: Option<u64>,
+    /// Share of the last 10 s in which some task waited for a CPU (PSI), percent.
+    pub cpu_pressure_percent: Option<f64>,
+    /// The same for memory.
+    pub memory_pressure_percent: Option<f64>,
+    /// The same for I/O.
+    pub io_pressure_percent: Option<f64>,
+}
+
+/// Busy time of each compute thread in a sampled step.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct ThreadImbalance {
+    /// Unix time in microseconds, as a string.
+    pub timestamp: String,
+    /// Session of this event.
+    pub session_id: String,
+    /// Number of the ubatch.
+    pub step: u64,
+    /// Monotonic clock in nanoseconds: start of the step.
+    pub t_ns: u64,
+    /// Microseconds outside barriers, one entry a thread, thread 0 first.
+    pub busy_us: Vec<f64>,
+    /// Largest over mean busy time: 1 is perfect balance.
+    pub imbalance: f64,
+}
+
+/// Events that were not written.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct EventsDropped {
+    /// Unix time in microseconds, as a string.
+    pub timestamp: String,
+    /// Session of this event.
+    pub session_id: String,
+    /// Monotonic clock in nanoseconds.
+    pub t_ns: u64,
+    /// `rate_limit` (a step was not sampled: its totals are in `step_summary`), `queue_full`, `io_error`, `internal`.
+    pub reason: String,
+    /// What was left out: `step_events`, or the name of an event.
+    pub kind: String,
+    /// How many since the last such line with this reason and kind.
+    pub count: u64,
+}
+
+/// What works in this process, what does not and why.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct InstrumentationState {
+    /// Unix time in microseconds, as a string.
+    pub timestamp: String,
+    /// Session of this event.
+    pub session_id: String,
+    /// Monotonic clock in nanoseconds.
+    pub t_ns: u64,
+    /// Part of the library: `hooks`, `layout`, `op_times`, `requests`, `memory`, `log`, `config`, `process`, `internal`.
+    pub component: String,
+    /// `ok`, `unavailable`, `degraded`, `warning`, `stopped`.
+    pub state: String,
+    /// What was found, in one sentence.
+    pub reason: String,
+    /// What is missing from the log because of it; `null` if nothing.
+    pub lost: Option<String>,
+}

@@ -1,0 +1,130 @@
+//! Sampling: which token came from which row, and when. The launch and release of a slot too, which llama-server tells by
+//! `llama_set_sampler`.
+//!
+//! A token counts when, on one thread, the host reads the logits of a row, applies a sampler, and accepts. A grammar may read and apply
+//! twice before it accepts once; accepting a prompt's tokens (llama-server does, to fill a sampler's history) applies nothing before.
+//! A host that never accepts (node-llama-cpp keeps samplers of its own) has chosen when it goes on: its samples count at the next
+//! batch, with the time of the apply.
+
+use std::cell::Cell;
+
+use super::Ptr;
+use crate::clock;
+use crate::observe::{self, Host};
+
+/// How far a sample has come on this thread.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Nothing,
+    Read { ctx: usize, row: i32 },
+    Applied { ctx: usize, row: i32 },
+}
+
+thread_local! {
+    static STAGE: Cell<Stage> = const { Cell::new(Stage::Nothing) };
+    /// Samplers call each other (a chain its members): only the outermost call is the host's.
+    static DEPTH: Cell<u32> = const { Cell::new(0) };
+}
+
+/// A token was chosen from row `row`; `token` is -1 where the host does not say which.
+pub(super) fn sampled(host: &mut Host, ctx: Ptr, row: i32, token: i32, t_ns: u64) {
+    let others_serve = host.contexts.any_serving();
+    let context = host.contexts.get(ctx);
+    if !context.counts(others_serve) {
+        return;
+    }
+    let (id, ends) = (context.id, context.is_end(token));
+    if let Some(seq) = context.row_index(row).and_then(|i| context.sampled_from(i)) {
+        host.requests.sampled(id, seq, token, ends, t_ns);
+    }
+}
+
+fn applied() {
+    let Stage::Read { ctx, row } = STAGE.get() else { return };
+    STAGE.set(Stage::Applied { ctx, row });
+    let now = clock::now_ns();
+    let mut host = observe::host();
+    if let Some((row, t_ns)) = host.contexts.get(ctx as Ptr).sampler_applied(row, now) {
+        sampled(&mut host, ctx as Ptr, row, -1, t_ns);
+    }
+}
+
+fn accepted(token: i32) {
+    let Stage::Applied { ctx, row } = STAGE.replace(Stage::Nothing) else { return };
+    let now = clock::now_ns();
+    let mut host = observe::host();
+    host.contexts.get(ctx as Ptr).take_applied();
+    sampled(&mut host, ctx as Ptr, row, token, now);
+}
+
+fn embedding_read(ctx: Ptr, row: Option<i32>, seq: Option<i32>) {
+    let mut host = observe::host();
+    let host = &mut *host;
+    let others_serve = host.contexts.any_serving();
+    let context = host.contexts.get(ctx);
+    if context.counts(others_serve) {
+        let id = context.id;
+        if let Some(seq) = seq.or_else(|| context.row_index(row?).and_then(|i| context.seq_of_row(i))) {
+            host.requests.output_read(id, seq);
+        }
+    }
+}
+
+hooks! {
+    /// Logits of a row are read: a sample may follow.
+    fn llama_get_logits_ith(ctx: Ptr, row: i32) -> *mut f32;
+    before { STAGE.set(Stage::Read { ctx: ctx as usize, row }) }
+
+    /// Logits of all rows are read: the sample is of the last.
+    fn llama_get_logits(ctx: Ptr) -> *mut f32;
+    before { STAGE.set(Stage::Read { ctx: ctx as usize, row: -1 }) }
+
+    /// A token that the backend has sampled is read: nothing is applied any more. -1 says that there is none.
+    fn llama_get_sampled_token_ith(ctx: Ptr, row: i32) -> i32;
+    before {}
+    after |(), token| { if *token >= 0 { STAGE.set(Stage::Applied { ctx: ctx as usize, row }) } }
+
+    /// Embeddings of a row are read: the request is real, though no token will come.
+    fn llama_get_embeddings_ith(ctx: Ptr, row: i32) -> *mut f32;
+    before { embedding_read(ctx, Some(row), None) }
+
+    /// Embeddings of a sequence are read.
+    fn llama_get_embeddings_seq(ctx: Ptr, seq: i32) -> *mut f32;
+    before { embedding_read(ctx, None, Some(seq)) }
+
+    /// A sampler works on candidates.
+    fn llama_sampler_apply(sampler: Ptr, candidates: Ptr);
+    before {
+        applied();
+        DEPTH.set(DEPTH.get() + 1);
+        true
+    }
+    after |entered, ()| { if entered { DEPTH.set(DEPTH.get().saturating_sub(1)) } }
+
+    /// A sampler is told the token. The outermost call after an apply is the host's choice.
+    fn llama_sampler_accept(sampler: Ptr, token: i32);
+    before {
+        if DEPTH.replace(DEPTH.get() + 1) == 0 {
+            accepted(token);
+        }
+        true
+    }
+    after |entered, ()| { if entered { DEPTH.set(DEPTH.get().saturating_sub(1)) } }
+
+    /// llama-server: a slot is launched or released; a draft context: its backend sampler.
+    fn llama_set_sampler(ctx: Ptr, seq: i32, sampler: Ptr) -> bool;
+    before {
+        let now = clock::now_ns();
+        let mut host = observe::host();
+        let host = &mut *host;
+        let context = host.contexts.get(ctx);
+        if context.sampler_set(sampler.is_null()) {
+            let (id, busy_ns) = (context.id, context.busy_ns());
+            context.take_applied();
+            let ended = host.requests.sampler_set(id, seq, busy_ns, now);
+            if ended {
+                host.contexts.get(ctx).tell_usage("request_end", 0);
+            }
+        }
+    }
+}

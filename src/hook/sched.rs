@@ -1,0 +1,53 @@
+//! The scheduler: graphs allocated, graphs run.
+
+use super::Ptr;
+use crate::boundary::observe as guarded;
+use crate::ggml::symbol::Symbol;
+use crate::observe::{self, steps, timer};
+
+hooks! {
+    /// A graph was built and gets its memory. Not called for a graph that runs again as it is.
+    fn ggml_backend_sched_alloc_graph(sched: Ptr, graph: Ptr) -> bool;
+    before {}
+    after |(), _| { observe::host().schedulers.graph_allocated(sched) }
+
+    /// A scheduler is freed; before the real call, so that its address is not taken for a new one's.
+    fn ggml_backend_sched_free(sched: Ptr);
+    before { observe::host().schedulers.remove(sched) }
+
+    /// One backend runs its part of a graph: on the CPU backend the last operation ends here.
+    fn ggml_backend_graph_compute_async(backend: Ptr, graph: Ptr) -> i32;
+    before {}
+    after |(), _| { timer::split_ends() }
+}
+
+/// A graph runs: one ubatch. Written out because the timer must run exactly while the real call does, and must stop when a C++
+/// exception comes out of it (its guard is dropped then, since the hook is `C-unwind`).
+///
+/// # Safety
+/// Called by the host with a live scheduler and graph.
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn ggml_backend_sched_graph_compute_async(sched: Ptr, graph: Ptr) -> i32 {
+    static REAL: Symbol = Symbol::new(c"ggml_backend_sched_graph_compute_async");
+    let step = guarded(None, || {
+        observe::state::call_seen();
+        steps::begin(sched, graph)
+    });
+    let address = REAL.address();
+    if address.is_null() {
+        observe::state::missing("ggml_backend_sched_graph_compute_async");
+        return -1;
+    }
+    // SAFETY: the signature of this function in ggml-backend.h; the host called us by it.
+    let real = unsafe { std::mem::transmute::<Ptr, unsafe extern "C-unwind" fn(Ptr, Ptr) -> i32>(address) };
+    let running = step.as_ref().and_then(steps::Step::timer).map(timer::Timer::run);
+    // SAFETY: the host's own arguments.
+    let status = unsafe { real(sched, graph) };
+    drop(running);
+    guarded((), || {
+        if let Some(step) = step {
+            steps::end(step);
+        }
+    });
+    status
+}

@@ -1,0 +1,220 @@
+//! What we ask of the process we live in: every plain libc call of the library, except symbol resolution (hook::resolve).
+//!
+//! Nothing here keeps state; `session` decides when to call what.
+
+use std::ffi::{CStr, OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+/// Broken-down local time.
+#[derive(Debug, Clone, Copy)]
+pub struct LocalTime {
+    /// Year, four digits.
+    pub year: i32,
+    /// 1-12.
+    pub month: i32,
+    /// 1-31.
+    pub day: i32,
+    /// 0-23.
+    pub hour: i32,
+    /// 0-59.
+    pub minute: i32,
+    /// 0-60.
+    pub second: i32,
+}
+
+/// CLOCK_MONOTONIC in nanoseconds, from the kernel.
+#[must_use]
+pub fn monotonic_ns() -> u64 {
+    let mut t = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: POSIX: clock_gettime writes one timespec to the valid pointer.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut t) };
+    t.tv_sec as u64 * 1_000_000_000 + t.tv_nsec as u64
+}
+
+/// Local time of a Unix second.
+#[must_use]
+pub fn local_time(unix_s: i64) -> LocalTime {
+    // SAFETY: an all-zero tm is a valid value of this plain C struct (its one pointer, tm_zone, may be null).
+    let mut tm: libc::tm = unsafe { std::mem::zeroed() };
+    // SAFETY: POSIX: localtime_r reads one time_t and writes one tm; both pointers are valid for the call.
+    unsafe { libc::localtime_r(&raw const unix_s, &raw mut tm) };
+    LocalTime {
+        year: tm.tm_year + 1900,
+        month: tm.tm_mon + 1,
+        day: tm.tm_mday,
+        hour: tm.tm_hour,
+        minute: tm.tm_min,
+        second: tm.tm_sec,
+    }
+}
+
+/// CPU time of the calling thread in nanoseconds.
+#[must_use]
+pub fn thread_cpu_ns() -> u64 {
+    let mut t = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: POSIX: clock_gettime writes one timespec to the valid pointer.
+    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut t) };
+    t.tv_sec as u64 * 1_000_000_000 + t.tv_nsec as u64
+}
+
+/// Path of the object that holds this library's code: the .so, or the program it is linked into.
+#[must_use]
+pub fn own_object() -> Option<PathBuf> {
+    object_of(own_object as *const () as *mut libc::c_void)
+}
+
+/// Path of the loaded object that `address` lies in.
+#[must_use]
+pub fn object_of(address: *mut libc::c_void) -> Option<PathBuf> {
+    // SAFETY: Dl_info is a plain C struct of pointers; all-zero is valid.
+    let mut info: libc::Dl_info = unsafe { std::mem::zeroed() };
+    // SAFETY: dladdr only looks the address up; `info` is valid for the call.
+    let found = unsafe { libc::dladdr(address, &raw mut info) };
+    if found == 0 || info.dli_fname.is_null() {
+        return None;
+    }
+    // SAFETY: dladdr: dli_fname is a NUL-terminated string owned by the loader, valid while the object is loaded.
+    let name = unsafe { CStr::from_ptr(info.dli_fname) };
+    Some(PathBuf::from(OsString::from_vec(name.to_bytes().to_vec())))
+}
+
+/// Whether this library stands in LD_PRELOAD: that is how we know that we were preloaded.
+#[must_use]
+pub fn in_ld_preload() -> bool {
+    let Some(own) = own_object() else { return false };
+    let Some(value) = std::env::var_os("LD_PRELOAD") else { return false };
+    entries(value.as_bytes()).any(|e| is_own(e, &own))
+}
+
+fn entries(value: &[u8]) -> impl Iterator<Item = &[u8]> {
+    value.split(|b| matches!(b, b':' | b' ')).filter(|e| !e.is_empty())
+}
+
+fn is_own(entry: &[u8], own: &Path) -> bool {
+    let entry = Path::new(OsStr::from_bytes(entry));
+    entry == own || (entry.file_name() == own.file_name() && same_file(entry, own))
+}
+
+fn same_file(a: &Path, b: &Path) -> bool {
+    // A bare name was found through the loader's search path; the file name is all there is to compare.
+    if a.parent().is_none_or(|p| p.as_os_str().is_empty()) {
+        return true;
+    }
+    match (std::fs::metadata(a), std::fs::metadata(b)) {
+        (Ok(a), Ok(b)) => a.dev() == b.dev() && a.ino() == b.ino(),
+        _ => false,
+    }
+}
+
+/// Takes this library out of LD_PRELOAD, leaving other entries, so that the host's children are not recorded.
+///
+/// The variable's bytes are changed in place: the host may have threads by now, and `setenv` could free what another thread reads. A
+/// reader in between sees the old value or the new one, which is shorter; no pointer changes.
+pub fn leave_ld_preload() {
+    let Some(own) = own_object() else { return };
+    // SAFETY: getenv only reads; the pointer is into the environment block, which we never free.
+    let value = unsafe { libc::getenv(c"LD_PRELOAD".as_ptr()) };
+    if value.is_null() {
+        return;
+    }
+    // SAFETY: getenv gives a NUL-terminated string.
+    let old = unsafe { CStr::from_ptr(value) }.to_bytes().to_vec();
+    let rest = entries(&old).filter(|e| !is_own(e, &own)).collect::<Vec<_>>().join(&b':');
+    if rest.len() < old.len() {
+        // The NUL first: from then on a reader sees a prefix, never a mixture that is longer.
+        // SAFETY: within the old string; environment strings are writable memory of the process.
+        unsafe { value.add(rest.len()).write(0) };
+        // SAFETY: `rest` is shorter than the old string.
+        unsafe { std::ptr::copy_nonoverlapping(rest.as_ptr().cast(), value, rest.len()) };
+    }
+}
+
+/// Whether the running program, or a library in it, carries ggml inside itself: the text of ggml's own assertions is in its constants.
+/// Asked at the end of a process in which no call of ggml was seen.
+#[must_use]
+pub fn carries_ggml() -> bool {
+    const MARK: &[u8] = b"ggml_backend_sched_graph_compute";
+    const OTHER_MARK: &[u8] = b"GGML_ASSERT(";
+    unsafe extern "C" fn each(info: *mut libc::dl_phdr_info, _size: usize, data: *mut libc::c_void) -> libc::c_int {
+        // SAFETY: dl_iterate_phdr passes a valid info for the length of the call.
+        let info = unsafe { &*info };
+        // SAFETY: dlpi_phdr has dlpi_phnum entries.
+        let headers = unsafe { std::slice::from_raw_parts(info.dlpi_phdr, usize::from(info.dlpi_phnum)) };
+        let ours = carries_ggml as *const () as usize;
+        let span = |h: &libc::Elf64_Phdr| (info.dlpi_addr as usize + h.p_vaddr as usize, h.p_memsz as usize);
+        // This very function holds the marks too.
+        if headers.iter().any(|h| h.p_type == libc::PT_LOAD && (span(h).0..span(h).0 + span(h).1).contains(&ours)) {
+            return 0;
+        }
+        for h in
+            headers.iter().filter(|h| h.p_type == libc::PT_LOAD && h.p_flags & (libc::PF_R | libc::PF_W) == libc::PF_R)
+        {
+            let (start, length) = span(h);
+            for mark in [MARK, OTHER_MARK] {
+                // SAFETY: a loaded, readable, constant segment of this length.
+                let hit =
+                    unsafe { libc::memmem(start as *const libc::c_void, length, mark.as_ptr().cast(), mark.len()) };
+                if !hit.is_null() {
+                    // SAFETY: `data` is the flag below.
+                    unsafe { *data.cast::<bool>() = true };
+                    return 1;
+                }
+            }
+        }
+        0
+    }
+    let mut found = false;
+    // SAFETY: `each` matches the callback's type and does not unwind; `found` outlives the call.
+    unsafe { libc::dl_iterate_phdr(Some(each), (&raw mut found).cast()) };
+    found
+}
+
+/// Registers `handler` to run when the process exits in order.
+pub fn at_exit(handler: extern "C" fn()) {
+    // SAFETY: atexit stores a function pointer that stays valid: we are never unloaded (a preload, or linked in).
+    unsafe { libc::atexit(handler) };
+}
+
+/// Registers what runs around a fork of the host: `parent` in it afterwards, `child` in the new process.
+pub fn at_fork(parent: unsafe extern "C" fn(), child: unsafe extern "C" fn()) {
+    // SAFETY: pthread_atfork stores function pointers that stay valid, as above.
+    unsafe { libc::pthread_atfork(None, Some(parent), Some(child)) };
+}
+
+/// Makes the calling thread ours alone: named, no signal of the host is ever delivered to it, lowest scheduling weight.
+pub fn become_background_thread(name: &CStr) {
+    // SAFETY: pthread_setname_np copies the string (at most 15 bytes and NUL) for the calling thread.
+    unsafe { libc::pthread_setname_np(libc::pthread_self(), name.as_ptr()) };
+    // SAFETY: on Linux, PRIO_PROCESS with the thread's own id sets the nice value of this thread only.
+    unsafe { libc::setpriority(libc::PRIO_PROCESS, libc::gettid() as libc::id_t, 19) };
+}
+
+/// Blocks all signals in the calling thread and returns the old mask; threads made meanwhile inherit the block.
+#[must_use]
+pub fn block_signals() -> libc::sigset_t {
+    // SAFETY: sigset_t is a plain C type; sigfillset initialises it before use.
+    let (mut all, mut old): (libc::sigset_t, libc::sigset_t) = unsafe { std::mem::zeroed() };
+    // SAFETY: valid pointer to a sigset_t.
+    unsafe { libc::sigfillset(&raw mut all) };
+    // SAFETY: both pointers are valid for the call; only this thread's mask changes.
+    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut old) };
+    old
+}
+
+/// Gives the calling thread the mask that [`block_signals`] returned.
+pub fn restore_signals(old: &libc::sigset_t) {
+    // SAFETY: `old` was filled by pthread_sigmask; only this thread's mask changes.
+    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, old, std::ptr::null_mut()) };
+}
+
+/// Bytes of a page and ticks of a second, for /proc.
+#[must_use]
+pub fn page_and_ticks() -> (u64, u64) {
+    // SAFETY: sysconf only reads a constant.
+    let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    // SAFETY: as above.
+    let ticks = unsafe { libc::sysconf(libc::_SC_CLK_TCK) };
+    (page.max(1) as u64, ticks.max(1) as u64)
+}

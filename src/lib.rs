@@ -1,0 +1,36 @@
+//! Shows what llama.cpp really does - memory, compute, KV cache, requests - inside an unmodified llama-server (LD_PRELOAD), or through
+//! its C ABI, at a cost that can stay on in production.
+//!
+//! ```text
+//!     in the host process                                               offline (llama-resource)
+//!
+//!     hook ──► observe ──► record   event ─► queue ─► writer ──► .jsonl ──► read ──► analyze ──► export
+//!               │  ▲                                    ▲                     ▲
+//!              ggml graph                               └────── format ───────┘
+//! ```
+//!
+//! `docs/ARCHITECTURE.md` is the tour; the folders are named in the order in which data flows.
+
+#[expect(unsafe_code, reason = "the C ABI: pointers of the caller")]
+pub mod abi;
+pub mod analyze;
+pub mod boundary;
+pub mod clock;
+pub mod config;
+pub mod error;
+pub mod export;
+pub mod format;
+#[expect(unsafe_code, reason = "the host's ggml: its symbols, its tensors")]
+pub mod ggml;
+pub mod graph;
+#[expect(unsafe_code, reason = "interposed functions: arguments of the host")]
+pub mod hook;
+#[expect(unsafe_code, reason = "libc calls")]
+pub mod host;
+pub mod log;
+#[expect(unsafe_code, reason = "calls into the host's ggml and llama; the timer's pointers")]
+pub mod observe;
+pub mod queue;
+pub mod read;
+pub mod record;
+pub mod session;

@@ -1,0 +1,81 @@
+//! One message = one line on stderr (or to the caller's callback), with our prefix. Used at start, at the end, and once per failure.
+
+use std::ffi::{CString, c_char, c_int, c_void};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use parking_lot::Mutex;
+
+/// How grave a message is; the numbers are ggml's (`GGML_LOG_LEVEL_*`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(i32)]
+pub enum Severity {
+    /// For the curious.
+    Info = 2,
+    /// Something is missing or was ignored.
+    Warn = 3,
+    /// Something failed.
+    Error = 4,
+}
+
+/// ggml's log callback: level, text with a newline, user data.
+pub type Callback = unsafe extern "C" fn(level: c_int, text: *const c_char, user_data: *mut c_void);
+
+struct Target {
+    callback: Option<Callback>,
+    user_data: usize,
+}
+
+static TARGET: Mutex<Target> = Mutex::new(Target { callback: None, user_data: 0 });
+static VERBOSE: AtomicBool = AtomicBool::new(false);
+
+/// Where messages go; `None` is stderr. The pointer is kept as a number: we only hand it back.
+pub fn set_callback(callback: Option<Callback>, user_data: usize) {
+    *TARGET.lock() = Target { callback, user_data };
+}
+
+/// Lets [`info`] messages through to stderr (they always reach a callback).
+pub fn set_verbose(on: bool) {
+    VERBOSE.store(on, Ordering::Relaxed);
+}
+
+/// Says something for the curious.
+pub fn info(text: impl AsRef<str>) {
+    say(Severity::Info, text.as_ref());
+}
+
+/// Says that something is missing or was ignored.
+pub fn warn(text: impl AsRef<str>) {
+    say(Severity::Warn, text.as_ref());
+}
+
+/// Says that something failed.
+pub fn error(text: impl AsRef<str>) {
+    say(Severity::Error, text.as_ref());
+}
+
+fn say(severity: Severity, text: &str) {
+    let target = TARGET.lock();
+    // A line break inside (a path, an OS message) would make two messages of one.
+    let line = text.replace(['\n', '\r', '\0'], " ");
+    if let Some(callback) = target.callback {
+        if let Ok(line) = CString::new(format!("llama-resource: {line}\n")) {
+            call(callback, severity, &line, target.user_data);
+        }
+    } else if severity > Severity::Info || VERBOSE.load(Ordering::Relaxed) {
+        let word = match severity {
+            Severity::Info => "",
+            Severity::Warn => "warning: ",
+            Severity::Error => "error: ",
+        };
+        use std::io::Write;
+        // One write, so that the line is not torn by the host's own output; a closed stderr is nobody's problem.
+        let _ = std::io::stderr().write_all(format!("llama-resource: {word}{line}\n").as_bytes());
+    }
+}
+
+#[expect(unsafe_code, reason = "calls the function pointer that the C caller handed over")]
+fn call(callback: Callback, severity: Severity, line: &CString, user_data: usize) {
+    // SAFETY: the caller of llama_resource_instrumentation_log_set promised a callback that is valid until replaced; the text
+    // lives through the call.
+    unsafe { callback(severity as c_int, line.as_ptr(), user_data as *mut c_void) };
+}

@@ -1,0 +1,412 @@
+//! Contexts and the batches they process: which row belongs to which sequence, what the KV cache holds, who is a draft.
+
+use std::collections::HashMap;
+
+use super::kv::Shadow;
+use crate::clock;
+use crate::format::server::{Batch, KvCacheUsage};
+use crate::format::{Level, Line};
+use crate::ggml::api::{self, Ptr};
+use crate::record;
+use crate::record::event::SeqRange;
+
+/// One token or embedding of a batch.
+#[derive(Clone, Debug)]
+pub struct Row {
+    /// Its sequence.
+    pub seq: i32,
+    /// Further sequences that share it.
+    pub more: Vec<i32>,
+    /// Position; `None` if the host leaves it to llama.cpp.
+    pub pos: Option<i32>,
+    /// Whether an output was asked for.
+    pub output: bool,
+}
+
+/// A call of `llama_process` or `llama_decode` that is running.
+#[derive(Debug, Default)]
+struct Running {
+    begun_ns: u64,
+    first_step: Option<u64>,
+    ubatches: u32,
+    reused: u32,
+    sampled: bool,
+}
+
+/// One `llama_context`.
+#[derive(Debug)]
+pub struct Context {
+    /// Number within the session, from 1.
+    pub id: u64,
+    memory: usize,
+    vocab: usize,
+    size_cells: u64,
+    unified: bool,
+    has_cells: bool,
+    /// What its first `llama_set_sampler` told; `None` before.
+    serving: Option<bool>,
+    /// The cells.
+    pub kv: Shadow,
+    rows: Vec<Row>,
+    /// Sequences that sample from a row, and how many have.
+    samplers_of_row: HashMap<usize, (Vec<i32>, usize)>,
+    /// A sampler was applied to this row at this time, and no accept has followed yet.
+    applied: Option<(i32, u64)>,
+    running: Option<Running>,
+    unsynchronized: Option<Batch>,
+    busy_ns: u64,
+    warming_up: bool,
+    told_usage_ns: u64,
+}
+
+/// All live contexts.
+#[derive(Debug, Default)]
+pub struct Contexts {
+    by_ptr: HashMap<usize, Context>,
+    by_memory: HashMap<usize, usize>,
+    builders: HashMap<usize, Vec<Row>>,
+    next_id: u64,
+}
+
+impl Contexts {
+    /// The context at `ctx`, made known if it is not (a host may have made it before we started).
+    pub fn get(&mut self, ctx: Ptr) -> &mut Context {
+        let key = ctx as usize;
+        if !self.by_ptr.contains_key(&key) {
+            self.next_id += 1;
+            let new = Context::new(self.next_id, ctx);
+            self.by_memory.insert(new.memory, key);
+            self.by_ptr.insert(key, new);
+        }
+        #[expect(clippy::unwrap_used, reason = "inserted just above")]
+        self.by_ptr.get_mut(&key).unwrap()
+    }
+
+    /// The context whose memory this is.
+    pub fn of_memory(&mut self, memory: Ptr) -> Option<&mut Context> {
+        let ptr = self.by_memory.get(&(memory as usize))?;
+        self.by_ptr.get_mut(ptr)
+    }
+
+    /// A context was freed.
+    pub fn remove(&mut self, ctx: Ptr) -> Option<Context> {
+        let old = self.by_ptr.remove(&(ctx as usize))?;
+        self.by_memory.remove(&old.memory);
+        Some(old)
+    }
+
+    /// Whether some context has told that it serves requests.
+    #[must_use]
+    pub fn any_serving(&self) -> bool {
+        self.by_ptr.values().any(|c| c.serving == Some(true))
+    }
+
+    /// All contexts.
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut Context> {
+        self.by_ptr.values_mut()
+    }
+
+    /// The rows that a `llama_batch_ext` is being filled with.
+    pub fn builder(&mut self, batch: Ptr) -> &mut Vec<Row> {
+        self.builders.entry(batch as usize).or_default()
+    }
+
+    /// A `llama_batch_ext` was freed.
+    pub fn drop_builder(&mut self, batch: Ptr) {
+        self.builders.remove(&(batch as usize));
+    }
+}
+
+impl Context {
+    fn new(id: u64, ctx: Ptr) -> Self {
+        // SAFETY: a live context, as the host uses it right now; so for all calls below.
+        let memory = unsafe { api::llama_get_memory(ctx) }.unwrap_or(std::ptr::null_mut());
+        // SAFETY: as above.
+        let model = unsafe { api::llama_get_model(ctx) }.filter(|m| !m.is_null());
+        // SAFETY: the model of a live context.
+        let vocab = model.and_then(|m| unsafe { api::llama_model_get_vocab(m) }).unwrap_or(std::ptr::null_mut());
+        // SAFETY: as above.
+        let recurrent = model.and_then(|m| unsafe { api::llama_model_is_recurrent(m) }).unwrap_or(false);
+        // SAFETY: as above.
+        let n_ctx = unsafe { api::llama_n_ctx(ctx) }.unwrap_or(0);
+        // SAFETY: as above.
+        let n_seq_max = unsafe { api::llama_n_seq_max(ctx) }.unwrap_or(1);
+        // SAFETY: as above; builds without it have a unified cache.
+        let n_ctx_seq = unsafe { api::llama_n_ctx_seq(ctx) }.unwrap_or(n_ctx);
+        Self {
+            id,
+            memory: memory as usize,
+            vocab: vocab as usize,
+            size_cells: u64::from(n_ctx),
+            // One stream for all sequences: then each may fill the whole context.
+            unified: n_seq_max <= 1 || n_ctx_seq == n_ctx,
+            has_cells: !memory.is_null() && !recurrent,
+            serving: None,
+            kv: Shadow::default(),
+            rows: Vec::new(),
+            samplers_of_row: HashMap::new(),
+            applied: None,
+            running: None,
+            unsynchronized: None,
+            busy_ns: 0,
+            warming_up: false,
+            told_usage_ns: 0,
+        }
+    }
+
+    /// `llama_set_sampler`: the first call tells whether this context serves requests or drafts for another.
+    pub fn sampler_set(&mut self, is_null: bool) -> bool {
+        *self.serving.get_or_insert(is_null)
+    }
+
+    /// Whether it has told that it serves requests.
+    #[must_use]
+    pub fn is_serving(&self) -> bool {
+        self.serving == Some(true)
+    }
+
+    /// Whether copies between sequences share cells.
+    #[must_use]
+    pub const fn unified(&self) -> bool {
+        self.unified
+    }
+
+    /// Total time in decode calls so far.
+    #[must_use]
+    pub const fn busy_ns(&self) -> u64 {
+        self.busy_ns
+    }
+
+    /// `llama_set_warmup`.
+    pub fn set_warmup(&mut self, on: bool) {
+        self.warming_up = on;
+    }
+
+    /// Whether decodes count: not in a warm-up, and not for a draft context.
+    #[must_use]
+    pub fn counts(&self, others_serve: bool) -> bool {
+        !self.warming_up && self.serving.map_or(!others_serve, |s| s)
+    }
+
+    fn role(&self, others_serve: bool) -> &'static str {
+        if self.warming_up {
+            "warmup"
+        } else if self.counts(others_serve) {
+            "main"
+        } else {
+            "draft"
+        }
+    }
+
+    /// A call begins with these rows.
+    pub fn batch_begins(&mut self, rows: Vec<Row>) {
+        self.flush_batch();
+        self.rows = rows;
+        self.samplers_of_row.clear();
+        self.running = Some(Running { begun_ns: clock::now_ns(), ..Running::default() });
+    }
+
+    /// Sequences of the running call, at least 1: more tokens than that in a ubatch are a prompt.
+    #[must_use]
+    pub fn sequences_in_batch(&self) -> u64 {
+        let mut seqs: Vec<i32> = self.rows.iter().map(|r| r.seq).collect();
+        seqs.sort_unstable();
+        seqs.dedup();
+        seqs.len().max(1) as u64
+    }
+
+    /// A ubatch of the running call was computed.
+    pub fn step_done(&mut self, step: Option<u64>, reused: bool, sampled: bool) {
+        if let Some(r) = &mut self.running {
+            r.first_step = r.first_step.or(step);
+            r.ubatches += 1;
+            r.reused += u32::from(reused);
+            r.sampled |= sampled;
+        }
+    }
+
+    /// The call has returned. Gives the rows by sequence if it succeeded: (sequence, rows, outputs, first position).
+    pub fn batch_ends(&mut self, status: i32, others_serve: bool) -> Option<(u64, Vec<(i32, u64, u64, i32)>)> {
+        let running = self.running.take()?;
+        let now = clock::now_ns();
+        self.busy_ns += now - running.begun_ns;
+        let mut by_seq: Vec<(i32, u64, u64, i32)> = Vec::new();
+        if status == 0 {
+            self.place_rows(&mut by_seq);
+        }
+        if running.sampled && record::level() >= Level::Detailed {
+            self.unsynchronized = Some(Batch {
+                timestamp: String::new(),
+                session_id: String::new(),
+                t_ns: running.begun_ns,
+                context_id: self.id,
+                role: self.role(others_serve).to_owned(),
+                first_step: running.first_step,
+                ubatches: running.ubatches,
+                graphs_reused: running.reused,
+                tokens: self.rows.len() as u32,
+                sequences: self.sequences_in_batch() as u32,
+                outputs: self.rows.iter().filter(|r| r.output).count() as u32,
+                status,
+                duration_us: (now - running.begun_ns) as f64 / 1e3,
+                synchronized_us: None,
+            });
+        }
+        Some((running.begun_ns, by_seq))
+    }
+
+    fn place_rows(&mut self, by_seq: &mut Vec<(i32, u64, u64, i32)>) {
+        for i in 0..self.rows.len() {
+            let (seq, output) = (self.rows[i].seq, self.rows[i].output);
+            // Without a position llama.cpp continues the sequence; ask it, once, where that was.
+            let pos = self.rows[i].pos.unwrap_or_else(|| {
+                // SAFETY: the memory of a live context.
+                let max = unsafe { api::llama_memory_seq_pos_max(self.memory as Ptr, seq) }.unwrap_or(-1);
+                max + 1 - self.rows[i..].iter().filter(|r| r.seq == seq).count() as i32
+            });
+            if self.has_cells {
+                let mut seqs = vec![seq];
+                seqs.extend(&self.rows[i].more);
+                self.kv.place(&seqs, pos);
+            }
+            match by_seq.iter_mut().find(|e| e.0 == seq) {
+                Some(e) => {
+                    e.1 += 1;
+                    e.2 += u64::from(output);
+                }
+                None => by_seq.push((seq, 1, u64::from(output), pos)),
+            }
+        }
+    }
+
+    /// The backends are idle: the last call's time is known in full.
+    pub fn synchronized(&mut self) {
+        let now = clock::now_ns();
+        if let Some(b) = &mut self.unsynchronized {
+            b.synchronized_us = Some((now - b.t_ns) as f64 / 1e3);
+        }
+        self.flush_batch();
+    }
+
+    /// Writes a call that nobody synchronised.
+    pub fn flush_batch(&mut self) {
+        if let Some(batch) = self.unsynchronized.take() {
+            record::push_line(Line::Batch(batch));
+        }
+    }
+
+    /// The sequence that row `i` of the last batch belongs to; negative rows count from the end, as in llama.h.
+    #[must_use]
+    pub fn row_index(&self, i: i32) -> Option<usize> {
+        if i >= 0 {
+            return usize::try_from(i).ok().filter(|&i| i < self.rows.len());
+        }
+        let outputs: Vec<usize> = (0..self.rows.len()).filter(|&k| self.rows[k].output).collect();
+        outputs.len().checked_sub(i.unsigned_abs() as usize).map(|k| outputs[k])
+    }
+
+    /// A token was sampled from row `i`: for which sequence. A row that several completions share serves them in order of their ids,
+    /// as llama-server goes through its slots.
+    pub fn sampled_from(&mut self, i: usize) -> Option<i32> {
+        let own = self.rows.get(i)?.seq;
+        let (seqs, taken) = self.samplers_of_row.entry(i).or_insert_with(|| (vec![own], 0));
+        let seq = seqs.get(*taken).or(seqs.last()).copied();
+        *taken += 1;
+        seq
+    }
+
+    /// A sampler was applied to the candidates of row `row`. Gives back an older sample that was never accepted, if this is another row's.
+    pub fn sampler_applied(&mut self, row: i32, now: u64) -> Option<(i32, u64)> {
+        match self.applied {
+            Some((old, _)) if old == row => None,
+            old => {
+                self.applied = Some((row, now));
+                old
+            }
+        }
+    }
+
+    /// Takes a sample that was applied and not accepted: hosts with samplers of their own (node-llama-cpp) never accept.
+    pub fn take_applied(&mut self) -> Option<(i32, u64)> {
+        self.applied.take()
+    }
+
+    /// Sequence of row `i`.
+    #[must_use]
+    pub fn seq_of_row(&self, i: usize) -> Option<i32> {
+        Some(self.rows.get(i)?.seq)
+    }
+
+    /// `to` got a copy of `from`'s prompt and samples from the same row.
+    pub fn share_row(&mut self, from: i32, to: i32) {
+        let Some(i) = (0..self.rows.len()).rev().find(|&i| self.rows[i].seq == from && self.rows[i].output) else {
+            return;
+        };
+        let (seqs, _) = self.samplers_of_row.entry(i).or_insert_with(|| (vec![from], 0));
+        seqs.push(to);
+        seqs.sort_unstable();
+    }
+
+    /// Whether `token` ends a generation.
+    #[must_use]
+    pub fn is_end(&self, token: i32) -> bool {
+        // SAFETY: the vocabulary of a live context's model; null is not asked.
+        self.vocab != 0 && token >= 0 && unsafe { api::llama_vocab_is_eog(self.vocab as Ptr, token) }.unwrap_or(false)
+    }
+
+    /// Sequences of the running call with their positions, if the whole call is one ubatch of `tokens` rows.
+    #[must_use]
+    pub fn ranges(&self, tokens: u64, hit: impl Fn(i32) -> Option<u32>) -> Vec<SeqRange> {
+        if self.rows.len() as u64 != tokens {
+            return Vec::new();
+        }
+        let mut ranges: Vec<SeqRange> = Vec::new();
+        for row in &self.rows {
+            let Some(pos) = row.pos else { return Vec::new() };
+            match ranges.iter_mut().find(|r| r.seq_id == row.seq) {
+                Some(r) => {
+                    r.first_pos = r.first_pos.min(pos);
+                    r.end_pos = r.end_pos.max(pos + 1);
+                }
+                None => ranges.push(SeqRange {
+                    seq_id: row.seq,
+                    first_pos: pos,
+                    end_pos: pos + 1,
+                    hit_permille: hit(row.seq),
+                }),
+            }
+        }
+        ranges
+    }
+
+    /// A restored state covers these positions now.
+    pub fn restored(&mut self, seq: i32) {
+        let memory = self.memory as Ptr;
+        // SAFETY: the memory of a live context.
+        let p0 = unsafe { api::llama_memory_seq_pos_min(memory, seq) }.unwrap_or(-1);
+        // SAFETY: as above.
+        let p1 = unsafe { api::llama_memory_seq_pos_max(memory, seq) }.unwrap_or(-1);
+        if self.has_cells {
+            self.kv.restore(seq, p0, p1);
+        }
+    }
+
+    /// Writes the KV cache's use, at most every `every_ms` (0: always).
+    pub fn tell_usage(&mut self, reason: &str, every_ms: u64) {
+        let now = clock::now_ns();
+        if self.memory == 0 || (every_ms > 0 && now < self.told_usage_ns + every_ms * 1_000_000) {
+            return;
+        }
+        self.told_usage_ns = now;
+        record::push_line(Line::KvCacheUsage(KvCacheUsage {
+            timestamp: String::new(),
+            session_id: String::new(),
+            t_ns: now,
+            context_id: self.id,
+            used_cells: self.has_cells.then(|| self.kv.used()),
+            size_cells: self.size_cells,
+            sequences: self.kv.sequences(),
+            reason: reason.to_owned(),
+        }));
+    }
+}

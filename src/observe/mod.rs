@@ -1,0 +1,67 @@
+//! What the host is doing, put together from single calls: plans of graphs, timed steps, buffers, contexts, requests, KV cells.
+//!
+//! Before it: `hook` (one function a call). After it: `record` (events). Nothing here calls the host except through `ggml::api`,
+//! and nothing here blocks: the one lock, [`host`], is taken by the host's own decode thread.
+
+pub mod buffers;
+pub mod contexts;
+pub mod kv;
+pub mod models;
+pub mod plan;
+pub mod requests;
+pub mod routing;
+pub mod state;
+pub mod steps;
+pub mod timer;
+pub mod workers;
+
+use parking_lot::{Mutex, MutexGuard};
+
+/// Everything we know about the host.
+#[derive(Debug, Default)]
+pub struct Host {
+    /// Live buffers.
+    pub buffers: buffers::Buffers,
+    /// Live contexts.
+    pub contexts: contexts::Contexts,
+    /// Requests of all contexts.
+    pub requests: requests::Requests,
+    /// Schedulers and their plans.
+    pub schedulers: steps::Schedulers,
+}
+
+static HOST: Mutex<Option<Box<Host>>> = Mutex::new(None);
+
+/// The state, for one hook. Held for microseconds, never across a call of the host's own function.
+#[must_use]
+pub fn host() -> HostGuard {
+    let mut guard = HOST.lock();
+    if guard.is_none() {
+        *guard = Some(Box::default());
+    }
+    HostGuard(guard)
+}
+
+/// Forgets everything, when recording starts anew.
+pub fn reset() {
+    *HOST.lock() = None;
+}
+
+/// Access to [`Host`].
+#[derive(Debug)]
+pub struct HostGuard(MutexGuard<'static, Option<Box<Host>>>);
+
+impl std::ops::Deref for HostGuard {
+    type Target = Host;
+    #[expect(clippy::unwrap_used, reason = "host() has just filled it, and nobody can empty it while the guard lives")]
+    fn deref(&self) -> &Host {
+        self.0.as_deref().unwrap()
+    }
+}
+
+impl std::ops::DerefMut for HostGuard {
+    #[expect(clippy::unwrap_used, reason = "host() has just filled it, and nobody can empty it while the guard lives")]
+    fn deref_mut(&mut self) -> &mut Host {
+        self.0.as_deref_mut().unwrap()
+    }
+}

@@ -1,0 +1,141 @@
+//! Model loads: how long, what model, and whether it was a real load or a probe without weights.
+
+use std::ffi::{CStr, CString};
+
+use crate::clock;
+use crate::format::Line;
+use crate::format::server::ModelLoad;
+use crate::ggml::api::{self, Ptr};
+use crate::ggml::layout;
+use crate::record;
+
+/// A load that has begun.
+#[derive(Debug)]
+pub struct Loading {
+    path: Option<String>,
+    t_ns: u64,
+}
+
+/// A load begins.
+#[must_use]
+pub fn begin(path: Option<&CStr>) -> Loading {
+    // The host's ggml is certainly there now, and nothing is running yet: the best moment for the probe.
+    if let Err(reason) = layout::check() {
+        super::state::tell(
+            "layout",
+            "unavailable",
+            reason,
+            Some("everything that needs tensors: operations, layers, components, weights"),
+        );
+    }
+    Loading { path: path.map(|p| p.to_string_lossy().into_owned()), t_ns: clock::now_ns() }
+}
+
+/// A load has ended with `model` (null: it failed).
+pub fn end(loading: Loading, model: Ptr) {
+    let t_ns = clock::now_ns();
+    let weights = {
+        let mut host = super::host();
+        host.buffers.settle(false);
+        host.buffers.weights_bytes_since(loading.t_ns)
+    };
+    let outcome = match (model.is_null(), weights) {
+        (true, _) => "failed",
+        (false, 0) => "probe",
+        (false, _) => "load",
+    };
+    // SAFETY: a live model, as the host has just got it; null is not asked.
+    let about = (!model.is_null()).then(|| unsafe { About::of(model) });
+    let about = about.unwrap_or_default();
+    record::push_line(Line::ModelLoad(ModelLoad {
+        timestamp: String::new(),
+        session_id: String::new(),
+        t_ns,
+        path: loading.path,
+        outcome: outcome.to_owned(),
+        duration_ms: (t_ns - loading.t_ns) as f64 / 1e6,
+        description: about.description,
+        name: about.name,
+        architecture: about.architecture,
+        size_bytes: about.size_bytes,
+        n_params: about.n_params,
+        n_layer: about.n_layer,
+        n_embd: about.n_embd,
+        n_head: about.n_head,
+        n_head_kv: about.n_head_kv,
+        n_ctx_train: about.n_ctx_train,
+        n_expert: about.n_expert,
+        n_expert_used: about.n_expert_used,
+        // SAFETY: no argument.
+        ggml_version: unsafe { api::text(api::ggml_version()) },
+        // SAFETY: no argument.
+        ggml_commit: unsafe { api::text(api::ggml_commit()) },
+    }));
+}
+
+#[derive(Default)]
+struct About {
+    description: Option<String>,
+    name: Option<String>,
+    architecture: Option<String>,
+    size_bytes: Option<u64>,
+    n_params: Option<u64>,
+    n_layer: Option<i32>,
+    n_embd: Option<i32>,
+    n_head: Option<i32>,
+    n_head_kv: Option<i32>,
+    n_ctx_train: Option<i32>,
+    n_expert: Option<i32>,
+    n_expert_used: Option<i32>,
+}
+
+impl About {
+    /// # Safety
+    /// `model` is a live llama_model.
+    unsafe fn of(model: Ptr) -> Self {
+        // SAFETY: the caller's promise, for each of the calls below.
+        let architecture = unsafe { meta(model, "general.architecture") };
+        let key = |k: &str| architecture.as_ref().and_then(|a| unsafe_meta(model, &format!("{a}.{k}"))?.parse().ok());
+        let mut buf = [0 as std::ffi::c_char; 256];
+        // SAFETY: as above; the buffer's length is given.
+        let described = unsafe { api::llama_model_desc(model, buf.as_mut_ptr(), buf.len()) }.is_some_and(|n| n > 0);
+        Self {
+            // SAFETY: llama_model_desc has NUL-terminated it.
+            description: if described { unsafe { api::text(Some(buf.as_ptr())) } } else { None },
+            name: unsafe_meta(model, "general.name"),
+            n_expert: key("expert_count").filter(|&n| n > 0),
+            n_expert_used: key("expert_used_count").filter(|&n| n > 0),
+            // SAFETY: the caller's promise.
+            size_bytes: unsafe { api::llama_model_size(model) },
+            // SAFETY: the caller's promise.
+            n_params: unsafe { api::llama_model_n_params(model) },
+            // SAFETY: the caller's promise.
+            n_layer: unsafe { api::llama_model_n_layer(model) },
+            // SAFETY: the caller's promise.
+            n_embd: unsafe { api::llama_model_n_embd(model) },
+            // SAFETY: the caller's promise.
+            n_head: unsafe { api::llama_model_n_head(model) },
+            // SAFETY: the caller's promise.
+            n_head_kv: unsafe { api::llama_model_n_head_kv(model) },
+            // SAFETY: the caller's promise.
+            n_ctx_train: unsafe { api::llama_model_n_ctx_train(model) },
+            architecture,
+        }
+    }
+}
+
+fn unsafe_meta(model: Ptr, key: &str) -> Option<String> {
+    // SAFETY: called from `About::of` only, whose caller promised a live model.
+    unsafe { meta(model, key) }
+}
+
+/// # Safety
+/// `model` is a live llama_model.
+unsafe fn meta(model: Ptr, key: &str) -> Option<String> {
+    let key = CString::new(key).ok()?;
+    let mut buf = [0 as std::ffi::c_char; 512];
+    // SAFETY: the caller's promise; the buffer's length is given and llama.cpp terminates what it writes.
+    let n = unsafe { api::llama_model_meta_val_str(model, key.as_ptr(), buf.as_mut_ptr(), buf.len()) }?;
+    // SAFETY: NUL-terminated within the buffer.
+    if n < 0 { None } else { unsafe { api::text(Some(buf.as_ptr())) } }
+}

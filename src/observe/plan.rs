@@ -1,0 +1,295 @@
+//! The plan of a graph: for each node that a backend computes, what it is, what it costs, where its data came from - worked out once
+//! when a graph is built and shared by every step that runs it.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use crate::ggml::api::{self, Ptr};
+use crate::ggml::view::{TensorPtr, keep};
+use crate::graph::class::{self, Class};
+use crate::graph::cost::{self, Cost};
+use crate::graph::{Node, Tensor};
+
+/// Where a node is computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Backend (`CPU`, `CUDA0`, ...).
+    pub backend: &'static str,
+    /// Device, `None` where the build does not tell.
+    pub device: Option<&'static str>,
+    /// Whether the CPU backend computes it, and so the CPU hooks can time it.
+    pub is_cpu: bool,
+}
+
+/// Data that came from another component.
+#[derive(Clone, Debug)]
+pub struct Flow {
+    /// Component that made the data.
+    pub from: class::Component,
+    /// The tensor.
+    pub tensor: Box<str>,
+    /// Its bytes.
+    pub bytes: u64,
+}
+
+/// One node that a backend computes.
+#[derive(Clone, Debug)]
+pub struct PlanNode {
+    /// Operation, lower case.
+    pub op: &'static str,
+    /// Name of the result.
+    pub name: Box<str>,
+    /// Names of the sources.
+    pub inputs: Box<[Box<str>]>,
+    /// Component and layer.
+    pub class: Class,
+    /// FLOPs and bytes.
+    pub cost: Cost,
+    /// Type of the result.
+    pub precision: &'static str,
+    /// Shape of the result.
+    pub shape: [i64; 4],
+    /// Shape of the first source.
+    pub src0_shape: [i64; 4],
+    /// Bytes of the result, and of the activations that go in.
+    pub out_bytes: u64,
+    /// Bytes of the second source (the activation of a matrix multiplication).
+    pub src1_bytes: u64,
+    /// Where it runs.
+    pub place: Place,
+    /// `gate_proj`, ... for the matrix multiplications of a feed-forward block.
+    pub mlp_role: Option<&'static str>,
+    /// `Some(true)` writes keys, `Some(false)` values into the KV cache, so many bytes.
+    pub kv_write: Option<(bool, u64)>,
+    /// Data that came from other components.
+    pub flows: Box<[Flow]>,
+    /// Address of the result's data, 0 if it has none.
+    pub address: usize,
+    /// Whether it only moves data.
+    pub moves_only: bool,
+    /// Whether its ids are where the experts of its layer are counted.
+    pub counts_experts: bool,
+}
+
+/// A graph's nodes with their accumulated times.
+#[derive(Debug)]
+pub struct Plan {
+    /// Scheduler and fingerprint that this plan belongs to.
+    pub key: (usize, u64),
+    /// Nodes in graph order.
+    pub nodes: Vec<PlanNode>,
+    /// Tokens of the ubatch; `None` for graphs that process no tokens (K-shift, vision, state copies).
+    pub n_tokens: Option<u64>,
+    /// FLOPs of one execution.
+    pub flops: u64,
+    /// Hand-offs of one execution.
+    pub flows: u64,
+    /// Activation function by layer.
+    pub activations: HashMap<Option<i32>, &'static str>,
+    /// Operations whose FLOPs we cannot count.
+    pub unknown_ops: Vec<&'static str>,
+    /// Executions.
+    pub steps: AtomicU64,
+    /// Executions that were timed.
+    pub timed_steps: AtomicU64,
+    times: Box<[NodeTime]>,
+}
+
+/// Accumulated time of one node. Written by the one thread that runs the graph, read by the writer.
+#[derive(Debug)]
+struct NodeTime {
+    ns: AtomicU64,
+    /// The node that was timed in this one's place, because the backend fused them; itself otherwise.
+    leader: AtomicU32,
+}
+
+/// A moment's reading of a plan's counters, for differences.
+#[derive(Clone, Debug, Default)]
+pub struct Reading {
+    /// Executions.
+    pub steps: u64,
+    /// Timed executions.
+    pub timed_steps: u64,
+    /// Nanoseconds by node.
+    pub ns: Vec<u64>,
+}
+
+impl Plan {
+    /// Adds the time of node `i` (and of the nodes up to `until` that were computed with it).
+    pub fn add_time(&self, i: usize, until: usize, ns: u64) {
+        let Some(t) = self.times.get(i) else { return };
+        // Load and store instead of fetch_add: one thread writes, and a locked add costs as much as the clock.
+        t.ns.store(t.ns.load(Ordering::Relaxed) + ns, Ordering::Relaxed);
+        for fused in i + 1..until.min(self.times.len()) {
+            let leader = &self.times[fused].leader;
+            if leader.load(Ordering::Relaxed) != i as u32 {
+                leader.store(i as u32, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// The node that carries the time of node `i`.
+    #[must_use]
+    pub fn leader(&self, i: usize) -> usize {
+        self.times[i].leader.load(Ordering::Relaxed) as usize
+    }
+
+    /// Counts one execution.
+    pub fn count(&self, timed: bool) {
+        self.steps.fetch_add(1, Ordering::Relaxed);
+        if timed {
+            self.timed_steps.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Reads the counters.
+    #[must_use]
+    pub fn read(&self) -> Reading {
+        Reading {
+            steps: self.steps.load(Ordering::Relaxed),
+            timed_steps: self.timed_steps.load(Ordering::Relaxed),
+            ns: self.times.iter().map(|t| t.ns.load(Ordering::Relaxed)).collect(),
+        }
+    }
+}
+
+/// The nodes of a graph that a backend computes, as pointers, and the graph's fingerprint.
+#[must_use]
+pub fn executed_nodes(nodes: &[TensorPtr]) -> (Vec<TensorPtr>, u64) {
+    let uses_flag = nodes.iter().any(TensorPtr::has_compute_flag);
+    let mut fingerprint = nodes.len() as u64;
+    let executed = nodes
+        .iter()
+        .filter(|t| {
+            fingerprint = t.fingerprint(fingerprint);
+            t.is_computed(uses_flag) && !class::is_view_op(t.op())
+        })
+        .copied()
+        .collect();
+    (executed, fingerprint)
+}
+
+/// Builds the plan of `executed` for scheduler `sched`.
+#[must_use]
+pub fn build(sched: Ptr, fingerprint: u64, executed: &[TensorPtr]) -> Plan {
+    let index: HashMap<*const std::ffi::c_void, usize> =
+        executed.iter().enumerate().map(|(i, t)| (t.address(), i)).collect();
+    let mut places: HashMap<usize, Place> = HashMap::new();
+    let mut nodes: Vec<PlanNode> = Vec::with_capacity(executed.len());
+    let (mut unknown_ops, mut activations) = (Vec::new(), HashMap::new());
+    for t in executed {
+        let node = plan_node(sched, t, &index, &nodes, &mut places);
+        if !cost::known_op(t.op()) && !unknown_ops.contains(&node.op) {
+            unknown_ops.push(node.op);
+        }
+        if let Some(f) = class::activation(t.op()) {
+            activations.insert(node.class.layer, f);
+        }
+        nodes.push(node);
+    }
+    Plan {
+        key: (sched as usize, fingerprint),
+        n_tokens: n_tokens(&nodes),
+        flops: nodes.iter().map(|n| n.cost.flops).sum(),
+        flows: nodes.iter().map(|n| n.flows.len() as u64).sum(),
+        activations,
+        unknown_ops,
+        steps: AtomicU64::new(0),
+        timed_steps: AtomicU64::new(0),
+        times: (0..nodes.len() as u32).map(|i| NodeTime { ns: AtomicU64::new(0), leader: AtomicU32::new(i) }).collect(),
+        nodes,
+    }
+}
+
+fn plan_node(
+    sched: Ptr,
+    t: &TensorPtr,
+    index: &HashMap<*const std::ffi::c_void, usize>,
+    before: &[PlanNode],
+    places: &mut HashMap<usize, Place>,
+) -> PlanNode {
+    let sources: Vec<Option<TensorPtr>> = (0..t.n_src()).map(|i| t.src(i)).collect();
+    let views: Vec<Tensor<'_>> =
+        sources.iter().map(|s| s.as_ref().map_or_else(Tensor::default, TensorPtr::view)).collect();
+    let out = t.view();
+    let node = Node { out, src: &views };
+    let class = class::classify(&node);
+    let flows = sources
+        .iter()
+        .zip(&views)
+        .filter_map(|(s, v)| {
+            // A view's data was made by the node that it looks into.
+            let mut maker = (*s)?;
+            while let Some(inner) = maker.view_src() {
+                maker = inner;
+            }
+            let from = &before.get(*index.get(&maker.address())?)?.class;
+            (from.component != class.component).then(|| Flow {
+                from: from.component,
+                tensor: v.name.into(),
+                bytes: v.packed_bytes(),
+            })
+        })
+        .collect();
+    let kv_write = (matches!(out.op, "SET_ROWS" | "CPY") && class.component == class::Component::KvCache).then(|| {
+        let rows = views.first().map_or(0, |v| v.elements());
+        (is_key_cache(out.name), rows / u64::from(out.block_size.max(1)) * u64::from(out.type_size))
+    });
+    PlanNode {
+        op: lower(out.op),
+        name: out.name.into(),
+        inputs: views.iter().filter(|v| !v.name.is_empty()).map(|v| v.name.into()).collect(),
+        class,
+        cost: cost::cost(&node),
+        precision: t.type_name(),
+        shape: out.ne,
+        src0_shape: views.first().map_or([0; 4], |v| v.ne),
+        out_bytes: out.packed_bytes(),
+        src1_bytes: views.get(1).map_or(0, Tensor::packed_bytes),
+        place: place(sched, *t, places),
+        mlp_role: class::mlp_role(&node),
+        kv_write,
+        flows,
+        address: t.data() as usize,
+        moves_only: class::moves_data_only(out.op),
+        counts_experts: out.op == "MUL_MAT_ID" && views.first().is_some_and(|w| super::routing::counts(w.name)),
+    }
+}
+
+/// `cache_k_l3 (view)` is a key cache, `cache_v_l3` a value cache.
+fn is_key_cache(name: &str) -> bool {
+    name.split(['_', ' ']).any(|part| part == "k")
+}
+
+fn lower(op: &str) -> &'static str {
+    keep(&op.to_ascii_lowercase())
+}
+
+fn place(sched: Ptr, t: TensorPtr, known: &mut HashMap<usize, Place>) -> Place {
+    // SAFETY: a live scheduler and a node of the graph that it has just split.
+    let backend = unsafe { api::ggml_backend_sched_get_tensor_backend(sched, t.address().cast_mut().cast()) }
+        .unwrap_or(std::ptr::null_mut());
+    *known.entry(backend as usize).or_insert_with(|| {
+        if backend.is_null() {
+            return Place { backend: "unknown", device: None, is_cpu: false };
+        }
+        // SAFETY: a live backend.
+        let name = unsafe { api::text(api::ggml_backend_name(backend)) };
+        // SAFETY: as above.
+        let device = unsafe { api::ggml_backend_get_device(backend) }.filter(|d| !d.is_null());
+        // SAFETY: a live device.
+        let device = device.and_then(|d| unsafe { api::text(api::ggml_backend_dev_name(d)) });
+        let name = keep(name.as_deref().unwrap_or("unknown"));
+        Place { backend: name, device: device.map(|d| keep(&d)), is_cpu: name == "CPU" }
+    })
+}
+
+/// Tokens of the ubatch: the rows of the embedding look-up, or of the first norm where embeddings were given.
+fn n_tokens(nodes: &[PlanNode]) -> Option<u64> {
+    let rows = |n: &PlanNode| u64::try_from(n.shape[1]).ok();
+    nodes
+        .iter()
+        .find(|n| n.op == "get_rows" && n.class.component == class::Component::Embedding)
+        .or_else(|| nodes.iter().find(|n| matches!(n.op, "rms_norm" | "norm") && n.class.layer == Some(0)))
+        .and_then(rows)
+}

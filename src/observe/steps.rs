@@ -1,0 +1,299 @@
+//! Steps: one run of a graph by the scheduler. Finds the graph's plan, decides whether the step is timed and written event by event,
+//! and keeps the exact totals.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::plan::{self, Plan};
+use super::timer::{Span, Timer};
+use super::{host, state, workers};
+use crate::clock;
+use crate::format::Level;
+use crate::ggml::api::{self, Ptr};
+use crate::ggml::layout;
+use crate::ggml::view::TensorPtr;
+use crate::record::event::StepSample;
+use crate::record::{self, Event, rate};
+
+/// Plans kept for graphs that may come again. A plan takes about 200 bytes a node, so this is some megabytes at most.
+const KEPT_PLANS: usize = 24;
+
+/// Totals of one phase.
+#[derive(Debug, Default)]
+pub struct Phase {
+    /// Ubatches.
+    pub steps: AtomicU64,
+    /// Tokens.
+    pub tokens: AtomicU64,
+    /// Nanoseconds in the compute call.
+    pub graph_ns: AtomicU64,
+    /// FLOPs.
+    pub flops: AtomicU64,
+}
+
+/// Exact totals of all steps since the start of the session.
+#[derive(Debug)]
+pub struct Totals {
+    /// Prefill, decode.
+    pub phases: [Phase; 2],
+    /// Number of the last ubatch.
+    pub last_step: AtomicU64,
+    /// Graphs built, reused.
+    pub built: AtomicU64,
+    /// Graphs that ran again as they were.
+    pub reused: AtomicU64,
+    /// Timed steps.
+    pub timed: AtomicU64,
+    /// Steps written event by event.
+    pub sampled: AtomicU64,
+    /// Compute call time of timed steps.
+    pub timed_graph_ns: AtomicU64,
+    /// Operations of timed steps.
+    pub op_ns: AtomicU64,
+    /// Barriers of timed steps.
+    pub barrier_ns: AtomicU64,
+    /// Hand-offs.
+    pub flows: AtomicU64,
+}
+
+/// The totals.
+pub static TOTALS: Totals = Totals {
+    phases: [const {
+        Phase {
+            steps: AtomicU64::new(0),
+            tokens: AtomicU64::new(0),
+            graph_ns: AtomicU64::new(0),
+            flops: AtomicU64::new(0),
+        }
+    }; 2],
+    last_step: AtomicU64::new(0),
+    built: AtomicU64::new(0),
+    reused: AtomicU64::new(0),
+    timed: AtomicU64::new(0),
+    sampled: AtomicU64::new(0),
+    timed_graph_ns: AtomicU64::new(0),
+    op_ns: AtomicU64::new(0),
+    barrier_ns: AtomicU64::new(0),
+    flows: AtomicU64::new(0),
+};
+
+/// Plans whose counters the writer reads; it forgets those that nobody can run any more.
+pub static PLANS: parking_lot::Mutex<Vec<Arc<Plan>>> = parking_lot::Mutex::new(Vec::new());
+
+thread_local! {
+    /// The context whose decode call runs on this thread.
+    static CONTEXT: std::cell::Cell<Ptr> = const { std::cell::Cell::new(std::ptr::null_mut()) };
+}
+
+/// Marks the context of the calls that follow on this thread; null when the call is over.
+pub fn set_context(ctx: Ptr) {
+    CONTEXT.set(ctx);
+}
+
+/// The context whose decode call runs on this thread, or null.
+#[must_use]
+pub fn context() -> Ptr {
+    CONTEXT.get()
+}
+
+#[derive(Debug)]
+struct Scheduler {
+    plan: Arc<Plan>,
+    nodes: Arc<[TensorPtr]>,
+    graph: usize,
+    /// A new graph was allocated since the last run.
+    changed: bool,
+}
+
+/// Schedulers that have run, and the plans of their graphs.
+#[derive(Debug, Default)]
+pub struct Schedulers {
+    live: HashMap<usize, Scheduler>,
+    plans: Vec<Arc<Plan>>,
+}
+
+impl Schedulers {
+    /// The scheduler allocated a graph: the next run needs a new look at the nodes.
+    pub fn graph_allocated(&mut self, sched: Ptr) {
+        if let Some(s) = self.live.get_mut(&(sched as usize)) {
+            s.changed = true;
+        }
+    }
+
+    /// A scheduler was freed.
+    pub fn remove(&mut self, sched: Ptr) {
+        self.live.remove(&(sched as usize));
+        self.plans.retain(|p| p.key.0 != sched as usize);
+    }
+
+    /// The plan and the nodes of the graph that `sched` runs now, and whether it ran before as it is.
+    fn find(&mut self, sched: Ptr, graph: Ptr) -> Option<(Arc<Plan>, Arc<[TensorPtr]>, bool)> {
+        if let Some(s) = self.live.get(&(sched as usize)) {
+            if !s.changed && s.graph == graph as usize {
+                return Some((s.plan.clone(), s.nodes.clone(), true));
+            }
+        }
+        let nodes = graph_nodes(graph)?;
+        let (executed, fingerprint) = plan::executed_nodes(&nodes);
+        let key = (sched as usize, fingerprint);
+        let plan = match self.plans.iter().position(|p| p.key == key) {
+            Some(i) => {
+                // Most recent last: the oldest is forgotten first.
+                let plan = self.plans.remove(i);
+                self.plans.push(plan.clone());
+                plan
+            }
+            None => {
+                let plan = Arc::new(plan::build(sched, fingerprint, &executed));
+                if !plan.unknown_ops.is_empty() {
+                    let names = plan.unknown_ops.join(", ");
+                    state::tell(
+                        "op_times",
+                        "warning",
+                        format!("no FLOP rule for {names}; counted as 0"),
+                        Some("FLOPs of these operations"),
+                    );
+                }
+                if self.plans.len() >= KEPT_PLANS {
+                    self.plans.remove(0);
+                }
+                self.plans.push(plan.clone());
+                PLANS.lock().push(plan.clone());
+                plan
+            }
+        };
+        let nodes: Arc<[TensorPtr]> = executed.into();
+        self.live.insert(
+            sched as usize,
+            Scheduler { plan: plan.clone(), nodes: nodes.clone(), graph: graph as usize, changed: false },
+        );
+        Some((plan, nodes, false))
+    }
+}
+
+fn graph_nodes(graph: Ptr) -> Option<Vec<TensorPtr>> {
+    // SAFETY: the graph that the host has just handed to the scheduler.
+    let n = unsafe { api::ggml_graph_n_nodes(graph) }?;
+    // SAFETY: as above.
+    let nodes = unsafe { api::ggml_graph_nodes(graph) }.filter(|p| !p.is_null())?;
+    // SAFETY: ggml: the array has n_nodes entries, each a live tensor while the graph runs.
+    Some((0..usize::try_from(n).ok()?).filter_map(|i| unsafe { TensorPtr::new(nodes.add(i).read().cast()) }).collect())
+}
+
+/// A step that runs.
+#[derive(Debug)]
+pub struct Step {
+    plan: Arc<Plan>,
+    // Kept alive for the timer, which points into it.
+    _nodes: Arc<[TensorPtr]>,
+    timer: Option<Timer>,
+    number: Option<u64>,
+    begun_ns: u64,
+    sampled: bool,
+    measures_workers: bool,
+    reused: bool,
+    prefill: bool,
+}
+
+impl Step {
+    /// The timer that must run while the host computes, if the step is timed.
+    #[must_use]
+    pub fn timer(&self) -> Option<&Timer> {
+        self.timer.as_ref()
+    }
+}
+
+/// The scheduler is about to run `graph`.
+#[must_use]
+pub fn begin(sched: Ptr, graph: Ptr) -> Option<Step> {
+    if layout::check().is_err() {
+        return None;
+    }
+    let mut host = host();
+    let (plan, nodes, reused) = host.schedulers.find(sched, graph)?;
+    let number = plan.n_tokens.map(|_| TOTALS.last_step.fetch_add(1, Ordering::Relaxed) + 1);
+    let ctx = context();
+    let sequences = if ctx.is_null() { 1 } else { host.contexts.get(ctx).sequences_in_batch() };
+    let prefill = plan.n_tokens.is_some_and(|n| n > sequences);
+    drop(host);
+    let now = clock::now_ns();
+    let level = record::level();
+    let sampled = number.is_some() && rate::may_sample(prefill, now);
+    // MINIMAL times only what it writes; the others time every step, so that their totals are whole.
+    let timed = sampled || level >= Level::Detailed;
+    let measures_workers = sampled && level >= Level::Verbose;
+    if measures_workers {
+        workers::begin();
+    }
+    let timer = timed
+        .then(|| Timer::new(&plan, &nodes, sampled, Vec::with_capacity(if sampled { plan.nodes.len() } else { 0 })));
+    Some(Step {
+        plan,
+        _nodes: nodes,
+        timer,
+        number,
+        begun_ns: clock::now_ns(),
+        sampled,
+        measures_workers,
+        reused,
+        prefill,
+    })
+}
+
+/// The scheduler has returned.
+pub fn end(step: Step) {
+    let end_ns = clock::now_ns();
+    let graph_ns = end_ns - step.begun_ns;
+    let workers_ns = if step.measures_workers { workers::end() } else { Vec::new() };
+    let (sums, spans): (_, Vec<Span>) = step.timer.as_ref().map(Timer::finish).unwrap_or_default();
+    // A backend other than the CPU was not seen by the timer at all.
+    let timed = sums.ops > 0;
+    step.plan.count(timed);
+    let add = |a: &AtomicU64, n: u64| {
+        a.fetch_add(n, Ordering::Relaxed);
+    };
+    if let Some(tokens) = step.plan.n_tokens {
+        let phase = &TOTALS.phases[usize::from(!step.prefill)];
+        add(&phase.steps, 1);
+        add(&phase.tokens, tokens);
+        add(&phase.graph_ns, graph_ns);
+        add(&phase.flops, step.plan.flops);
+        add(if step.reused { &TOTALS.reused } else { &TOTALS.built }, 1);
+        if timed {
+            add(&TOTALS.timed, 1);
+            add(&TOTALS.timed_graph_ns, graph_ns);
+            add(&TOTALS.op_ns, sums.op_ns);
+            add(&TOTALS.barrier_ns, sums.barrier_ns);
+        }
+    }
+    add(&TOTALS.flows, step.plan.flows);
+    if step.timer.is_some() {
+        state::after_timed_step(&step.plan, sums.ops);
+    }
+    let ctx = context();
+    let mut ranges = Vec::new();
+    if !ctx.is_null() {
+        let mut host = host();
+        let host = &mut *host;
+        let context = host.contexts.get(ctx);
+        context.step_done(step.number, step.reused, step.sampled);
+        if step.sampled {
+            let id = context.id;
+            ranges = context.ranges(step.plan.n_tokens.unwrap_or(0), |seq| host.requests.hit_permille(id, seq));
+        }
+    }
+    if step.sampled {
+        add(&TOTALS.sampled, 1);
+        record::push(Event::Step(Box::new(StepSample {
+            plan: step.plan,
+            step: step.number,
+            start_ns: step.begun_ns,
+            end_ns,
+            spans,
+            sums,
+            workers_ns,
+            sequences: ranges,
+        })));
+    }
+}

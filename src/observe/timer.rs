@@ -1,0 +1,232 @@
+//! Times of the CPU backend's operations without cutting the graph: two clock reads an operation, on compute thread 0 only.
+//!
+//! ggml's CPU backend runs every node between two barriers. The end of a barrier starts an operation and the beginning of the next
+//! barrier ends it; what passes inside the barrier is waiting for the other threads. Which node it is, `ggml_cpu_extra_compute_forward`
+//! tells (ggml calls it first for every node) or the one fused function that skips it. So nothing is guessed and nothing is missing:
+//!
+//! ```text
+//!   graph start │ other │ op │ barrier │ op (with barriers inside) │ barrier │ ... │ barrier │ other │ graph end
+//! ```
+
+use std::cell::{Cell, RefCell};
+use std::ffi::c_void;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::plan::Plan;
+use crate::clock;
+
+const NONE: usize = usize::MAX;
+
+/// Steps being timed: what the hooks of all other threads and of untimed steps look at first.
+static TIMING: AtomicUsize = AtomicUsize::new(0);
+
+thread_local! {
+    /// The running step of this thread, if it is compute thread 0 of a timed step: the thread that called the scheduler.
+    static CURRENT: Cell<*const Timer> = const { Cell::new(std::ptr::null()) };
+}
+
+/// One timed operation of a sampled step.
+#[derive(Clone, Copy, Debug)]
+pub struct Span {
+    /// Node of the plan.
+    pub node: u32,
+    /// One past the last node computed in the same call.
+    pub until: u32,
+    /// Start, monotonic ns.
+    pub start_ns: u64,
+    /// End, monotonic ns.
+    pub end_ns: u64,
+    /// Wait at the barrier after it.
+    pub barrier_ns: u64,
+}
+
+/// Sums of one timed step.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Sums {
+    /// Time in operations.
+    pub op_ns: u64,
+    /// Time at barriers between operations.
+    pub barrier_ns: u64,
+    /// Operations timed.
+    pub ops: u64,
+    /// Calls for tensors that the plan does not have.
+    pub strangers: u64,
+}
+
+/// The timer of one step. Lives on the stack of the scheduler hook, used by its own thread only.
+#[derive(Debug)]
+pub struct Timer {
+    plan: *const Plan,
+    nodes: *const [crate::ggml::view::TensorPtr],
+    spans: RefCell<Vec<Span>>,
+    sampled: bool,
+    cursor: Cell<usize>,
+    current: Cell<usize>,
+    until: Cell<usize>,
+    start_ns: Cell<u64>,
+    enter_ns: Cell<u64>,
+    leave_ns: Cell<u64>,
+    sums: Cell<Sums>,
+}
+
+impl Timer {
+    /// A timer for a step that runs `plan`, whose nodes are at the addresses `nodes` this time. Both must outlive it.
+    #[must_use]
+    pub fn new(plan: &Plan, nodes: &[crate::ggml::view::TensorPtr], sampled: bool, spans: Vec<Span>) -> Self {
+        Self {
+            plan,
+            nodes,
+            spans: RefCell::new(spans),
+            sampled,
+            cursor: Cell::new(0),
+            current: Cell::new(NONE),
+            until: Cell::new(NONE),
+            start_ns: Cell::new(0),
+            enter_ns: Cell::new(0),
+            leave_ns: Cell::new(0),
+            sums: Cell::new(Sums::default()),
+        }
+    }
+
+    /// Makes this the calling thread's running step until the guard goes - also when a C++ exception goes through the hook.
+    #[must_use]
+    pub fn run(&self) -> Running<'_> {
+        let outer = CURRENT.replace(self);
+        TIMING.fetch_add(1, Ordering::Relaxed);
+        Running { outer, timer: self }
+    }
+
+    /// What the step's operations took.
+    #[must_use]
+    pub fn finish(&self) -> (Sums, Vec<Span>) {
+        self.close();
+        (self.sums.get(), self.spans.take())
+    }
+
+    fn begin(&self, tensor: *const c_void) {
+        // SAFETY: `new` asked for nodes that outlive the timer.
+        let nodes = unsafe { &*self.nodes };
+        let from = self.cursor.get();
+        // Nodes run in order, so the next one is nearly always at the cursor; the wrap-around serves backends that reorder.
+        let found = (from..nodes.len()).chain(0..from.min(nodes.len())).find(|&i| nodes[i].address() == tensor);
+        let Some(i) = found else {
+            let mut sums = self.sums.get();
+            sums.strangers += 1;
+            self.sums.set(sums);
+            return;
+        };
+        let previous = self.current.get();
+        // Nodes that were passed over between two neighbours on the CPU were computed with the first (fusion).
+        if previous != NONE && i > previous {
+            self.until.set(i);
+        }
+        let continued = previous != NONE;
+        self.close();
+        // The end of the barrier before it; for the first operation, and after a split on another backend, the clock.
+        let started = if continued && self.leave_ns.get() > 0 { self.leave_ns.get() } else { clock::now_ns() };
+        self.current.set(i);
+        self.cursor.set(i + 1);
+        self.until.set(i + 1);
+        self.start_ns.set(started);
+        self.enter_ns.set(0);
+        self.leave_ns.set(0);
+        // SAFETY: `new` asked for a plan that outlives the timer.
+        if unsafe { &*self.plan }.nodes.get(i).is_some_and(|n| n.counts_experts) {
+            super::routing::observe(nodes[i]);
+        }
+    }
+
+    fn close(&self) {
+        let i = self.current.replace(NONE);
+        if i == NONE {
+            return;
+        }
+        let now = if self.enter_ns.get() == 0 { clock::now_ns() } else { 0 };
+        let end = if now > 0 { now } else { self.enter_ns.get() };
+        let barrier_ns = if now > 0 { 0 } else { self.leave_ns.get().saturating_sub(end) };
+        let ns = end.saturating_sub(self.start_ns.get());
+        // SAFETY: `new` asked for a plan that outlives the timer.
+        let plan = unsafe { &*self.plan };
+        let until = fused_until(plan, i, self.until.get());
+        plan.add_time(i, until, ns);
+        let mut sums = self.sums.get();
+        sums.op_ns += ns;
+        sums.barrier_ns += barrier_ns;
+        sums.ops += 1;
+        self.sums.set(sums);
+        if self.sampled {
+            self.spans.borrow_mut().push(Span {
+                node: i as u32,
+                until: until as u32,
+                start_ns: self.start_ns.get(),
+                end_ns: end,
+                barrier_ns,
+            });
+        }
+    }
+}
+
+/// Only CPU nodes can have been computed together with node `i` without a call of their own.
+fn fused_until(plan: &Plan, i: usize, until: usize) -> usize {
+    let until = until.min(plan.nodes.len());
+    (i + 1..until).find(|&j| !plan.nodes[j].place.is_cpu).unwrap_or(until.max(i + 1))
+}
+
+/// Ends the step's time on this thread.
+#[derive(Debug)]
+pub struct Running<'a> {
+    outer: *const Timer,
+    timer: &'a Timer,
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.timer.close();
+        CURRENT.set(self.outer);
+        TIMING.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Whether any step is being timed: the whole cost of the CPU hooks when not.
+#[inline]
+#[must_use]
+pub fn timing() -> bool {
+    TIMING.load(Ordering::Relaxed) > 0
+}
+
+#[inline]
+fn with(f: impl FnOnce(&Timer)) {
+    let timer = CURRENT.get();
+    if !timer.is_null() {
+        // SAFETY: `run` put it there, its guard takes it away before the timer dies, and only this thread looks.
+        f(unsafe { &*timer });
+    }
+}
+
+/// An operation begins on this thread.
+#[inline]
+pub fn op_begins(tensor: *const c_void) {
+    with(|t| t.begin(tensor));
+}
+
+/// This thread enters a barrier. True if it is a timed one: then [`barrier_leave`] must follow.
+#[inline]
+pub fn barrier_enter() -> bool {
+    let timer = CURRENT.get();
+    if timer.is_null() {
+        return false;
+    }
+    with(|t| t.enter_ns.set(clock::now_ns()));
+    true
+}
+
+/// This thread leaves the barrier.
+#[inline]
+pub fn barrier_leave() {
+    with(|t| t.leave_ns.set(clock::now_ns()));
+}
+
+/// A split ends: whatever runs next on this thread starts with the clock.
+pub fn split_ends() {
+    with(Timer::close);
+}

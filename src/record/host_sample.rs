@@ -1,0 +1,110 @@
+//! What this process uses of the machine, from /proc: differences between two samples, `None` where a file or a value is missing.
+
+use std::fs;
+
+use crate::format::summary::HostSample;
+use crate::host;
+
+/// Takes samples; keeps the last counters.
+#[derive(Debug, Default)]
+pub struct Sampler {
+    last: Option<Counters>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Counters {
+    t_ns: u64,
+    own_cpu_ns: u64,
+    cpu_ticks: Option<u64>,
+    minor: Option<u64>,
+    major: Option<u64>,
+    switches: Option<u64>,
+    read: Option<u64>,
+    written: Option<u64>,
+}
+
+impl Sampler {
+    /// A sample at `t_ns`. Runs on the writer's thread, whose CPU time is the library's own.
+    pub fn sample(&mut self, t_ns: u64) -> HostSample {
+        let (page, ticks) = host::page_and_ticks();
+        let stat = read("/proc/self/stat");
+        // Fields are counted after the command name, which may itself hold spaces and parentheses.
+        let fields: Vec<&str> =
+            stat.rsplit_once(')').map(|(_, rest)| rest.split_whitespace().collect()).unwrap_or_default();
+        let field = |n: usize| fields.get(n - 3).and_then(|f| f.parse::<u64>().ok());
+        let io = read("/proc/self/io");
+        let now = Counters {
+            t_ns,
+            own_cpu_ns: host::thread_cpu_ns(),
+            cpu_ticks: field(14).zip(field(15)).map(|(u, s)| u + s),
+            minor: field(10),
+            major: field(12),
+            switches: value(&read("/proc/self/status"), "nonvoluntary_ctxt_switches:"),
+            read: value(&io, "read_bytes:"),
+            written: value(&io, "write_bytes:"),
+        };
+        let last = self.last.replace(now.clone());
+        let since = |get: fn(&Counters) -> Option<u64>| Some(get(&now)?.saturating_sub(get(last.as_ref()?)?));
+        let wall_ns = last.as_ref().map(|l| t_ns.saturating_sub(l.t_ns)).filter(|&d| d > 0);
+        let percent = |ns: f64| wall_ns.map(|w| ns / w as f64 * 100.0);
+        HostSample {
+            timestamp: String::new(),
+            session_id: String::new(),
+            t_ns,
+            rss_bytes: read("/proc/self/statm")
+                .split_whitespace()
+                .nth(1)
+                .and_then(|p| p.parse::<u64>().ok())
+                .map(|p| p * page),
+            cpu_percent: since(|c| c.cpu_ticks).and_then(|t| percent(t as f64 * 1e9 / ticks as f64)),
+            own_cpu_percent: last.as_ref().and_then(|l| percent(now.own_cpu_ns.saturating_sub(l.own_cpu_ns) as f64)),
+            threads: field(20),
+            major_faults: since(|c| c.major),
+            minor_faults: since(|c| c.minor),
+            involuntary_switches: since(|c| c.switches),
+            read_bytes: since(|c| c.read),
+            write_bytes: since(|c| c.written),
+            load_1m: read("/proc/loadavg").split_whitespace().next().and_then(|l| l.parse().ok()),
+            available_bytes: value(&read("/proc/meminfo"), "MemAvailable:").map(|kb| kb * 1024),
+            cpu_pressure_percent: pressure("cpu"),
+            memory_pressure_percent: pressure("memory"),
+            io_pressure_percent: pressure("io"),
+        }
+    }
+}
+
+fn read(path: &str) -> String {
+    fs::read_to_string(path).unwrap_or_default()
+}
+
+/// The number after `key` at the beginning of a line.
+fn value(text: &str, key: &str) -> Option<u64> {
+    text.lines().find_map(|l| l.strip_prefix(key))?.split_whitespace().next()?.parse().ok()
+}
+
+/// PSI, `some avg10`: the share of the last 10 seconds in which some task waited.
+fn pressure(resource: &str) -> Option<f64> {
+    let text = read(&format!("/proc/pressure/{resource}"));
+    let some = text.lines().find(|l| l.starts_with("some"))?;
+    some.split_whitespace().find_map(|w| w.strip_prefix("avg10="))?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Sampler;
+
+    #[test]
+    fn second_sample_has_differences_and_sees_our_own_work() {
+        let mut s = Sampler::default();
+        let first = s.sample(crate::clock::now_ns());
+        assert!(first.cpu_percent.is_none() && first.rss_bytes.unwrap() > 100_000);
+        let until = std::time::Instant::now() + std::time::Duration::from_millis(60);
+        let mut x = 0u64;
+        while std::time::Instant::now() < until {
+            x = std::hint::black_box(x.wrapping_add(1));
+        }
+        let second = s.sample(crate::clock::now_ns());
+        assert!(second.own_cpu_percent.unwrap() > 10.0, "{second:?}");
+        assert!(second.threads.unwrap() >= 1);
+    }
+}

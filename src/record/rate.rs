@@ -1,0 +1,89 @@
+//! The log's budget: which steps may be written event by event.
+//!
+//! The writer knows how many bytes a sampled step took and when that is paid off at the allowed rate; the host's thread only compares
+//! the clock with that moment. Prompts and decodes have a budget of their own, so that a busy server shows both.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Share of the rate that sampled steps never give up to other events, so that there is always some detail.
+const LEAST_SHARE: f64 = 0.25;
+
+static NEXT_NS: [AtomicU64; 2] = [AtomicU64::new(0), AtomicU64::new(0)];
+
+const fn slot(prefill: bool) -> usize {
+    if prefill { 0 } else { 1 }
+}
+
+/// Whether a step that begins at `now_ns` is written. Says yes at most once until the writer has seen the step.
+pub fn may_sample(prefill: bool, now_ns: u64) -> bool {
+    let next = &NEXT_NS[slot(prefill)];
+    let due = next.load(Ordering::Relaxed);
+    // Unlimited is 0 and stays 0; otherwise closed until the writer knows what this one cost.
+    if due == 0 {
+        return true;
+    }
+    due <= now_ns && next.compare_exchange(due, u64::MAX, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+}
+
+/// Opens the gates when recording starts: a moment in the past if limited, 0 if not.
+pub fn open(limited: bool) {
+    for next in &NEXT_NS {
+        next.store(u64::from(limited), Ordering::Relaxed);
+    }
+}
+
+/// The writer's side: bytes written so far and what is allowed.
+#[derive(Debug)]
+pub struct Budget {
+    bytes_per_second: Option<f64>,
+    started_ns: u64,
+    other_bytes: u64,
+}
+
+impl Budget {
+    /// A budget of `bytes_per_second`, `None` for no limit.
+    #[must_use]
+    pub fn new(bytes_per_second: Option<u64>, now_ns: u64) -> Self {
+        open(bytes_per_second.is_some());
+        Self { bytes_per_second: bytes_per_second.map(|b| b as f64), started_ns: now_ns, other_bytes: 0 }
+    }
+
+    /// Bytes of events that are no sampled step went out.
+    pub fn spent_otherwise(&mut self, bytes: u64) {
+        self.other_bytes += bytes;
+    }
+
+    /// A sampled step took `bytes`: says when the next of its phase may come.
+    pub fn spent_on_step(&self, prefill: bool, bytes: u64, now_ns: u64) {
+        let Some(rate) = self.bytes_per_second else { return };
+        let seconds = (now_ns.saturating_sub(self.started_ns) as f64 / 1e9).max(1.0);
+        let left = (rate - self.other_bytes as f64 / seconds).max(rate * LEAST_SHARE);
+        // Half for each phase.
+        let pays_off = bytes as f64 / (left / 2.0) * 1e9;
+        NEXT_NS[slot(prefill)].store(now_ns + pays_off as u64, Ordering::Relaxed);
+    }
+
+    /// Whether `bytes` of per-token events still fit (they are the only ones that a busy server could flood the log with).
+    #[must_use]
+    pub fn token_events_fit(&self, written_in_interval: u64, interval_s: f64) -> bool {
+        self.bytes_per_second.is_none_or(|rate| written_in_interval as f64 <= rate * interval_s / 2.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Budget, may_sample, open};
+
+    #[test]
+    fn a_step_is_written_then_none_until_it_is_paid_off() {
+        let budget = Budget::new(Some(10_000), 1);
+        assert!(may_sample(true, 100));
+        assert!(!may_sample(true, 200), "closed until the writer has seen the first");
+        assert!(may_sample(false, 200), "the other phase has a budget of its own");
+        budget.spent_on_step(true, 5_000, 1_000_000_000);
+        assert!(!may_sample(true, 1_900_000_000), "5,000 bytes at 5,000 a second");
+        assert!(may_sample(true, 2_000_000_001));
+        open(false);
+        assert!((0..3).all(|_| may_sample(true, 5)), "no limit");
+    }
+}

@@ -1,0 +1,199 @@
+//! Interval totals: what every step of an interval did, exactly, from the counters that the host's threads keep.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::expand::{events_of, round};
+use crate::format::Level;
+use crate::format::summary::{LayerTotals, MoeRouting, NamedTotals, PhaseTotals, StepSummary, Totals};
+use crate::observe::plan::{Plan, Reading};
+use crate::observe::routing;
+use crate::observe::steps::{PLANS, TOTALS};
+
+/// Reads the counters and keeps what the last reading was.
+#[derive(Debug)]
+pub struct Collector {
+    /// Last reading by the plan's address; removed with the plan, so that no later plan is taken for an older one.
+    plans: HashMap<usize, Reading>,
+    last: Vec<u64>,
+    last_ns: u64,
+}
+
+impl Collector {
+    /// Starts counting now.
+    #[must_use]
+    pub fn new(now_ns: u64) -> Self {
+        Self {
+            plans: HashMap::new(),
+            last: counters().iter().map(|c| c.load(Ordering::Relaxed)).collect(),
+            last_ns: now_ns,
+        }
+    }
+
+    /// The summary of the interval up to now and the number of operation events of steps that were not sampled; `None` if nothing ran.
+    pub fn collect(&mut self, now_ns: u64, level: Level) -> Option<(StepSummary, u64)> {
+        let now: Vec<u64> = counters().iter().map(|c| c.load(Ordering::Relaxed)).collect();
+        let d: Vec<u64> = now.iter().zip(&self.last).map(|(n, l)| n - l).collect();
+        let (mut ops, mut components, mut layers) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        let mut operation_events = 0;
+        let mut ran = false;
+        PLANS.lock().retain(|plan| {
+            let (steps, events) = self.add_plan(plan, level, &mut ops, &mut components, &mut layers);
+            operation_events += events;
+            ran |= steps > 0;
+            // Ours is the last reference: no scheduler can run it any more, and its last counts have just been read.
+            let alive = steps > 0 || Arc::strong_count(plan) > 1;
+            if !alive {
+                self.plans.remove(&(Arc::as_ptr(plan) as usize));
+            }
+            alive
+        });
+        let interval_ms = (now_ns - self.last_ns) as f64 / 1e6;
+        (self.last, self.last_ns) = (now, now_ns);
+        let phase = |i: usize| PhaseTotals {
+            steps: d[i],
+            tokens: d[i + 1],
+            graph_us: round(d[i + 2] as f64 / 1e3),
+            flops: d[i + 3],
+        };
+        let (prefill, decode) = (phase(0), phase(4));
+        let steps = prefill.steps + decode.steps;
+        if !ran && steps == 0 {
+            return None;
+        }
+        let us = |ns: u64| round(ns as f64 / 1e3);
+        let named = |m: BTreeMap<&'static str, Totals>| {
+            m.into_iter().map(|(n, totals)| NamedTotals { name: n.to_owned(), totals: rounded(totals) }).collect()
+        };
+        let summary = StepSummary {
+            timestamp: String::new(),
+            session_id: String::new(),
+            t_ns: now_ns,
+            interval_ms: round(interval_ms),
+            step: Some(TOTALS.last_step.load(Ordering::Relaxed)).filter(|&s| s > 0),
+            steps,
+            timed_steps: d[10],
+            sampled_steps: d[11],
+            graphs_reused: d[9],
+            graphs_built: d[8],
+            prefill,
+            decode,
+            timed_graph_us: us(d[12]),
+            barrier_us: us(d[14]),
+            other_us: us(d[12].saturating_sub(d[13] + d[14])),
+            component_flows: d[15],
+            ops: named(ops),
+            components: named(components),
+            layers: layers
+                .into_iter()
+                .map(|(layer_id, totals)| LayerTotals { layer_id, totals: rounded(totals) })
+                .collect(),
+        };
+        let sampled_events = if steps > 0 { operation_events * d[11] / steps } else { 0 };
+        Some((summary, operation_events - sampled_events.min(operation_events)))
+    }
+
+    fn add_plan(
+        &mut self,
+        plan: &Arc<Plan>,
+        level: Level,
+        ops: &mut BTreeMap<&'static str, Totals>,
+        components: &mut BTreeMap<&'static str, Totals>,
+        layers: &mut BTreeMap<i32, Totals>,
+    ) -> (u64, u64) {
+        let now = plan.read();
+        let old = self.plans.get(&(Arc::as_ptr(plan) as usize));
+        let (steps, timed) =
+            (now.steps - old.map_or(0, |o| o.steps), now.timed_steps - old.map_or(0, |o| o.timed_steps));
+        if steps == 0 {
+            return (0, 0);
+        }
+        for (i, n) in plan.nodes.iter().enumerate() {
+            let bytes = n.cost.bytes_read + n.cost.bytes_written;
+            let ns = now.ns[i] - old.map_or(0, |o| o.ns[i]);
+            let counted =
+                Totals { count: steps, flops: n.cost.flops * steps, bytes: bytes * steps, ..Totals::default() };
+            add_to(ops, components, layers, n, &counted);
+            if timed == 0 || !n.place.is_cpu {
+                continue;
+            }
+            // Work that the backend fused into another node's call goes where that call's time is, or its rate would be wrong.
+            let leader = plan.leader(i);
+            let timed_part = Totals {
+                timed_count: if leader == i { timed } else { 0 },
+                timed_us: ns as f64 / 1e3,
+                timed_flops: n.cost.flops * timed,
+                timed_bytes: bytes * timed,
+                ..Totals::default()
+            };
+            add_to(ops, components, layers, &plan.nodes[leader], &timed_part);
+        }
+        let events = events_of(&plan.nodes, level) * steps;
+        self.plans.insert(Arc::as_ptr(plan) as usize, now);
+        (steps, events)
+    }
+}
+
+fn add_to(
+    ops: &mut BTreeMap<&'static str, Totals>,
+    components: &mut BTreeMap<&'static str, Totals>,
+    layers: &mut BTreeMap<i32, Totals>,
+    n: &crate::observe::plan::PlanNode,
+    part: &Totals,
+) {
+    let add = |t: &mut Totals| {
+        t.count += part.count;
+        t.flops += part.flops;
+        t.bytes += part.bytes;
+        t.timed_count += part.timed_count;
+        t.timed_us += part.timed_us;
+        t.timed_flops += part.timed_flops;
+        t.timed_bytes += part.timed_bytes;
+    };
+    add(ops.entry(n.op).or_default());
+    add(components.entry(n.class.component.name()).or_default());
+    if let Some(layer) = n.class.layer {
+        add(layers.entry(layer).or_default());
+    }
+}
+
+fn rounded(t: Totals) -> Totals {
+    Totals { timed_us: round(t.timed_us), ..t }
+}
+
+/// All counters of [`TOTALS`], in the order that `collect` takes them apart.
+fn counters() -> [&'static AtomicU64; 16] {
+    let [p, d] = &TOTALS.phases;
+    [
+        &p.steps,
+        &p.tokens,
+        &p.graph_ns,
+        &p.flops,
+        &d.steps,
+        &d.tokens,
+        &d.graph_ns,
+        &d.flops,
+        &TOTALS.built,
+        &TOTALS.reused,
+        &TOTALS.timed,
+        &TOTALS.sampled,
+        &TOTALS.timed_graph_ns,
+        &TOTALS.op_ns,
+        &TOTALS.barrier_ns,
+        &TOTALS.flows,
+    ]
+}
+
+/// Expert choices since the last call, one line a layer.
+pub fn moe_lines(now_ns: u64) -> impl Iterator<Item = MoeRouting> {
+    routing::take().into_iter().map(move |(layer_id, l)| MoeRouting {
+        timestamp: String::new(),
+        session_id: String::new(),
+        t_ns: now_ns,
+        layer_id,
+        tokens: l.tokens,
+        experts_used: l.used,
+        counts: l.counts,
+    })
+}

@@ -1,0 +1,253 @@
+//! Starts and stops recording: the one place that knows all the parts.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+use parking_lot::Mutex;
+
+use crate::boundary::{self, Phase};
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::format::session::SessionStart;
+use crate::format::{LOG_VERSION, Level, Line};
+use crate::ggml::symbol;
+use crate::observe::{self, state, steps};
+use crate::record::sink::Sink;
+use crate::record::writer::{self, Command, Options};
+use crate::{clock, host, log, record};
+
+/// The longest that the end of the host may wait for a slow disk.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// How recording came about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// LD_PRELOAD.
+    Preload,
+    /// `llama_resource_instrumentation_init`.
+    Api,
+}
+
+#[derive(Debug)]
+struct Running {
+    commands: Sender<Command>,
+    thread: Option<std::thread::JoinHandle<()>>,
+    mode: Mode,
+    began_ns: u64,
+}
+
+static RUNNING: Mutex<Option<Running>> = Mutex::new(None);
+static HANDLERS: AtomicBool = AtomicBool::new(false);
+
+/// What [`start`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Started {
+    /// Recording has begun.
+    Now,
+    /// It was on already; the call changed nothing.
+    Already,
+    /// The settings say not to record.
+    Disabled,
+}
+
+/// The start-up constructor's part. A program that is linked against llama.cpp is recorded from here on; any other one (a shell, an
+/// interpreter that may load llama.cpp later) when its first call arrives, so that what merely passes LD_PRELOAD on leaves no trace.
+pub fn start_preloaded() {
+    if std::env::var_os("LD_PRELOAD").is_none() || !host::in_ld_preload() {
+        return;
+    }
+    if symbol::any_llama_object() {
+        begin_in_host();
+    } else {
+        host::at_exit(at_exit_unseen);
+        boundary::set_phase(Phase::Waiting);
+    }
+}
+
+/// The process turned out to be a llama.cpp host: the first hooked call of a preloaded library that waits, or the constructor.
+/// Nothing fails here: the host comes first.
+pub fn begin_in_host() {
+    boundary::set_phase(Phase::Idle);
+    let (config, warnings) = from_environment();
+    if !config.follow_children {
+        host::leave_ld_preload();
+    }
+    warnings.iter().for_each(log::warn);
+    if let Err(e) = start(&config, Mode::Preload) {
+        log::error(format!("{e}. Nothing is recorded; the host goes on"));
+    }
+}
+
+extern "C" fn at_exit_unseen() {
+    boundary::guard((), || {
+        let (config, _) = from_environment();
+        if boundary::phase() == Phase::Waiting && !config.disabled && host::carries_ggml() {
+            log::warn(format!(
+                "{} is statically linked with llama.cpp, so none of its calls can be seen; nothing was recorded. Use a build with shared libraries, or the C API",
+                program_name()
+            ));
+        }
+    });
+}
+
+/// The settings that the environment gives, and what was wrong with them.
+#[must_use]
+pub fn from_environment() -> (Config, Vec<String>) {
+    // Names and values that are not UTF-8 cannot be ours but for the path, where a lossy reading is reported by the failing open.
+    Config::parse(
+        std::env::vars_os().map(|(n, v)| (n.to_string_lossy().into_owned(), v.to_string_lossy().into_owned())),
+    )
+}
+
+/// Begins recording.
+pub fn start(config: &Config, mode: Mode) -> Result<Started> {
+    let mut running = RUNNING.lock();
+    if running.is_some() {
+        return Ok(Started::Already);
+    }
+    if config.disabled {
+        return Ok(Started::Disabled);
+    }
+    if boundary::phase() == Phase::Poisoned {
+        let problem = "an internal failure, or a fork, has ended recording in this process";
+        return Err(Error::new("starting", "the recording", problem, "restart the host"));
+    }
+    clock::init();
+    let now = clock::now_ns();
+    let program = program_name();
+    let path = config.resolved_log_path(std::process::id(), clock::unix_us(now) / 1_000_000, &program);
+    let sink = Sink::open(&path)?;
+    record::set_level(config.level);
+    observe::reset();
+    state::reset();
+    let session_id = clock::session_id(now);
+    let first = first_line(config, mode, now, &session_id, program);
+    let options = Options { sink, session_id, bytes_per_second: config.bytes_per_second(), text: config.text, first };
+    let (commands, inbox): (Sender<Command>, Receiver<Command>) = bounded(8);
+    let thread = writer::spawn(options, inbox)
+        .map_err(|e| Error::new("starting", "the writer's thread", e, "raise the limit of threads (ulimit -u)"))?;
+    install_handlers();
+    *running = Some(Running { commands, thread: Some(thread), mode, began_ns: now });
+    boundary::set_phase(Phase::Running);
+    log::info(format!("recording at {} into {}", config.level.name(), path.display()));
+    Ok(Started::Now)
+}
+
+fn first_line(config: &Config, mode: Mode, now: u64, session_id: &str, program: String) -> Line {
+    Line::ResourceSessionStart(SessionStart {
+        timestamp: String::new(),
+        session_id: session_id.to_owned(),
+        level: config.level,
+        t_ns: now,
+        unix_us: clock::unix_us(now),
+        log_version: LOG_VERSION,
+        library_version: env!("CARGO_PKG_VERSION").to_owned(),
+        mode: match mode {
+            Mode::Preload => "preload",
+            Mode::Api => "api",
+        }
+        .to_owned(),
+        pid: std::process::id(),
+        program,
+        rate_limit: config.bytes_per_second(),
+    })
+}
+
+fn program_name() -> String {
+    let exe: PathBuf = std::env::current_exe().unwrap_or_default();
+    exe.file_name().map_or_else(|| "unknown".to_owned(), |n| n.to_string_lossy().into_owned())
+}
+
+/// Ends recording: open requests end as `unfinished`, totals are written, the log is closed. False if nothing ran.
+pub fn stop() -> bool {
+    let Some(mut running) = RUNNING.lock().take() else { return false };
+    if boundary::phase() == Phase::Running {
+        tell_the_end(&running);
+    }
+    boundary::set_phase(Phase::Stopped);
+    let (done, answer) = bounded(1);
+    // A writer that is stuck in a write of a dead disk must not hold the host's exit for ever.
+    if running.commands.send_timeout(Command::Stop(done), PATIENCE).is_ok() && answer.recv_timeout(PATIENCE).is_ok() {
+        if let Some(thread) = running.thread.take() {
+            let _ = thread.join();
+        }
+    } else {
+        log::error(format!("the log could not be closed within {} s; its end is missing", PATIENCE.as_secs()));
+    }
+    true
+}
+
+/// Last words of a recording that is in order: unfinished requests, batches, and what was never seen.
+fn tell_the_end(running: &Running) {
+    let now = clock::now_ns();
+    {
+        let mut host = observe::host();
+        host.buffers.settle(false);
+        host.contexts.iter_mut().for_each(observe::contexts::Context::flush_batch);
+        host.requests.end_all(None, "unfinished", now);
+    }
+    if running.mode == Mode::Preload && !state::any_call_seen() {
+        let lived_s = (now - running.began_ns) as f64 / 1e9;
+        state::tell(
+            "hooks",
+            "unavailable",
+            format!(
+                "no call of llama.cpp was seen in {lived_s:.1} s of {}: its calls into llama.cpp are bound inside its libraries, or it made none (ask `llama-resource doctor`)",
+                program_name()
+            ),
+            Some("everything"),
+        );
+    }
+    let steps = steps::TOTALS.last_step.load(Ordering::Relaxed);
+    log::info(format!("recorded {steps} steps"));
+}
+
+/// Waits until everything pushed before is in the file. False if nothing runs or the disk is too slow.
+pub fn flush() -> bool {
+    let Some(commands) = RUNNING.lock().as_ref().map(|r| r.commands.clone()) else { return false };
+    let (done, answer) = bounded(1);
+    commands.send_timeout(Command::Flush(done), PATIENCE).is_ok() && answer.recv_timeout(PATIENCE).is_ok()
+}
+
+/// Whether a recording is on.
+#[must_use]
+pub fn is_running() -> bool {
+    RUNNING.lock().is_some()
+}
+
+/// Changes the level of the running recording.
+pub fn set_level(level: Level) {
+    record::set_level(level);
+}
+
+fn install_handlers() {
+    if HANDLERS.swap(true, Ordering::AcqRel) {
+        return;
+    }
+    host::at_exit(at_exit);
+    host::at_fork(after_fork_in_parent, after_fork_in_child);
+    // Our own std, linked into our own object: the hook sees our panics only, never the host's.
+    std::panic::set_hook(Box::new(|info| {
+        log::error(format!("internal failure: {info}. Recording has ended; the host goes on. Please report this"));
+    }));
+}
+
+extern "C" fn at_exit() {
+    boundary::guard((), || {
+        boundary::mark_own_thread();
+        stop();
+    });
+}
+
+extern "C" fn after_fork_in_parent() {
+    boundary::observe((), || {
+        state::tell("process", "ok", "the host forked; the child is not recorded", None);
+    });
+}
+
+extern "C" fn after_fork_in_child() {
+    // Async-signal-safe: one atomic store. Locks and the writer's thread belong to the parent.
+    boundary::poison_child();
+}
