@@ -186,6 +186,7 @@ fn tell_the_end(running: &Running) {
         let mut host = observe::host();
         host.buffers.settle(false);
         host.contexts.iter_mut().for_each(observe::contexts::Context::flush_batch);
+        host.settle_samples();
         host.requests.end_all(None, "unfinished", now);
     }
     if running.mode == Mode::Preload && !state::any_call_seen() {

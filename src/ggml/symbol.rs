@@ -1,6 +1,6 @@
 //! Finds the host's own definition of a function that we interpose or call.
 
-use std::ffi::{CStr, CString, c_int, c_void};
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::sync::atomic::{AtomicPtr, Ordering};
 
 /// A function of the host, looked up at the first use and kept.
@@ -32,11 +32,45 @@ impl Symbol {
     }
 }
 
+/// The C library's own `dlsym`; ours (hook::lookup) stands before it, and must not be asked by ourselves.
+pub(crate) static REAL_DLSYM: AtomicPtr<c_void> = AtomicPtr::new(std::ptr::null_mut());
+
+/// Finds the C library's own `dlsym`, which cannot be asked for itself. Null if there is none.
+pub(crate) extern "C" fn find_dlsym() -> *mut c_void {
+    unsafe extern "C" {
+        fn dlvsym(handle: *mut c_void, name: *const c_char, version: *const c_char) -> *mut c_void;
+    }
+    // The versions in which glibc has exported it, for this architecture's baseline too.
+    for version in [c"GLIBC_2.34", c"GLIBC_2.2.5", c"GLIBC_2.17"] {
+        // SAFETY: a search by name and version; both strings are NUL-terminated.
+        let found = unsafe { dlvsym(libc::RTLD_NEXT, c"dlsym".as_ptr(), version.as_ptr()) };
+        if !found.is_null() {
+            REAL_DLSYM.store(found, Ordering::Relaxed);
+            return found;
+        }
+    }
+    std::ptr::null_mut()
+}
+
+/// The C library's `dlsym`, called past our own.
+pub(crate) fn dlsym(handle: *mut c_void, name: *const c_char) -> *mut c_void {
+    let known = REAL_DLSYM.load(Ordering::Relaxed);
+    let address = if known.is_null() { find_dlsym() } else { known };
+    if address.is_null() {
+        return address;
+    }
+    // SAFETY: the signature of dlsym(3).
+    let real = unsafe {
+        std::mem::transmute::<*mut c_void, unsafe extern "C" fn(*mut c_void, *const c_char) -> *mut c_void>(address)
+    };
+    // SAFETY: a live handle (or RTLD_NEXT: after us, since the call comes from here) and a NUL-terminated name.
+    unsafe { real(handle, name) }
+}
+
 /// The definition of `name` that the host would call if we were not here; null if there is none.
 #[must_use]
 pub fn next(name: &CStr) -> *mut c_void {
-    // SAFETY: dlsym with RTLD_NEXT only searches; the name is NUL-terminated.
-    let found = unsafe { libc::dlsym(libc::RTLD_NEXT, name.as_ptr()) };
+    let found = dlsym(libc::RTLD_NEXT, name.as_ptr());
     if !found.is_null() {
         return found;
     }
@@ -48,8 +82,7 @@ pub fn next(name: &CStr) -> *mut c_void {
         if handle.is_null() {
             continue;
         }
-        // SAFETY: a live handle and a NUL-terminated name.
-        let found = unsafe { libc::dlsym(handle, name.as_ptr()) };
+        let found = dlsym(handle, name.as_ptr());
         // SAFETY: gives back the reference that dlopen took; the host holds its own, so the object stays.
         unsafe { libc::dlclose(handle) };
         // A handle searches the object's dependencies too, and we may be one of them (a patched build).

@@ -10,10 +10,7 @@ type Batch = ByValue<16>;
 
 fn begin(ctx: Ptr, rows: Vec<Row>) -> bool {
     let mut host = observe::host();
-    // A sample that was never accepted was still one: the host goes on with it.
-    if let Some((row, t_ns)) = host.contexts.get(ctx).take_applied() {
-        super::sampler::sampled(&mut host, ctx, row, -1, t_ns);
-    }
+    host.settle_sample(ctx);
     host.contexts.get(ctx).batch_begins(rows);
     drop(host);
     steps::set_context(ctx);

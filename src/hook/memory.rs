@@ -46,6 +46,10 @@ fn on_memory(memory: Ptr, op: &Operation, f: impl FnOnce(&mut observe::contexts:
     let mut host = observe::host();
     let host = &mut *host;
     let others_serve = host.contexts.any_serving();
+    // The host has gone on from its last sample.
+    if let Some(ctx) = host.contexts.pointer_of_memory(memory) {
+        host.settle_sample(ctx);
+    }
     let context = host.contexts.of_memory(memory)?;
     let counts = context.counts(others_serve);
     let before = context.kv.used();

@@ -16,6 +16,7 @@ pub mod batch;
 pub mod buffer;
 pub mod cpu;
 pub mod decode;
+pub mod lookup;
 pub mod memory;
 pub mod model;
 pub mod sampler;

@@ -41,6 +41,7 @@ hooks! {
     fn llama_free(ctx: Ptr);
     before {
         let mut host = observe::host();
+        host.settle_sample(ctx);
         if let Some(mut old) = host.contexts.remove(ctx) {
             old.flush_batch();
             host.requests.end_all(Some(old.id), "context_freed", clock::now_ns());

@@ -10,7 +10,7 @@ use std::cell::Cell;
 
 use super::Ptr;
 use crate::clock;
-use crate::observe::{self, Host};
+use crate::observe;
 
 /// How far a sample has come on this thread.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -26,26 +26,13 @@ thread_local! {
     static DEPTH: Cell<u32> = const { Cell::new(0) };
 }
 
-/// A token was chosen from row `row`; `token` is -1 where the host does not say which.
-pub(super) fn sampled(host: &mut Host, ctx: Ptr, row: i32, token: i32, t_ns: u64) {
-    let others_serve = host.contexts.any_serving();
-    let context = host.contexts.get(ctx);
-    if !context.counts(others_serve) {
-        return;
-    }
-    let (id, ends) = (context.id, context.is_end(token));
-    if let Some(seq) = context.row_index(row).and_then(|i| context.sampled_from(i)) {
-        host.requests.sampled(id, seq, token, ends, t_ns);
-    }
-}
-
 fn applied() {
     let Stage::Read { ctx, row } = STAGE.get() else { return };
     STAGE.set(Stage::Applied { ctx, row });
     let now = clock::now_ns();
     let mut host = observe::host();
     if let Some((row, t_ns)) = host.contexts.get(ctx as Ptr).sampler_applied(row, now) {
-        sampled(&mut host, ctx as Ptr, row, -1, t_ns);
+        host.sampled(ctx as Ptr, row, -1, t_ns);
     }
 }
 
@@ -54,7 +41,7 @@ fn accepted(token: i32) {
     let now = clock::now_ns();
     let mut host = observe::host();
     host.contexts.get(ctx as Ptr).take_applied();
-    sampled(&mut host, ctx as Ptr, row, token, now);
+    host.sampled(ctx as Ptr, row, token, now);
 }
 
 fn embedding_read(ctx: Ptr, row: Option<i32>, seq: Option<i32>) {

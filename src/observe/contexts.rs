@@ -101,6 +101,18 @@ impl Contexts {
         self.by_ptr.values().any(|c| c.serving == Some(true))
     }
 
+    /// Addresses of all contexts.
+    #[must_use]
+    pub fn pointers(&self) -> Vec<Ptr> {
+        self.by_ptr.keys().map(|&p| p as Ptr).collect()
+    }
+
+    /// Address of the context whose memory this is.
+    #[must_use]
+    pub fn pointer_of_memory(&self, memory: Ptr) -> Option<Ptr> {
+        self.by_memory.get(&(memory as usize)).map(|&p| p as Ptr)
+    }
+
     /// All contexts.
     pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut Context> {
         self.by_ptr.values_mut()

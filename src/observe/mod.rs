@@ -17,6 +17,8 @@ pub mod workers;
 
 use parking_lot::{Mutex, MutexGuard};
 
+use crate::ggml::api::Ptr;
+
 /// Everything we know about the host.
 #[derive(Debug, Default)]
 pub struct Host {
@@ -28,6 +30,33 @@ pub struct Host {
     pub requests: requests::Requests,
     /// Schedulers and their plans.
     pub schedulers: steps::Schedulers,
+}
+
+impl Host {
+    /// A token was chosen from row `row` of the last batch; `token` is -1 where the host does not say which.
+    pub fn sampled(&mut self, ctx: Ptr, row: i32, token: i32, t_ns: u64) {
+        let others_serve = self.contexts.any_serving();
+        let context = self.contexts.get(ctx);
+        if !context.counts(others_serve) {
+            return;
+        }
+        let (id, ends) = (context.id, context.is_end(token));
+        if let Some(seq) = context.row_index(row).and_then(|i| context.sampled_from(i)) {
+            self.requests.sampled(id, seq, token, ends, t_ns);
+        }
+    }
+
+    /// A sample that was applied and never accepted was one all the same, now that the host goes on (a batch, a cut, the end).
+    pub fn settle_sample(&mut self, ctx: Ptr) {
+        if let Some((row, t_ns)) = self.contexts.get(ctx).take_applied() {
+            self.sampled(ctx, row, -1, t_ns);
+        }
+    }
+
+    /// [`Self::settle_sample`] for all contexts.
+    pub fn settle_samples(&mut self) {
+        self.contexts.pointers().into_iter().for_each(|ctx| self.settle_sample(ctx));
+    }
 }
 
 static HOST: Mutex<Option<Box<Host>>> = Mutex::new(None);

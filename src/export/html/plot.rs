@@ -106,7 +106,8 @@ pub fn histogram(values: &[f64], marks: &[(&str, f64)], text: impl Fn(f64) -> St
         counts[((v / max * bins as f64) as usize).min(bins - 1)] += 1;
     }
     let top = counts.iter().copied().max().unwrap_or(1) as f64;
-    let (mut svg, x, y) = frame([HALF, 180.0], max, top, &text, whole);
+    // Room above the highest column for the names of the marks.
+    let (mut svg, x, y) = frame([HALF, 180.0], max, top * 1.15, &text, whole);
     let width = max / bins as f64;
     for (i, &n) in counts.iter().enumerate().filter(|&(_, &n)| n > 0) {
         let (from, to) = (i as f64 * width, (i + 1) as f64 * width);

@@ -79,7 +79,9 @@ pub fn diagnose(path: &Path) -> Result<Diagnosis, String> {
     let closure = search::closure(path)?;
     let root = &closure.objects[0];
     let is_library = !root.has_interpreter && root.is_dynamic;
-    let uses_ggml = closure.objects.iter().any(search::is_ggml_library);
+    // A single extension module with everything inside (xllamacpp) is as good as shared libraries, if it exports ggml and calls it
+    // through its own tables.
+    let uses_ggml = closure.objects.iter().any(search::is_ggml_library) || !root.own_calls.is_empty();
     let features = feature::features(&closure.objects, is_library);
     let (verdict, summary) = judge(root, uses_ggml, is_setuid(path), &closure, &features);
     let usable = matches!(verdict, Verdict::Usable | Verdict::Later);
@@ -131,7 +133,10 @@ fn judge(root: &Object, uses_ggml: bool, setuid: bool, closure: &Closure, featur
     }
     let works = |name: &str| features.iter().any(|f| f.feature == name && f.works > Works::No);
     if works("decode") || works("graphs") {
-        return say(Verdict::Usable, "llama.cpp as shared libraries: can be instrumented by preload");
+        return say(
+            Verdict::Usable,
+            "calls into llama.cpp go through the dynamic linker: can be instrumented by preload",
+        );
     }
     let text = format!("its libraries keep their calls to themselves: cannot be instrumented by preload; {REMEDY}");
     (Verdict::Closed, text)
