@@ -10,7 +10,7 @@
 
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
 /// State of the library.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +29,8 @@ pub enum Phase {
 }
 
 static PHASE: AtomicU8 = AtomicU8::new(Phase::Idle as u8);
+/// The process that records, 0 before the first start.
+static OWNER: AtomicU32 = AtomicU32::new(0);
 
 thread_local! {
     static OBSERVING: Cell<bool> = const { Cell::new(false) };
@@ -59,6 +61,12 @@ pub fn active() -> bool {
     PHASE.load(Ordering::Relaxed) == Phase::Running as u8
 }
 
+/// Whether the calling thread is ours, or is in the middle of an observer: a signal handler of the host may run then.
+#[must_use]
+pub fn is_observing() -> bool {
+    OBSERVING.get()
+}
+
 /// Marks the calling thread as ours: hooks that it runs into only forward.
 pub fn mark_own_thread() {
     OBSERVING.set(true);
@@ -68,10 +76,8 @@ pub fn mark_own_thread() {
 /// (a call that our own code made), or panic. It is an argument because no default is right for every hook.
 #[inline]
 pub fn observe<T>(fallback: T, body: impl FnOnce() -> T) -> T {
-    if !active() {
-        if phase() != Phase::Waiting || !wake() {
-            return fallback;
-        }
+    if !active() && (phase() != Phase::Waiting || !wake()) {
+        return fallback;
     }
     if OBSERVING.replace(true) {
         return fallback;
@@ -96,7 +102,11 @@ pub fn guard<T>(fallback: T, body: impl FnOnce() -> T) -> T {
 #[cold]
 fn wake() -> bool {
     if !OBSERVING.replace(true) {
-        guard((), crate::session::begin_in_host);
+        // One of all threads that come at once: its messages are told once.
+        let (waiting, idle) = (Phase::Waiting as u8, Phase::Idle as u8);
+        if PHASE.compare_exchange(waiting, idle, Ordering::AcqRel, Ordering::Acquire).is_ok() {
+            guard((), crate::session::begin_in_host);
+        }
         OBSERVING.set(false);
     }
     active()
@@ -105,6 +115,18 @@ fn wake() -> bool {
 fn poison() {
     // The panic hook that `session` sets has told the message and where.
     PHASE.store(Phase::Poisoned as u8, Ordering::Release);
+}
+
+/// Says that this process records, and not a child that it forks later.
+pub fn claim_process() {
+    OWNER.store(std::process::id(), Ordering::Relaxed);
+}
+
+/// Whether this process was forked from one that recorded: locks may be held by nobody, and the writer's thread is not here.
+#[must_use]
+pub fn in_forked_child() -> bool {
+    let owner = OWNER.load(Ordering::Relaxed);
+    owner != 0 && owner != std::process::id()
 }
 
 /// In a forked child: the threads are gone and locks may be held by nobody, so the child never records.

@@ -3,6 +3,7 @@
 //! Nothing here keeps state; `session` decides when to call what.
 
 use std::ffi::{CStr, OsStr, OsString};
+use std::os::fd::AsRawFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -62,16 +63,18 @@ pub fn thread_cpu_ns() -> u64 {
 /// Path of the object that holds this library's code: the .so, or the program it is linked into.
 #[must_use]
 pub fn own_object() -> Option<PathBuf> {
-    object_of(own_object as *const () as *mut libc::c_void)
+    // A static of ours lies in the same object as our code, and its address needs no cast from a function.
+    static HERE: u8 = 0;
+    object_of((&raw const HERE) as usize)
 }
 
 /// Path of the loaded object that `address` lies in.
 #[must_use]
-pub fn object_of(address: *mut libc::c_void) -> Option<PathBuf> {
+pub fn object_of(address: usize) -> Option<PathBuf> {
     // SAFETY: Dl_info is a plain C struct of pointers; all-zero is valid.
     let mut info: libc::Dl_info = unsafe { std::mem::zeroed() };
     // SAFETY: dladdr only looks the address up; `info` is valid for the call.
-    let found = unsafe { libc::dladdr(address, &raw mut info) };
+    let found = unsafe { libc::dladdr(address as *const libc::c_void, &raw mut info) };
     if found == 0 || info.dli_fname.is_null() {
         return None;
     }
@@ -137,12 +140,13 @@ pub fn leave_ld_preload() {
 pub fn carries_ggml() -> bool {
     const MARK: &[u8] = b"ggml_backend_sched_graph_compute";
     const OTHER_MARK: &[u8] = b"GGML_ASSERT(";
+    static OURS: u8 = 0;
     unsafe extern "C" fn each(info: *mut libc::dl_phdr_info, _size: usize, data: *mut libc::c_void) -> libc::c_int {
         // SAFETY: dl_iterate_phdr passes a valid info for the length of the call.
         let info = unsafe { &*info };
         // SAFETY: dlpi_phdr has dlpi_phnum entries.
         let headers = unsafe { std::slice::from_raw_parts(info.dlpi_phdr, usize::from(info.dlpi_phnum)) };
-        let ours = carries_ggml as *const () as usize;
+        let ours = (&raw const OURS) as usize;
         let span = |h: &libc::Elf64_Phdr| (info.dlpi_addr as usize + h.p_vaddr as usize, h.p_memsz as usize);
         // This very function holds the marks too.
         if headers.iter().any(|h| h.p_type == libc::PT_LOAD && (span(h).0..span(h).0 + span(h).1).contains(&ours)) {
@@ -207,6 +211,62 @@ pub fn block_signals() -> libc::sigset_t {
 pub fn restore_signals(old: &libc::sigset_t) {
     // SAFETY: `old` was filled by pthread_sigmask; only this thread's mask changes.
     unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, old, std::ptr::null_mut()) };
+}
+
+/// Runs `body`, which writes to a file, on a thread of the host. A broken pipe, the limit of file sizes or a terminal in the background
+/// give it an error; their signals, whose default is to end or stop the host, never arrive.
+pub fn without_write_signals<T>(body: impl FnOnce() -> T) -> T {
+    let set_of = |signals: &[libc::c_int]| {
+        // SAFETY: sigset_t is a plain C type; sigemptyset initialises it before use.
+        let mut set: libc::sigset_t = unsafe { std::mem::zeroed() };
+        // SAFETY: valid pointer to a sigset_t.
+        unsafe { libc::sigemptyset(&raw mut set) };
+        for &s in signals {
+            // SAFETY: an initialised set and a signal number.
+            unsafe { libc::sigaddset(&raw mut set, s) };
+        }
+        set
+    };
+    let pending = |signal| {
+        let mut set = set_of(&[]);
+        // SAFETY: valid pointers to initialised sets.
+        unsafe { libc::sigpending(&raw mut set) == 0 && libc::sigismember(&raw const set, signal) == 1 }
+    };
+    const RAISED: [libc::c_int; 2] = [libc::SIGPIPE, libc::SIGXFSZ];
+    let before = RAISED.map(pending);
+    let blocked = set_of(&[libc::SIGPIPE, libc::SIGXFSZ, libc::SIGTTOU]);
+    let mut old = set_of(&[]);
+    // SAFETY: valid pointers; only this thread's mask changes.
+    unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const blocked, &raw mut old) };
+    let result = body();
+    for (signal, was_pending) in RAISED.into_iter().zip(before) {
+        if !was_pending && pending(signal) {
+            let (own, now) = (set_of(&[signal]), libc::timespec { tv_sec: 0, tv_nsec: 0 });
+            // SAFETY: takes the signal that our write has raised; valid pointers, no waiting.
+            unsafe { libc::sigtimedwait(&raw const own, std::ptr::null_mut(), &raw const now) };
+        }
+    }
+    restore_signals(&old);
+    result
+}
+
+/// Writes a short line to stderr in one piece, so that the host's own output does not tear it. A stderr that is closed, broken or full
+/// is nobody's problem: the host must not wait for, or die of, our message.
+pub fn write_stderr(line: &[u8]) {
+    let mut stderr = libc::pollfd { fd: libc::STDERR_FILENO, events: libc::POLLOUT, revents: 0 };
+    // SAFETY: one valid pollfd. 100 ms for what reads the host's output.
+    if unsafe { libc::poll(&raw mut stderr, 1, 100) } == 0 {
+        return;
+    }
+    // SAFETY: `line` is valid for its length.
+    without_write_signals(|| unsafe { libc::write(libc::STDERR_FILENO, line.as_ptr().cast(), line.len()) });
+}
+
+/// Makes writes to `file` wait.
+pub fn make_blocking(file: &std::fs::File) {
+    let fd = file.as_raw_fd();
+    // SAFETY: a descriptor that is open as long as `file`; only its status flags change.
+    unsafe { libc::fcntl(fd, libc::F_SETFL, libc::fcntl(fd, libc::F_GETFL) & !libc::O_NONBLOCK) };
 }
 
 /// Bytes of a page and ticks of a second, for /proc.

@@ -1,9 +1,13 @@
 //! One message = one line on stderr (or to the caller's callback), with our prefix. Used at start, at the end, and once per failure.
 
+use std::cell::Cell;
 use std::ffi::{CString, c_char, c_int, c_void};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
-use parking_lot::Mutex;
+use parking_lot::ReentrantMutex;
+
+use crate::host;
 
 /// How grave a message is; the numbers are ggml's (`GGML_LOG_LEVEL_*`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -20,17 +24,19 @@ pub enum Severity {
 /// ggml's log callback: level, text with a newline, user data.
 pub type Callback = unsafe extern "C" fn(level: c_int, text: *const c_char, user_data: *mut c_void);
 
+#[derive(Clone, Copy)]
 struct Target {
     callback: Option<Callback>,
     user_data: usize,
 }
 
-static TARGET: Mutex<Target> = Mutex::new(Target { callback: None, user_data: 0 });
+/// Held while the callback runs, so that a replaced one is never in use; the callback itself may replace it.
+static TARGET: ReentrantMutex<Cell<Target>> = ReentrantMutex::new(Cell::new(Target { callback: None, user_data: 0 }));
 static VERBOSE: AtomicBool = AtomicBool::new(false);
 
 /// Where messages go; `None` is stderr. The pointer is kept as a number: we only hand it back.
 pub fn set_callback(callback: Option<Callback>, user_data: usize) {
-    *TARGET.lock() = Target { callback, user_data };
+    TARGET.lock().set(Target { callback, user_data });
 }
 
 /// Lets [`info`] messages through to stderr (they always reach a callback).
@@ -54,12 +60,14 @@ pub fn error(text: impl AsRef<str>) {
 }
 
 fn say(severity: Severity, text: &str) {
-    let target = TARGET.lock();
+    // In a forked child nobody may be there to unlock.
+    let guard = TARGET.try_lock_for(Duration::from_secs(1));
+    let target = guard.as_ref().map(|g| g.get());
     // A line break inside (a path, an OS message) would make two messages of one.
-    let line = text.replace(['\n', '\r', '\0'], " ");
-    if let Some(callback) = target.callback {
+    let line = text.replace(char::is_control, " ");
+    if let Some((callback, user_data)) = target.and_then(|t| Some((t.callback?, t.user_data))) {
         if let Ok(line) = CString::new(format!("llama-resource: {line}\n")) {
-            call(callback, severity, &line, target.user_data);
+            call(callback, severity, &line, user_data);
         }
     } else if severity > Severity::Info || VERBOSE.load(Ordering::Relaxed) {
         let word = match severity {
@@ -67,9 +75,7 @@ fn say(severity: Severity, text: &str) {
             Severity::Warn => "warning: ",
             Severity::Error => "error: ",
         };
-        use std::io::Write;
-        // One write, so that the line is not torn by the host's own output; a closed stderr is nobody's problem.
-        let _ = std::io::stderr().write_all(format!("llama-resource: {word}{line}\n").as_bytes());
+        host::write_stderr(format!("llama-resource: {word}{line}\n").as_bytes());
     }
 }
 

@@ -1,10 +1,10 @@
 //! Starts and stops recording: the one place that knows all the parts.
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, SendTimeoutError, Sender, bounded};
 use parking_lot::Mutex;
 
 use crate::boundary::{self, Phase};
@@ -40,6 +40,8 @@ struct Running {
 
 static RUNNING: Mutex<Option<Running>> = Mutex::new(None);
 static HANDLERS: AtomicBool = AtomicBool::new(false);
+/// The process that waits for its first call.
+static WAITING: AtomicU32 = AtomicU32::new(0);
 
 /// What [`start`] found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,6 +63,7 @@ pub fn start_preloaded() {
     if symbol::any_llama_object() {
         begin_in_host();
     } else {
+        WAITING.store(std::process::id(), Ordering::Relaxed);
         host::at_exit(at_exit_unseen);
         boundary::set_phase(Phase::Waiting);
     }
@@ -69,7 +72,6 @@ pub fn start_preloaded() {
 /// The process turned out to be a llama.cpp host: the first hooked call of a preloaded library that waits, or the constructor.
 /// Nothing fails here: the host comes first.
 pub fn begin_in_host() {
-    boundary::set_phase(Phase::Idle);
     let (config, warnings) = from_environment();
     if !config.follow_children {
         host::leave_ld_preload();
@@ -81,6 +83,10 @@ pub fn begin_in_host() {
 }
 
 extern "C" fn at_exit_unseen() {
+    // A forked child has the handler too; one message is enough.
+    if WAITING.load(Ordering::Relaxed) != std::process::id() {
+        return;
+    }
     boundary::guard((), || {
         let (config, _) = from_environment();
         if boundary::phase() == Phase::Waiting && !config.disabled && host::carries_ggml() {
@@ -95,24 +101,30 @@ extern "C" fn at_exit_unseen() {
 /// The settings that the environment gives, and what was wrong with them.
 #[must_use]
 pub fn from_environment() -> (Config, Vec<String>) {
-    // Names and values that are not UTF-8 cannot be ours but for the path, where a lossy reading is reported by the failing open.
-    Config::parse(
+    let (mut config, warnings) = Config::parse(
         std::env::vars_os().map(|(n, v)| (n.to_string_lossy().into_owned(), v.to_string_lossy().into_owned())),
-    )
+    );
+    // The one value that need not be UTF-8.
+    if let Some(path) = std::env::var_os("LLAMA_RESOURCE_LOG_PATH").filter(|p| !p.is_empty()) {
+        config.log_path = path.into();
+    }
+    (config, warnings)
 }
 
 /// Begins recording.
 pub fn start(config: &Config, mode: Mode) -> Result<Started> {
-    let mut running = RUNNING.lock();
-    if running.is_some() {
-        return Ok(Started::Already);
-    }
-    if config.disabled {
-        return Ok(Started::Disabled);
-    }
-    if boundary::phase() == Phase::Poisoned {
+    if boundary::in_forked_child() || boundary::phase() == Phase::Poisoned {
         let problem = "an internal failure, or a fork, has ended recording in this process";
         return Err(Error::new("starting", "the recording", problem, "restart the host"));
+    }
+    let mut running = RUNNING.lock();
+    // A thread that has ended could not write any more, and has told so.
+    if running.as_ref().and_then(|r| r.thread.as_ref()).is_some_and(|t| !t.is_finished()) {
+        return Ok(Started::Already);
+    }
+    *running = None;
+    if config.disabled {
+        return Ok(Started::Disabled);
     }
     clock::init();
     let now = clock::now_ns();
@@ -122,15 +134,28 @@ pub fn start(config: &Config, mode: Mode) -> Result<Started> {
     record::set_level(config.level);
     observe::reset();
     state::reset();
+    // What was pushed while the last recording ended.
+    record::queue().drain(drop);
     let session_id = clock::session_id(now);
     let first = first_line(config, mode, now, &session_id, program);
-    let options = Options { sink, session_id, bytes_per_second: config.bytes_per_second(), text: config.text, first };
+    let options = Options {
+        sink,
+        session_id,
+        bytes_per_second: config.bytes_per_second(),
+        text: config.text,
+        first,
+        at_first_step,
+    };
     let (commands, inbox): (Sender<Command>, Receiver<Command>) = bounded(8);
-    let thread = writer::spawn(options, inbox)
-        .map_err(|e| Error::new("starting", "the writer's thread", e, "raise the limit of threads (ulimit -u)"))?;
+    boundary::claim_process();
+    let before = boundary::phase();
+    // Ahead of the thread, which ends this phase when it cannot write.
+    boundary::set_phase(Phase::Running);
+    let thread = writer::spawn(options, inbox).inspect_err(|_| boundary::set_phase(before))?;
     install_handlers();
     *running = Some(Running { commands, thread: Some(thread), mode, began_ns: now });
-    boundary::set_phase(Phase::Running);
+    // A callback that gets the message may call us again.
+    drop(running);
     log::info(format!("recording at {} into {}", config.level.name(), path.display()));
     Ok(Started::Now)
 }
@@ -162,17 +187,27 @@ fn program_name() -> String {
 
 /// Ends recording: open requests end as `unfinished`, totals are written, the log is closed. False if nothing ran.
 pub fn stop() -> bool {
+    if boundary::in_forked_child() {
+        return false;
+    }
     let Some(mut running) = RUNNING.lock().take() else { return false };
     if boundary::phase() == Phase::Running {
         tell_the_end(&running);
     }
     boundary::set_phase(Phase::Stopped);
+    let Some(thread) = running.thread.take() else { return true };
+    if thread.thread().id() == std::thread::current().id() {
+        // A callback that was told of the writer's failure: the thread must not wait for itself.
+        return true;
+    }
     let (done, answer) = bounded(1);
     // A writer that is stuck in a write of a dead disk must not hold the host's exit for ever.
-    if running.commands.send_timeout(Command::Stop(done), PATIENCE).is_ok() && answer.recv_timeout(PATIENCE).is_ok() {
-        if let Some(thread) = running.thread.take() {
-            let _ = thread.join();
-        }
+    let closed = match running.commands.send_timeout(Command::Stop(done), PATIENCE) {
+        Ok(()) => answer.recv_timeout(PATIENCE) != Err(RecvTimeoutError::Timeout),
+        Err(e) => matches!(e, SendTimeoutError::Disconnected(_)),
+    };
+    if closed {
+        let _ = thread.join();
     } else {
         log::error(format!("the log could not be closed within {} s; its end is missing", PATIENCE.as_secs()));
     }
@@ -207,6 +242,9 @@ fn tell_the_end(running: &Running) {
 
 /// Waits until everything pushed before is in the file. False if nothing runs or the disk is too slow.
 pub fn flush() -> bool {
+    if boundary::in_forked_child() {
+        return false;
+    }
     let Some(commands) = RUNNING.lock().as_ref().map(|r| r.commands.clone()) else { return false };
     let (done, answer) = bounded(1);
     commands.send_timeout(Command::Flush(done), PATIENCE).is_ok() && answer.recv_timeout(PATIENCE).is_ok()
@@ -215,7 +253,7 @@ pub fn flush() -> bool {
 /// Whether a recording is on.
 #[must_use]
 pub fn is_running() -> bool {
-    RUNNING.lock().is_some()
+    !boundary::in_forked_child() && RUNNING.lock().is_some()
 }
 
 /// Changes the level of the running recording.
@@ -235,7 +273,20 @@ fn install_handlers() {
     }));
 }
 
+/// Exit handlers run in the reverse order of their registration, so what ggml makes at its first step (a static within a function) would be
+/// destroyed ahead of ours. A host that computes in another thread while it exits would then compute with destroyed objects for as long
+/// as we close the log. Registered once more, we come first; the second call finds nothing to do.
+fn at_first_step() {
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    ONCE.call_once(|| host::at_exit(at_exit));
+}
+
 extern "C" fn at_exit() {
+    // A signal handler of the host called exit (llama-server's does at the second Ctrl-C) in the middle of an observer, whose locks are
+    // held for good. Whole lines are in the file; its end stays missing.
+    if boundary::is_observing() {
+        return;
+    }
     boundary::guard((), || {
         boundary::mark_own_thread();
         stop();

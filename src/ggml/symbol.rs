@@ -96,7 +96,7 @@ pub fn next(name: &CStr) -> *mut c_void {
 /// Whether `address` lies in this library.
 #[must_use]
 pub fn is_ours(address: *mut c_void) -> bool {
-    crate::host::object_of(address) == crate::host::object_of(is_ours as *const () as *mut c_void)
+    crate::host::object_of(address as usize) == crate::host::own_object()
 }
 
 /// Paths of all loaded objects but the program itself and us, ggml's and llama's first.

@@ -88,10 +88,10 @@ hooks! {
             c.kv.copy(from, to, p0, p1, shared);
         }) {
             let mut host = observe::host();
-            if host.requests.copied(id, from, to) {
-                if let Some(c) = host.contexts.of_memory(memory) {
-                    c.share_row(from, to);
-                }
+            if host.requests.copied(id, from, to)
+                && let Some(c) = host.contexts.of_memory(memory)
+            {
+                c.share_row(from, to);
             }
         }
     }
@@ -106,10 +106,9 @@ hooks! {
     before {}
     after |(), ()| {
         let op = Operation { name: "shift", seq, p0, p1 };
-        if let Some((id, _)) = on_memory(memory, &op, |c| c.kv.map_positions(seq, p0, p1, |p| p.saturating_add(delta))) {
-            if delta < 0 {
-                observe::host().requests.shifted(id, seq, u64::from(delta.unsigned_abs()));
-            }
+        let counted = on_memory(memory, &op, |c| c.kv.map_positions(seq, p0, p1, |p| p.saturating_add(delta)));
+        if let (Some((id, _)), true) = (counted, delta < 0) {
+            observe::host().requests.shifted(id, seq, u64::from(delta.unsigned_abs()));
         }
     }
 

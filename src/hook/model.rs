@@ -15,7 +15,12 @@ hooks! {
     /// A model file is loaded. With `--fit` llama-server loads it twice, the first time without weights.
     fn llama_model_load_from_file(path: *const c_char, params: ByValue<64>) -> Ptr;
     before { Some(models::begin(c_str(path))) }
-    after |loading, model| { if let Some(l) = loading { models::end(l, *model) } }
+    after |loading, model| {
+        if let Some(l) = loading {
+            // SAFETY: what the real function has just given the host.
+            unsafe { models::end(l, *model) }
+        }
+    }
 
     /// A model in several files.
     fn llama_model_load_from_splits(paths: *mut *const c_char, n_paths: usize, params: ByValue<64>) -> Ptr;
@@ -24,7 +29,12 @@ hooks! {
         let first = if paths.is_null() || n_paths == 0 { None } else { c_str(unsafe { *paths }) };
         Some(models::begin(first))
     }
-    after |loading, model| { if let Some(l) = loading { models::end(l, *model) } }
+    after |loading, model| {
+        if let Some(l) = loading {
+            // SAFETY: what the real function has just given the host.
+            unsafe { models::end(l, *model) }
+        }
+    }
 
     /// A context is made: its KV cache, compute and output buffers are allocated inside.
     fn llama_init_from_model(model: Ptr, params: ByValue<64>) -> Ptr;

@@ -8,12 +8,20 @@ use crate::observe::{self, steps, timer};
 hooks! {
     /// A graph was built and gets its memory. Not called for a graph that runs again as it is.
     fn ggml_backend_sched_alloc_graph(sched: Ptr, graph: Ptr) -> bool;
-    before {}
-    after |(), _| { observe::host().schedulers.graph_allocated(sched) }
+    before { observe::host().buffers.graph_begins(sched) }
+    after |(), _| {
+        let mut host = observe::host();
+        host.buffers.graph_ends();
+        host.schedulers.graph_allocated(sched);
+    }
 
     /// A scheduler is freed; before the real call, so that its address is not taken for a new one's.
     fn ggml_backend_sched_free(sched: Ptr);
-    before { observe::host().schedulers.remove(sched) }
+    before {
+        let mut host = observe::host();
+        host.buffers.sched_freed(sched);
+        host.schedulers.remove(sched);
+    }
 
     /// One backend runs its part of a graph: on the CPU backend the last operation ends here.
     fn ggml_backend_graph_compute_async(backend: Ptr, graph: Ptr) -> i32;

@@ -23,13 +23,15 @@ macro_rules! hooks {
                 #[allow(unused_variables, clippy::let_unit_value, reason = "hooks without a `before` or an `after`")]
                 let value = hooks!(@before $($before)?);
                 let address = REAL.address();
-                // SAFETY: the host calls this name with this signature, so the next definition has it too. Null cannot be called: the
-                // host linked against a definition, and we give nothing back rather than crash if it has gone.
                 let ret = if address.is_null() {
                     crate::observe::state::missing(stringify!($name));
+                    // SAFETY: integers, floats, booleans and pointers only: all-zero is a value of each. Null cannot be called; the host
+                    // linked against a definition that has gone since, and gets nothing rather than a crash.
                     unsafe { std::mem::zeroed() }
                 } else {
+                    // SAFETY: the host calls this name with this signature, so the next definition of it has it too.
                     let real = unsafe { std::mem::transmute::<crate::hook::Ptr, unsafe extern "C-unwind" fn($($ty),*) $(-> $ret)?>(address) };
+                    // SAFETY: the host's own arguments.
                     unsafe { real($($arg),*) }
                 };
                 hooks!(@after value, ret, $(|$value, $result| $after)?);

@@ -23,6 +23,9 @@ pub struct Row {
     pub output: bool,
 }
 
+/// What a call processed of one sequence: sequence, rows, outputs, first position.
+pub type Processed = (i32, u64, u64, i32);
+
 /// A call of `llama_process` or `llama_decode` that is running.
 #[derive(Debug, Default)]
 struct Running {
@@ -229,7 +232,8 @@ impl Context {
 
     /// A ubatch of the running call was computed.
     pub fn step_done(&mut self, step: Option<u64>, reused: bool, sampled: bool) {
-        if let Some(r) = &mut self.running {
+        // A graph without a number processes no tokens: a shift of keys, a copy of a stream.
+        if let (Some(r), Some(_)) = (&mut self.running, step) {
             r.first_step = r.first_step.or(step);
             r.ubatches += 1;
             r.reused += u32::from(reused);
@@ -238,11 +242,11 @@ impl Context {
     }
 
     /// The call has returned. Gives the rows by sequence if it succeeded: (sequence, rows, outputs, first position).
-    pub fn batch_ends(&mut self, status: i32, others_serve: bool) -> Option<(u64, Vec<(i32, u64, u64, i32)>)> {
+    pub fn batch_ends(&mut self, status: i32, others_serve: bool) -> Option<(u64, Vec<Processed>)> {
         let running = self.running.take()?;
         let now = clock::now_ns();
         self.busy_ns += now - running.begun_ns;
-        let mut by_seq: Vec<(i32, u64, u64, i32)> = Vec::new();
+        let mut by_seq: Vec<Processed> = Vec::new();
         if status == 0 {
             self.place_rows(&mut by_seq);
         }
@@ -267,7 +271,7 @@ impl Context {
         Some((running.begun_ns, by_seq))
     }
 
-    fn place_rows(&mut self, by_seq: &mut Vec<(i32, u64, u64, i32)>) {
+    fn place_rows(&mut self, by_seq: &mut Vec<Processed>) {
         for i in 0..self.rows.len() {
             let (seq, output) = (self.rows[i].seq, self.rows[i].output);
             // Without a position llama.cpp continues the sequence; ask it, once, where that was.

@@ -20,19 +20,28 @@ pub struct Loading {
 #[must_use]
 pub fn begin(path: Option<&CStr>) -> Loading {
     // The host's ggml is certainly there now, and nothing is running yet: the best moment for the probe.
-    if let Err(reason) = layout::check() {
-        super::state::tell(
+    match layout::check() {
+        Ok(()) => super::state::tell(
+            "layout",
+            "ok",
+            "ggml's tensors lie as in the headers this library was made with (probed)",
+            None,
+        ),
+        Err(reason) => super::state::tell(
             "layout",
             "unavailable",
             reason,
             Some("everything that needs tensors: operations, layers, components, weights"),
-        );
+        ),
     }
     Loading { path: path.map(|p| p.to_string_lossy().into_owned()), t_ns: clock::now_ns() }
 }
 
 /// A load has ended with `model` (null: it failed).
-pub fn end(loading: Loading, model: Ptr) {
+///
+/// # Safety
+/// `model` is null or a live llama_model.
+pub unsafe fn end(loading: Loading, model: Ptr) {
     let t_ns = clock::now_ns();
     let weights = {
         let mut host = super::host();

@@ -213,7 +213,14 @@ fn plan_node(
         sources.iter().map(|s| s.as_ref().map_or_else(Tensor::default, TensorPtr::view)).collect();
     let out = t.view();
     let node = Node { out, src: &views };
-    let class = class::classify(&node);
+    let mut class = class::classify(&node);
+    // The last layer picks the rows that have an output from the residual of the layer before: unnamed, so its source gives it its layer,
+    // but it runs in the middle of the next.
+    if let Some(last) = before.last().filter(|_| out.name.starts_with("node_")) {
+        if class.layer.is_some() && class.layer < last.class.layer {
+            class.layer = last.class.layer;
+        }
+    }
     let flows = sources
         .iter()
         .zip(&views)

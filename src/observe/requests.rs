@@ -56,17 +56,18 @@ pub struct Requests {
 }
 
 impl Requests {
-    /// `llama_set_sampler` on a serving context: a release if the sequence has a request (true), a launch otherwise.
+    /// `llama_set_sampler` on a serving context: a release if the sequence has a request, a launch otherwise. True if a request that was
+    /// told has ended.
     pub fn sampler_set(&mut self, ctx: u64, seq: i32, busy_ns: u64, now: u64) -> bool {
         let s = self.sequences.entry((ctx, seq)).or_default();
-        let release = s.request.is_some();
-        if release {
+        if s.request.is_some() {
+            let ended = self.ended;
             self.end(ctx, seq, now, None);
-        } else {
-            s.launched = Some((now, busy_ns));
-            s.first_touch_ns = None;
+            return self.ended > ended;
         }
-        release
+        s.launched = Some((now, busy_ns));
+        s.first_touch_ns = None;
+        false
     }
 
     /// The host removed positions of a sequence: before a prompt that is the cached-prefix cut, and work on the prompt begins.
@@ -120,9 +121,7 @@ impl Requests {
             return false;
         }
         let launched = s.launched.take().map_or(child.start_ns, |(t, _)| t);
-        self.next_id += 1;
-        let id = self.next_id;
-        s.request = Some(Request { id, start_ns: launched, ..child });
+        s.request = Some(Request { start_ns: launched, ..child });
         self.tell_start(ctx, to);
         true
     }
@@ -159,9 +158,8 @@ impl Requests {
                 let waited = touched.saturating_sub(*t);
                 waited.saturating_sub(busy_ns.saturating_sub(*busy)) < STALE_LAUNCH_NS
             });
-            self.next_id += 1;
             s.request = Some(Request {
-                id: self.next_id,
+                id: 0,
                 source: if launched.is_some() { "launch" } else { "derived" },
                 start_ns: launched.map_or(if serving { touched } else { begun_ns }, |(t, _)| t),
                 prompt_start_ns: if serving { touched } else { begun_ns },
@@ -176,10 +174,8 @@ impl Requests {
                 told: false,
             });
         }
-        if let Some(r) = &mut s.request {
-            if r.generated == 0 {
-                r.processed += n;
-            }
+        if let Some(r) = s.request.as_mut().filter(|r| r.generated == 0) {
+            r.processed += n;
         }
         if serving {
             self.tell_start(ctx, seq);
@@ -253,6 +249,8 @@ impl Requests {
         if std::mem::replace(&mut r.told, true) {
             return;
         }
+        self.next_id += 1;
+        r.id = self.next_id;
         record::push_line(Line::RequestStart(RequestStart {
             timestamp: String::new(),
             session_id: String::new(),

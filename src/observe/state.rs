@@ -85,6 +85,17 @@ pub fn after_timed_step(plan: &Plan, ops_seen: u64) {
     }
 }
 
+/// A ubatch ran, but no decode call of the host was seen around it.
+pub fn step_without_decode() {
+    /// A few may be running when we start; more are a host whose calls do not reach us.
+    const PATIENCE: u8 = 8;
+    static SEEN: AtomicU8 = AtomicU8::new(0);
+    if SEEN.load(Ordering::Relaxed) <= PATIENCE && SEEN.fetch_add(1, Ordering::Relaxed) == PATIENCE {
+        let reason = "graphs run, but none of llama_process, llama_decode and llama_encode is seen: the host's calls do not go through the PLT";
+        tell("requests", "unavailable", reason, Some("requests, batches, KV cells"));
+    }
+}
+
 /// Forgets what was told, when recording starts anew.
 pub fn reset() {
     TOLD.lock().clear();

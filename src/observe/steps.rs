@@ -129,10 +129,8 @@ impl Schedulers {
 
     /// The plan and the nodes of the graph that `sched` runs now, and whether it ran before as it is.
     fn find(&mut self, sched: Ptr, graph: Ptr) -> Option<(Arc<Plan>, Arc<[TensorPtr]>, bool)> {
-        if let Some(s) = self.live.get(&(sched as usize)) {
-            if !s.changed && s.graph == graph as usize {
-                return Some((s.plan.clone(), s.nodes.clone(), true));
-            }
+        if let Some(s) = self.live.get(&(sched as usize)).filter(|s| !s.changed && s.graph == graph as usize) {
+            return Some((s.plan.clone(), s.nodes.clone(), true));
         }
         let nodes = graph_nodes(graph)?;
         let (executed, fingerprint) = plan::executed_nodes(&nodes);
@@ -273,6 +271,7 @@ pub fn end(step: Step) {
     }
     let ctx = context();
     let mut ranges = Vec::new();
+    let placements = if step.sampled { host().buffers.graph_of(step.plan.key.0, record::level()) } else { Vec::new() };
     if !ctx.is_null() {
         let mut host = host();
         let host = &mut *host;
@@ -288,12 +287,14 @@ pub fn end(step: Step) {
         record::push(Event::Step(Box::new(StepSample {
             plan: step.plan,
             step: step.number,
+            prefill: step.prefill,
             start_ns: step.begun_ns,
             end_ns,
             spans,
             sums,
             workers_ns,
             sequences: ranges,
+            placements,
         })));
     }
 }

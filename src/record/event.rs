@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::format::Line;
+use crate::observe::buffers::Placement;
 use crate::observe::plan::Plan;
 use crate::observe::timer::{Span, Sums};
 
@@ -54,6 +55,8 @@ pub struct StepSample {
     pub plan: Arc<Plan>,
     /// Number of the ubatch.
     pub step: Option<u64>,
+    /// Whether the ubatch had more than one token a sequence.
+    pub prefill: bool,
     /// When the compute call began, monotonic ns.
     pub start_ns: u64,
     /// When it returned.
@@ -66,6 +69,8 @@ pub struct StepSample {
     pub workers_ns: Vec<u64>,
     /// Sequences of the ubatch; empty if they are not known.
     pub sequences: Vec<SeqRange>,
+    /// Tensors that were placed for the step's graph, if they were not told before.
+    pub placements: Vec<Placement>,
 }
 
 impl Event {

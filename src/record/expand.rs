@@ -9,6 +9,7 @@ use crate::format::session::{ComponentBegin, ComponentEnd, LayerBegin, LayerEnd}
 use crate::format::summary::ThreadImbalance;
 use crate::format::{Level, Line};
 use crate::graph::class::Component;
+use crate::observe::buffers::Placement;
 use crate::observe::plan::PlanNode;
 
 const MIB: f64 = 1024.0 * 1024.0;
@@ -69,6 +70,7 @@ fn mib(bytes: u64) -> f64 {
 pub fn expand(sample: &StepSample, level: Level, rates: &mut BestRates) -> Vec<Line> {
     let groups = groups(sample);
     let mut out = Vec::with_capacity(groups.len() * 2);
+    out.extend(sample.placements.iter().map(Placement::line));
     let mut marks = Marks { sample, on: level >= Level::Detailed, layer: None, component: None };
     for g in &groups {
         let n = g.lead();

@@ -90,7 +90,7 @@ impl Collector {
                 .map(|(layer_id, totals)| LayerTotals { layer_id, totals: rounded(totals) })
                 .collect(),
         };
-        let sampled_events = if steps > 0 { operation_events * d[11] / steps } else { 0 };
+        let sampled_events = (operation_events * d[11]).checked_div(steps).unwrap_or(0);
         Some((summary, operation_events - sampled_events.min(operation_events)))
     }
 

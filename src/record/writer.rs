@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
 use super::event::{Event, Token};
 use super::expand::{self, BestRates, round};
@@ -14,6 +14,7 @@ use super::rate::Budget;
 use super::sink::Sink;
 use super::summary::{self, Collector};
 use super::{dropped, level, queue, stamp};
+use crate::error::{Error, Result};
 use crate::format::server::RequestToken;
 use crate::format::session::{SessionEnd, SessionSummary};
 use crate::format::summary::EventsDropped;
@@ -47,19 +48,29 @@ pub struct Options {
     pub text: bool,
     /// The first line.
     pub first: Line,
+    /// Called once, when a step of the host has been written.
+    pub at_first_step: fn(),
 }
 
-/// Starts the thread.
-pub fn spawn(options: Options, commands: Receiver<Command>) -> std::io::Result<std::thread::JoinHandle<()>> {
+/// Writes the first line, which shows whether the log can be written at all, and starts the thread.
+pub fn spawn(options: Options, commands: Receiver<Command>) -> Result<std::thread::JoinHandle<()>> {
+    let (hand_over, take_over) = bounded::<Writer>(1);
     // The new thread inherits the mask: no signal meant for the host is ever delivered to us.
     let old = host::block_signals();
     let handle = std::thread::Builder::new().name("lri-writer".into()).stack_size(1 << 20).spawn(move || {
         boundary::mark_own_thread();
         host::become_background_thread(c"lri-writer");
-        boundary::guard((), || Writer::new(options).run(&commands));
+        if let Ok(writer) = take_over.recv() {
+            boundary::guard((), || writer.run(&commands));
+        }
     });
     host::restore_signals(&old);
-    handle
+    let handle = handle
+        .map_err(|e| Error::new("starting", "the writer's thread", e, "raise the limit of threads (ulimit -u)"))?;
+    let writer = host::without_write_signals(|| Writer::new(options))?;
+    // The thread waits for it.
+    let _ = hand_over.send(writer);
+    Ok(handle)
 }
 
 struct Writer {
@@ -79,10 +90,12 @@ struct Writer {
     bytes: u64,
     dropped: u64,
     ring_drops: u64,
+    told_deleted: bool,
+    at_first_step: Option<fn()>,
 }
 
 impl Writer {
-    fn new(options: Options) -> Self {
+    fn new(options: Options) -> Result<Self> {
         let now = clock::now_ns();
         let mut writer = Self {
             sink: Some(options.sink),
@@ -101,10 +114,12 @@ impl Writer {
             bytes: 0,
             dropped: 0,
             ring_drops: queue().dropped(),
+            told_deleted: false,
+            at_first_step: Some(options.at_first_step),
         };
         writer.put(options.first);
-        writer.write_out();
-        writer
+        writer.try_write_out()?;
+        Ok(writer)
     }
 
     fn run(mut self, commands: &Receiver<Command>) {
@@ -120,6 +135,9 @@ impl Writer {
                 self.close();
             }
             self.write_out();
+            if self.sink.is_none() {
+                return;
+            }
             match command {
                 // Nobody may be waiting any more.
                 Ok(Command::Flush(done)) => _ = done.send(()),
@@ -148,10 +166,12 @@ impl Writer {
                         self.put_unbudgeted(line);
                     }
                     let bytes = (self.buffer.len() - before) as u64;
-                    let prefill = sample.plan.n_tokens.is_some_and(|n| n > sample.sequences.len().max(1) as u64);
-                    self.budget.spent_on_step(prefill, bytes, clock::now_ns());
+                    self.budget.spent_on_step(sample.prefill, bytes, clock::now_ns());
                     // A step may be a quarter of a megabyte: it must not pile up behind others.
                     self.write_out();
+                    if let Some(call) = self.at_first_step.take() {
+                        call();
+                    }
                 }
             }
         }
@@ -202,6 +222,7 @@ impl Writer {
                 count,
             }));
         }
+        self.tell_if_deleted();
         self.interval_began_ns = now;
         self.next_interval_ns = now + level.summary_interval_ms() * 1_000_000;
         self.token_bytes = 0;
@@ -256,21 +277,30 @@ impl Writer {
     }
 
     fn write_out(&mut self) {
-        let Some(sink) = &mut self.sink else {
-            self.buffer.clear();
-            return;
-        };
-        if self.buffer.is_empty() {
-            return;
+        if let Err(e) = self.try_write_out() {
+            boundary::set_phase(boundary::Phase::Stopped);
+            self.sink = None;
+            log::error(format!("{e}. Recording has ended; the host goes on"));
         }
-        match sink.write(&self.buffer) {
-            Ok(()) => self.bytes += self.buffer.len() as u64,
-            Err(e) => {
-                log::error(format!("{e}. Recording has ended; the host goes on"));
-                self.sink = None;
-                boundary::set_phase(boundary::Phase::Stopped);
-            }
+    }
+
+    fn try_write_out(&mut self) -> Result<()> {
+        if let Some(sink) = self.sink.as_mut().filter(|_| !self.buffer.is_empty()) {
+            sink.write(&self.buffer)?;
+            self.bytes += self.buffer.len() as u64;
         }
         self.buffer.clear();
+        Ok(())
+    }
+
+    /// Nobody will find what is written into a deleted file.
+    fn tell_if_deleted(&mut self) {
+        if let Some(sink) = self.sink.as_ref().filter(|s| !self.told_deleted && s.is_deleted()) {
+            self.told_deleted = true;
+            log::warn(format!(
+                "the log {} was deleted while it was written; what is recorded from here on is lost. Restart the host to record again",
+                sink.path().display()
+            ));
+        }
     }
 }

@@ -1,0 +1,61 @@
+# Two commands set everything up on a fresh machine: `make demo` and `make test`. `make help` lists the rest.
+# Needs Rust, git, Python 3 with venv, a C and C++ compiler; no root. Downloads and builds of others' code are cached outside the clone.
+
+SHELL   := /bin/bash
+PREFIX  ?= /usr/local
+PYTHON  := target/venv/bin/python
+MODEL   := target/models/SmolLM2-135M-Instruct.Q4_1.gguf
+LIBRARY := target/release/libllama_resource_instrumentation.so
+# bindgen's test needs libclang, which comes as a wheel.
+LIBCLANG = $$($(PYTHON) -c 'import clang.native, os; print(os.path.dirname(clang.native.__file__))')
+
+.PHONY: help venv submodule llama model lib demo test test-rust test-server test-matrix lint docs-check bench install clean
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+venv:
+	@.make/venv.sh
+
+submodule: venv
+	@.make/submodule.sh
+
+llama: submodule ## Build llama-server and llama-bench of the pinned commit (11 CPU-minutes, once)
+	@.make/llama.sh
+
+model: venv ## Get SmolLM2-135M-Instruct (98 MB)
+	@.make/model.sh
+
+lib: ## Build the library and the program llama-resource (release)
+	cargo build --release --quiet
+
+demo: llama model lib ## Record a real server at work and show the report
+	@$(PYTHON) .make/demo.py
+
+test: lint test-rust test-server test-matrix ## Everything that must hold: lints, Rust, server and matrix tests
+
+lint: ## rustfmt, clippy and rustdoc, without a warning
+	cargo fmt --check
+	cargo clippy --quiet --all-targets --features schema -- -D warnings
+	cargo clippy --quiet --lib --no-default-features -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --quiet --no-deps --document-private-items --lib
+
+test-rust: submodule lib ## Rust tests: units, header, bindings, schema, layering, the program
+	LIBCLANG_PATH="$(LIBCLANG)" cargo test --quiet --features schema
+
+test-server: llama model lib ## Truth, guest and bad-input tests on the real server
+	$(PYTHON) -m pytest -q tests/server $(PYTEST)
+
+test-matrix: llama model lib ## The main facts on old and new builds, in Python and Node.js hosts
+	$(PYTHON) tests/matrix/run.py
+
+bench: llama model lib ## What it costs: slow-down by level, interleaved pairs; ns per event
+	$(PYTHON) bench/overhead.py $(BENCH)
+	cargo bench --quiet
+
+install: ## Install library, header, program, pkg-config and CMake files (PREFIX=/usr/local)
+	cargo build --release --quiet
+	.make/install.sh "$(PREFIX)"
+
+clean: ## Remove what was built here; the cache outside the clone stays
+	rm -rf target

@@ -1,0 +1,481 @@
+#!/usr/bin/env python3
+"""How much slower does llama-server decode and prefill with the library? Pairs of requests to two real servers, plain and instrumented.
+
+    bench/overhead.py                         24 pairs a mode in 6 rounds; about 12 minutes on two quiet cores
+    bench/overhead.py --quick                 a look: 4 pairs a mode in 2 rounds
+    bench/overhead.py --modes MINIMAL,VERBOSE --pairs 60
+    bench/overhead.py --markdown              the table of docs/OVERHEAD.md
+    bench/overhead.py --check                 exit 1 if a mode is slower than its ceiling beyond doubt
+
+A round starts a plain server and one of the mode, warms both up and sends them the same request in turn, plain-mode-mode-plain, so
+that the two of a pair are a second apart and drift cancels. The clock is the server's own `timings`. Every round has new processes,
+because two processes of one binary differ by a few per cent for their whole life (where their pages and threads lie). The row `plain`
+compares two plain servers: what it shows is the error of the method. docs/OVERHEAD.md tells more. Standard library only.
+"""
+
+import argparse
+import hashlib
+import json
+import math
+import os
+import platform
+import random
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+TOP = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(TOP / "tests" / "server"))
+import server as harness  # noqa: E402  (starts a server, finds its port, ends it; LIBRARY is set below)
+
+# What the older system promised for each mode, per cent (its documentation has no measurement), and what we aim at.
+CEILING = {"disabled": 0.5, "MINIMAL": 0.5, "DETAILED": 2.0, "VERBOSE": 5.0}
+AIM = {"disabled": 0.0, "MINIMAL": 0.1, "DETAILED": 0.5, "VERBOSE": 1.0}
+MODES = ["plain", *CEILING]
+PHASES = ("decode", "prefill")
+RESAMPLES = 4000
+
+
+# --- One server ---
+
+class Subject:
+    """A running server of one mode and what it has used while it was measured."""
+
+    def __init__(self, mode, options, directory):
+        self.mode, self.options = mode, options
+        self.log = Path(directory) / f"{mode}-{time.monotonic_ns()}.jsonl"
+        preload = mode != "plain"
+        self.server = harness.Server(
+            options.model, args=["-t", options.threads, "-np", "1", "-c", "2048", "--cache-ram", "0"], binary=options.server,
+            preload=preload, env={"LLAMA_RESOURCE_DISABLED": "1"} if mode == "disabled" else None,
+            level=mode if preload and mode != "disabled" else None, log_path=self.log if preload else None, timeout=options.timeout)
+        self.server.start()
+        self.busy_s = 0.0
+
+    def begin(self):
+        """The measured part begins: what came before is not counted."""
+        self.busy_s, self.began_s = 0.0, time.monotonic()
+        self.log_bytes, self.writer_ns = self._log_size(), self._cpu_ns("lri-writer")
+
+    def end(self):
+        """Account of the measured part; the server ends."""
+        wall_s = time.monotonic() - self.began_s
+        recorded = self.log.exists()
+        account = {
+            "busy_s": self.busy_s, "wall_s": wall_s,
+            "log_bytes": self._log_size() - self.log_bytes if recorded else None,
+            "writer_cpu_ns": self._cpu_ns("lri-writer") - self.writer_ns if recorded else None,
+        }
+        code = self.server.stop(timeout=self.options.timeout)
+        if code:
+            raise harness.ServerError(f"{self.mode}: the server ended with {code}\n{self.server.stderr[-2000:]}")
+        if recorded:
+            account |= self._read_log()
+            if not self.options.keep_logs:
+                self.log.unlink()
+        return account
+
+    def request(self, phase):
+        """(time per token in ms by the server's clock, CPU ms of the process, text) of one request."""
+        cpu, start = self._cpu_ns(), time.monotonic()
+        reply = self.server.post("/completion", self.options.requests[phase])
+        self.busy_s += time.monotonic() - start
+        cpu_ms = (self._cpu_ns() - cpu) / 1e6
+        timings = reply["timings"]
+        key, expected = (("predicted", self.options.n_predict) if phase == "decode" else ("prompt", self.options.n_prompt))
+        if timings[f"{key}_n"] != expected:
+            raise harness.ServerError(f"{self.mode}: {phase} request processed {timings[f'{key}_n']} tokens, expected {expected}: "
+                                      f"{timings}")
+        return 1000.0 / timings[f"{key}_per_second"], cpu_ms, reply["content"]
+
+    def idle_percent(self, seconds):
+        """CPU of one core that the server uses while nobody asks."""
+        cpu = self._cpu_ns()
+        time.sleep(seconds)
+        return (self._cpu_ns() - cpu) / seconds / 1e7
+
+    def kill(self):
+        self.server.kill()
+
+    def _log_size(self):
+        return self.log.stat().st_size if self.log.exists() else 0
+
+    def _cpu_ns(self, thread=None):
+        """CPU time of all threads, or of those with a name, in ns (the first number of schedstat)."""
+        total = 0
+        for task in Path(f"/proc/{self.server.pid}/task").iterdir():
+            try:
+                if thread is None or (task / "comm").read_text().strip() == thread:
+                    total += int((task / "schedstat").read_text().split()[0])
+            except OSError:  # the thread has ended meanwhile
+                continue
+        return total
+
+    def _read_log(self):
+        events = harness.read_log(self.log)
+        samples = [e for e in events if e["event"] == "host_sample" and e.get("own_cpu_percent") is not None]
+        summaries = [e for e in events if e["event"] == "resource_session_summary"]
+        states = [e for e in events if e["event"] == "instrumentation_state" and e["state"] not in ("ok", "warning")]
+        dropped = {}
+        for e in events:
+            if e["event"] == "events_dropped":
+                key = f"{e['reason']}/{e['kind']}"
+                dropped[key] = dropped.get(key, 0) + e["count"]
+        return {
+            "own_cpu_percent": statistics.fmean(s["own_cpu_percent"] for s in samples) if samples else None,
+            "lines": len(events), "dropped": dropped, "steps": summaries[-1]["steps"] if summaries else None,
+            "problems": sorted({f"{s['component']} {s['state']}: {s['reason']}" for s in states}),
+        }
+
+
+# --- Pairs ---
+
+def measure(options, directory, progress):
+    """All pairs: [{mode, round, phase, plain, mode_ms, plain_cpu, mode_cpu}], accounts by mode, idle CPU by mode."""
+    pairs, accounts, idle, texts = [], {}, {}, {phase: {} for phase in PHASES}
+    per_round = options.pairs // options.rounds
+    total, done = options.rounds * len(options.modes) * per_round, 0
+    for number in range(options.rounds):
+        # Another order in every round: what follows what should not matter, so it should not be the same each time.
+        modes = options.modes[number % len(options.modes):] + options.modes[:number % len(options.modes)]
+        for mode in modes:
+            subjects = {}
+            try:
+                for side in ("plain", "mode") if number % 2 else ("mode", "plain"):
+                    subjects[side] = Subject("plain" if side == "plain" else mode, options, directory)
+                warm_up(subjects, options)
+                if number == 0:
+                    idle[mode] = subjects["mode"].idle_percent(1.0)
+                for s in subjects.values():
+                    s.begin()
+                for pair in range(per_round):
+                    order = ("plain", "mode") if (pair + number) % 2 else ("mode", "plain")
+                    for phase in PHASES:
+                        result = {side: subjects[side].request(phase) for side in order}
+                        pairs.append({
+                            "mode": mode, "round": number, "phase": phase, "at_s": round(time.monotonic() - options.began_s, 3),
+                            "plain_ms": result["plain"][0], "mode_ms": result["mode"][0],
+                            "plain_cpu_ms": result["plain"][1], "mode_cpu_ms": result["mode"][1],
+                        })
+                        for side, name in (("plain", "plain"), ("mode", mode)):
+                            texts[phase].setdefault(name, set()).add(result[side][2])
+                    done += 1
+                    progress(done, total, mode)
+                accounts.setdefault(mode, []).append(subjects["mode"].end())
+                subjects["plain"].end()
+            except BaseException:
+                for s in subjects.values():
+                    s.kill()
+                raise
+    different = sorted({mode for by_mode in texts.values() for mode, found in by_mode.items() if found != by_mode["plain"]})
+    return pairs, accounts, idle, different
+
+
+def warm_up(subjects, options):
+    for _ in range(options.warm_up):
+        for phase in PHASES:
+            for s in subjects.values():
+                s.request(phase)
+
+
+# --- Statistics ---
+
+def percent(pair, key):
+    """By how many per cent the mode's request took longer than the plain one's."""
+    return (pair[f"mode_{key}"] / pair[f"plain_{key}"] - 1.0) * 100.0
+
+
+def summary(pairs, key="ms"):
+    """Median, quartiles and 95 % interval of the slow-down in per cent.
+
+    Two-stage bootstrap: rounds are drawn, then pairs within each, because the pairs of a round share two processes.
+    """
+    rounds = {}
+    for p in pairs:
+        rounds.setdefault(p["round"], []).append(percent(p, key))
+    values = [v for r in rounds.values() for v in r]
+    draw = random.Random(20260101)
+    groups = list(rounds.values())
+    medians = sorted(
+        statistics.median([v for g in draw.choices(groups, k=len(groups)) for v in draw.choices(g, k=len(g))])
+        for _ in range(RESAMPLES))
+    low, high = (medians[max(0, min(RESAMPLES - 1, round(q * RESAMPLES)))] for q in (0.025, 0.975))
+    q1, median, q3 = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else [values[0]] * 3
+    return {"median": median, "low": low, "high": high, "q1": q1, "q3": q3, "pairs": len(values), "rounds": len(groups)}
+
+
+def drift(pairs):
+    """By how many per cent the plain server was slower in the second half of the run than in the first, by phase."""
+    result = {}
+    for phase in PHASES:
+        times = [p["plain_ms"] for p in sorted(pairs, key=lambda p: p["at_s"]) if p["phase"] == phase]
+        half = len(times) // 2
+        result[phase] = (statistics.median(times[half:]) / statistics.median(times[:half]) - 1) * 100 if half else None
+    return result
+
+
+def account(rounds):
+    """What the library wrote and used itself, over all rounds of a mode."""
+    busy, wall = sum(r["busy_s"] for r in rounds), sum(r["wall_s"] for r in rounds)
+    recorded = [r for r in rounds if r["log_bytes"] is not None]
+    if not recorded:
+        return {"busy_s": busy, "wall_s": wall}
+    written = sum(r["log_bytes"] for r in recorded)
+    own = [r["own_cpu_percent"] for r in recorded if r["own_cpu_percent"] is not None]
+    dropped = {}
+    for r in recorded:
+        for key, n in r["dropped"].items():
+            dropped[key] = dropped.get(key, 0) + n
+    return {
+        "busy_s": busy, "wall_s": wall, "log_bytes": written, "log_kb_per_busy_s": written / 1000 / busy,
+        "log_kb_per_wall_s": written / 1000 / wall, "writer_cpu_percent_of_busy": sum(r["writer_cpu_ns"] for r in recorded) / busy / 1e7,
+        "own_cpu_percent_of_wall": statistics.fmean(own) if own else None, "dropped": dropped,
+        "problems": sorted({p for r in recorded for p in r["problems"]}),
+    }
+
+
+def verdict(mode, s, resolution=0.0):
+    """Where a mode's interval lies against its ceiling and its aim; `noise` where the method cannot see as little as the ceiling."""
+    if mode not in CEILING:
+        return ""
+    if s["low"] > CEILING[mode]:
+        return "over"
+    if resolution > CEILING[mode]:
+        return "noise"
+    if s["high"] <= AIM[mode]:
+        return "aim met"
+    return "within" if s["high"] <= CEILING[mode] else "open"
+
+
+# --- The machine ---
+
+def run(*command):
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=30, cwd=TOP)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return (result.stdout + result.stderr).strip() if result.returncode == 0 else None
+
+
+def fingerprint(options):
+    cpu = re.search(r"^model name\s*:\s*(.+)$|^CPU part\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.M)
+    memory = re.search(r"^MemTotal:\s*(\d+)", Path("/proc/meminfo").read_text(), re.M)
+    version = run(options.server, "--version") or ""
+    return {
+        "date": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "cpu": next((g for g in cpu.groups() if g), "unknown").strip() if cpu else platform.processor() or "unknown",
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gb": round(int(memory[1]) / 1e6, 1) if memory else None,
+        "kernel": platform.release(), "machine": platform.machine(),
+        "llama_cpp": (re.search(r"version:\s*(.+)", version) or [None, None])[1],
+        "llama_cpp_commit": run("git", "-C", "llama.cpp", "rev-parse", "HEAD"),
+        "library": run("git", "describe", "--always", "--dirty", "--tags"),
+        "library_sha256": hashlib.sha256(Path(harness.LIBRARY).read_bytes()).hexdigest()[:16],
+        "model": Path(options.model).name, "threads": options.threads,
+    }
+
+
+def load_average():
+    return round(os.getloadavg()[0], 2)
+
+
+# --- Output ---
+
+def rows(pairs, modes):
+    return [{"mode": mode, "phase": phase, "wall": summary(chosen), "cpu": summary(chosen, "cpu_ms"),
+             "ms_per_token": statistics.median(p["mode_ms"] for p in chosen)}
+            for mode in modes for phase in PHASES
+            if (chosen := [p for p in pairs if p["mode"] == mode and p["phase"] == phase])]
+
+
+def resolution(table):
+    """What the method cannot tell from nothing: the far end of the plain-against-plain interval, by phase."""
+    return {r["phase"]: max(abs(r["wall"]["low"]), abs(r["wall"]["high"])) for r in table if r["mode"] == "plain"}
+
+
+def number(x, digits=2):
+    return "-" if x is None else f"{x:+.{digits}f}"
+
+
+def show(result, out=sys.stdout):
+    """The result for a terminal of 80 columns."""
+    say = lambda text="": print(text, file=out)
+    m = result["machine"]
+    say(f"{m['cpu']}, {m['cores']} cores, Linux {m['kernel']}, -t {m['threads']}")
+    say(f"llama.cpp {m['llama_cpp'] or (m['llama_cpp_commit'] or '?')[:9]}, {m['model']}")
+    say(f"library {m['library']} ({m['library_sha256']}), {m['date']}")
+    say(f"load average before {m['load_before']}, after {m['load_after']}"
+        + ("  - NOT A QUIET MACHINE" if m["load_before"] > 0.5 else ""))
+    say()
+    say("slow-down in per cent of the plain server (time per token, pair by pair)")
+    say(f"{'mode':<9}{'phase':<8}{'median':>7}  {'95 % interval':^17}  {'quartiles':^15} {'CPU':>6}  ceiling")
+    for r in result["rows"]:
+        w = r["wall"]
+        ceiling = f"{CEILING[r['mode']]:g} {r['verdict']}" if r["mode"] in CEILING else "(A/A)"
+        interval, quartiles = f"{number(w['low'])} .. {number(w['high'])}", f"{number(w['q1'], 1)} .. {number(w['q3'], 1)}"
+        say(f"{r['mode']:<9}{r['phase']:<8}{number(w['median']):>7}  {interval:^17}  {quartiles:^15} {number(r['cpu']['median']):>6}  "
+            f"{ceiling}")
+    say()
+    say(f"{'mode':<9}{'log KB/s busy':>14}{'wall':>7}{'writer CPU %':>14}{'of wall':>9}{'idle CPU %':>12}{'lost':>7}")
+    for mode, a in result["accounts"].items():
+        if mode == "plain":
+            continue
+        f = lambda key, digits=1: "-" if a.get(key) is None else f"{a[key]:.{digits}f}"
+        lost = sum(n for key, n in a.get("dropped", {}).items() if not key.startswith("rate_limit/"))
+        say(f"{mode:<9}{f('log_kb_per_busy_s'):>14}{f('log_kb_per_wall_s'):>7}{f('writer_cpu_percent_of_busy', 3):>14}"
+            f"{f('own_cpu_percent_of_wall', 3):>9}{result['idle_percent'].get(mode, float('nan')):>12.2f}{lost:>7}")
+    say()
+    for line in notes(result):
+        say(line)
+
+
+def notes(result):
+    lines = []
+    d, seen = result["drift_percent"], result["resolution_percent"]
+    lines.append("drift of the plain server, second half against first: "
+                 + ", ".join(f"{p} {number(d[p], 1)} %" for p in PHASES))
+    if seen:
+        lines.append("the method itself (A/A): differences below "
+                     + ", ".join(f"{seen[p]:.2f} % ({p})" for p in PHASES) + " are not seen")
+    lines.append("ceilings of the older system (%): " + ", ".join(f"{m} {c:g}" for m, c in CEILING.items()))
+    lines.append("our aims (%):                     " + ", ".join(f"{m} {a:g}" for m, a in AIM.items()))
+    if result["different_text"]:
+        lines.append("WARNING: other text than the plain server: " + ", ".join(result["different_text"]))
+    for mode, a in result["accounts"].items():
+        lines += [f"WARNING: {mode}: {p}" for p in a.get("problems", [])]
+    return lines
+
+
+def markdown(result, out=sys.stdout):
+    """The table of docs/OVERHEAD.md."""
+    say = lambda text="": print(text, file=out)
+    m = result["machine"]
+    say(f"{m['date']}, {m['cpu']}, {m['cores']} cores, Linux {m['kernel']}; llama.cpp {(m['llama_cpp_commit'] or '?')[:9]}, {m['model']}, "
+        f"`-t {m['threads']}`; library {m['library']} (sha256 {m['library_sha256']}); load average {m['load_before']} before, "
+        f"{m['load_after']} after; {result['pairs']} pairs a mode in {result['rounds']} rounds.")
+    if m["load_before"] > 0.5:
+        say("\n**The machine was not quiet: a trial, not a result.**")
+    say("\n| mode | phase | slow-down, median | 95 % interval | quartiles | CPU time | promised | aim |")
+    say("|---|---|---|---|---|---|---|---|")
+    for r in result["rows"]:
+        w, mode = r["wall"], r["mode"]
+        say(f"| {'plain (A/A)' if mode == 'plain' else mode} | {r['phase']} | {number(w['median'])} % | {number(w['low'])} .. {number(w['high'])} | "
+            f"{number(w['q1'], 1)} .. {number(w['q3'], 1)} | {number(r['cpu']['median'])} % | "
+            + (f"{CEILING[mode]:g} %, {r['verdict']} | {AIM[mode]:g} % |" if mode in CEILING else "| |"))
+    say("\n| mode | log, KB per busy second | per second of the run | writer thread, % of a core while busy | idle server, % of a core |")
+    say("|---|---|---|---|---|")
+    for mode, a in result["accounts"].items():
+        f = lambda key, digits=1: "-" if a.get(key) is None else f"{a[key]:.{digits}f}"
+        say(f"| {mode} | {f('log_kb_per_busy_s')} | {f('log_kb_per_wall_s')} | {f('writer_cpu_percent_of_busy', 3)} | "
+            f"{result['idle_percent'].get(mode, float('nan')):.2f} |")
+    say()
+    for line in notes(result):
+        if not line.startswith(("our aims", "ceilings")):
+            say(f"- {line}")
+
+
+# --- Command line ---
+
+def parse(argv):
+    p = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    p.add_argument("--pairs", type=int, default=24, help="pairs of requests for each mode and phase")
+    p.add_argument("--rounds", type=int, default=6, help="rounds, each with new processes, that the pairs are spread over")
+    p.add_argument("--modes", default=",".join(MODES), help="which modes; plain is the A/A control")
+    p.add_argument("--quick", action="store_true", help="4 pairs in 2 rounds, shorter requests")
+    p.add_argument("--threads", type=int, default=min(2, len(os.sched_getaffinity(0))), help="llama-server's -t")
+    p.add_argument("--n-predict", type=int, default=96, help="tokens of a decode request")
+    p.add_argument("--n-prompt", type=int, default=512, help="tokens of a prefill request")
+    p.add_argument("--warm-up", type=int, default=1, help="requests of each phase to each new server that are not counted")
+    p.add_argument("--server", default=str(harness.LLAMA_SERVER), help="llama-server")
+    p.add_argument("--model", default=str(harness.SMOLLM2), help="GGUF file")
+    p.add_argument("--library", default=str(harness.LIBRARY), help="the library to preload (a copy of it is measured)")
+    p.add_argument("--json", metavar="OUT", help="write everything, each pair included, to this file")
+    p.add_argument("--from-json", metavar="IN", help="show an older result instead of measuring")
+    p.add_argument("--markdown", action="store_true", help="print Markdown instead of the terminal's table")
+    p.add_argument("--check", action="store_true", help="exit 1 if a mode's whole interval lies above its ceiling")
+    p.add_argument("--keep-logs", metavar="DIR", help="keep the event logs here")
+    p.add_argument("--timeout", type=float, default=300, help="seconds that a start or a request may take")
+    o = p.parse_args(argv)
+    if o.quick:
+        o.pairs, o.rounds, o.n_predict = min(o.pairs, 4), min(o.rounds, 2), min(o.n_predict, 32)
+    o.modes = [next((m for m in MODES if m.lower() == word.strip().lower()), None) or p.error(
+        f"--modes: {word!r} is not one of {', '.join(MODES)}") for word in o.modes.split(",")]
+    o.rounds = max(1, min(o.rounds, o.pairs))
+    o.pairs = math.ceil(o.pairs / o.rounds) * o.rounds
+    if not o.from_json:
+        for option, path, remedy in (("--server", o.server, "make"), ("--model", o.model, "make"), ("--library", o.library, "make")):
+            if not Path(path).is_file():
+                p.error(f"{option}: {path} is missing; build it first ({remedy}) or name another")
+    # Token ids, not text: the length is exact. Decode starts from a short prompt; both are the same in every request.
+    ids = random.Random(7)
+    prompt = [ids.randrange(1000, 20000) for _ in range(o.n_prompt)]
+    common = {"temperature": 0, "seed": 1, "cache_prompt": False, "ignore_eos": True, "stream": False}
+    o.requests = {"decode": {**common, "prompt": "Once upon a time", "n_predict": o.n_predict},
+                  "prefill": {**common, "prompt": prompt, "n_predict": 1}}
+    return o
+
+
+def progress_on(stream):
+    def progress(done, total, mode):
+        if stream.isatty():
+            stream.write(f"\r{done}/{total} pairs ({mode})" + " " * 12 + ("\n" if done == total else ""))
+            stream.flush()
+        elif done == total or done % max(1, total // 10) == 0:
+            stream.write(f"{done}/{total} pairs\n")
+    return progress
+
+
+def measured(options):
+    with tempfile.TemporaryDirectory(prefix="lri-overhead-") as directory:
+        # A copy: a build that goes on meanwhile must not change what is measured.
+        harness.LIBRARY = Path(shutil.copy(options.library, directory))
+        if options.keep_logs:
+            Path(options.keep_logs).mkdir(parents=True, exist_ok=True)
+        machine = fingerprint(options) | {"load_before": load_average()}
+        options.began_s = time.monotonic()
+        pairs, rounds, idle, different = measure(options, options.keep_logs or directory, progress_on(sys.stderr))
+        machine["load_after"] = load_average()
+    return {"machine": machine, "pairs": options.pairs, "rounds": options.rounds, "took_s": round(time.monotonic() - options.began_s, 1),
+            "request_tokens": {"decode": options.n_predict, "prefill": options.n_prompt}, "idle_percent": idle,
+            "accounts_by_round": rounds, "different_text": different, "measurements": pairs}
+
+
+def evaluate(result):
+    """Adds everything that follows from the measurements."""
+    modes = [m for m in MODES if any(p["mode"] == m for p in result["measurements"])]
+    result["rows"] = rows(result["measurements"], modes)
+    result["accounts"] = {m: account(result["accounts_by_round"][m]) for m in modes}
+    result["drift_percent"] = drift(result["measurements"])
+    result["resolution_percent"] = resolution(result["rows"])
+    for r in result["rows"]:
+        r["verdict"] = verdict(r["mode"], r["wall"], result["resolution_percent"].get(r["phase"], 0.0))
+    return result
+
+
+def main(argv):
+    options = parse(argv)
+    try:
+        result = evaluate(json.loads(Path(options.from_json).read_text()) if options.from_json else measured(options))
+    except harness.ServerError as error:
+        print(f"overhead: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("overhead: interrupted; nothing was written", file=sys.stderr)
+        return 130
+    if options.json:
+        Path(options.json).write_text(json.dumps(result, indent=1) + "\n")
+    (markdown if options.markdown else show)(result)
+    over = [r for r in result["rows"] if r["verdict"] == "over"]
+    for r in over:
+        print(f"over its ceiling: {r['mode']} {r['phase']}: {number(r['wall']['low'])} % or more, ceiling {CEILING[r['mode']]:g} %",
+              file=sys.stderr)
+    return 1 if over and options.check else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,101 @@
+// A MOCK of llama.cpp, not llama.cpp: just enough of ggml and llama to load into a process and to be called.
+//
+// It stands for builds that do not exist yet. Its tensor is that of the pinned version unless a macro says otherwise:
+//   MOCK_BIGGER   a further field: another size
+//   MOCK_MOVED    `flags` and `op` have changed places: the same size
+//   MOCK_MINIMAL  no ggml function at all that a probe could use
+// Its llama_decode and samplers throw C++ exceptions when they are told to.
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <stdexcept>
+
+struct ggml_tensor {
+    int32_t type;
+    void *buffer;
+    int64_t ne[4];
+    size_t nb[4];
+#ifdef MOCK_MOVED
+    int32_t flags;
+    int32_t op_params[16];
+    int32_t op;
+#else
+    int32_t op;
+    int32_t op_params[16];
+    int32_t flags;
+#endif
+    ggml_tensor *src[10];
+    ggml_tensor *view_src;
+    size_t view_offs;
+    void *data;
+    char name[64];
+    void *extra;
+    char padding[8];
+#ifdef MOCK_BIGGER
+    int64_t further[2];
+#endif
+};
+
+struct llama_batch {
+    int32_t n_tokens;
+    int32_t *token;
+    float *embd;
+    int32_t *pos;
+    int32_t *n_seq_id;
+    int32_t **seq_id;
+    int8_t *logits;
+};
+struct params { char bytes[200]; };  // larger than 16 bytes: on the stack, as in all versions
+
+static int32_t pos_of[4];
+static float logits[8];
+
+extern "C" {
+int mock_throw;  // what throws next: 1 decode, 2 accept, 3 apply
+
+#ifndef MOCK_MINIMAL
+struct init { size_t size; void *buffer; bool no_alloc; };
+size_t ggml_tensor_overhead() { return 32 + sizeof(ggml_tensor); }
+void *ggml_init(init) { return std::malloc(1); }
+void ggml_free(void *ctx) { std::free(ctx); }
+ggml_tensor *ggml_new_tensor_4d(void *, int32_t type, int64_t a, int64_t b, int64_t c, int64_t d) {
+    auto *t = static_cast<ggml_tensor *>(std::calloc(1, sizeof(ggml_tensor)));
+    const int64_t ne[4] = {a, b, c, d};
+    size_t stride = type == 0 ? 4 : 2;
+    t->type = type;
+    for (int i = 0; i < 4; i++) {
+        t->ne[i] = ne[i];
+        t->nb[i] = stride;
+        stride *= ne[i];
+    }
+    t->data = std::calloc(1, stride);
+    return t;
+}
+ggml_tensor *ggml_add(void *ctx, ggml_tensor *a, ggml_tensor *b) {
+    auto *t = ggml_new_tensor_4d(ctx, 0, a->ne[0], a->ne[1], a->ne[2], a->ne[3]);
+    t->op = 2, t->src[0] = a, t->src[1] = b;
+    return t;
+}
+ggml_tensor *ggml_view_1d(void *ctx, ggml_tensor *a, int64_t n, size_t offset) {
+    auto *t = ggml_new_tensor_4d(ctx, 0, n, 1, 1, 1);
+    t->view_src = a, t->view_offs = offset;
+    return t;
+}
+void ggml_set_output(ggml_tensor *t) { t->flags |= 2; }
+ggml_tensor *ggml_set_name(ggml_tensor *t, const char *name) { std::strncpy(t->name, name, 63); return t; }
+void *ggml_get_data(const ggml_tensor *t) { return t->data; }
+#endif
+
+void *llama_model_load_from_file(const char *, params) { return logits; }
+void *llama_init_from_model(void *, params) { return pos_of; }
+void *llama_get_memory(void *ctx) { return ctx; }
+uint32_t llama_n_ctx(void *ctx) { if (!ctx) { std::abort(); } return 64; }
+void llama_free(void *) {}
+int32_t llama_decode(void *, llama_batch) {
+    if (mock_throw == 1) { throw std::runtime_error("decode"); }
+    return 0;
+}
+float *llama_get_logits_ith(void *, int32_t) { return logits; }
+void llama_sampler_apply(void *, void *) { if (mock_throw == 3) { throw std::runtime_error("apply"); } }
+void llama_sampler_accept(void *, int32_t) { if (mock_throw == 2) { throw std::runtime_error("accept"); } }
+}

@@ -1,0 +1,208 @@
+//! Who may use whom in src/, and what every source file must look like. The table says exactly what the code does: an edge that is not
+//! in it fails, and so does one that nobody needs any more.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::{env, fs};
+
+/// A room of src/, the rooms that it uses, and why.
+type Room = (&'static str, &'static [&'static str], &'static str);
+
+/// Rooms from the bottom up: what both sides stand on, the host's side, the reader's side. The two sides share nothing but `format`.
+const ROOMS: &[Room] = &[
+    ("error", &[], "one type"),
+    ("queue", &[], "rings of anything"),
+    ("format", &[], "the types of a line: no thread, no file, no clock"),
+    ("host", &[], "libc, and nothing of ours"),
+    ("log", &["host"], "writes to stderr, or to the caller's callback"),
+    ("clock", &["host"], "the clock and the time zone are the process's"),
+    ("config", &["format"], "a setting is a level"),
+    ("graph", &[], "pure functions over names, shapes and types"),
+    ("ggml", &["graph", "host"], "gives a tensor as `graph` wants it; finds symbols in the process's objects"),
+    ("boundary", &["session"], "a first call wakes a library that waited"),
+    (
+        "observe",
+        &["clock", "format", "ggml", "graph", "log", "record"],
+        "asks the host's ggml, classifies, and hands lines and samples to `record`; says once on stderr what does not work",
+    ),
+    (
+        "record",
+        &["boundary", "clock", "error", "format", "graph", "host", "log", "observe", "queue"],
+        "`observe` for plans, samples and counters, which the writer reads when it has time; `boundary` to end recording on an I/O error",
+    ),
+    (
+        "session",
+        &["boundary", "clock", "config", "error", "format", "ggml", "host", "log", "observe", "record"],
+        "starts and stops everything, so it knows everything",
+    ),
+    (
+        "hook",
+        &["boundary", "clock", "format", "ggml", "host", "observe", "record", "session"],
+        "`session` to start; `host` to find its own object; `format` and `record` where an event is one call of the host",
+    ),
+    ("abi", &["boundary", "format", "log", "record", "session"], "the C face of `session`"),
+    ("read", &["format"], "lines back into values"),
+    ("analyze", &["format", "read"], "values to results"),
+    ("export", &["analyze"], "results to text"),
+    ("bin", &["analyze", "export", "format", "read"], "the companion program never touches the host's side"),
+];
+
+/// Modules that may contain unsafe code: those whose `mod` line in src/lib.rs says so, one function and one module of the program.
+const UNSAFE: &[&str] = &["abi", "ggml", "hook", "host", "observe", "log.rs", "bin/llama-resource/signals.rs"];
+
+/// A file longer than this is two files.
+const MOST_LINES: usize = 500;
+
+/// Written by bindgen, checked by tests/bindings.rs.
+const GENERATED: &str = "ggml/bindings.rs";
+
+fn src() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("src")
+}
+
+/// Every source file: path below src/ and text.
+fn sources() -> Vec<(String, String)> {
+    fn walk(folder: &Path, out: &mut Vec<PathBuf>) {
+        for entry in fs::read_dir(folder).expect("src") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                walk(&path, out);
+            } else if path.extension().is_some_and(|e| e == "rs") {
+                out.push(path);
+            }
+        }
+    }
+    let mut paths = Vec::new();
+    walk(&src(), &mut paths);
+    paths.sort();
+    let below = |p: &Path| p.strip_prefix(src()).expect("below src").to_string_lossy().into_owned();
+    paths.iter().map(|p| (below(p), fs::read_to_string(p).expect("UTF-8"))).collect()
+}
+
+/// `observe/kv.rs` is in `observe`, `clock.rs` in `clock`, everything of the program in `bin`.
+fn room(path: &str) -> &str {
+    path.split('/').next().unwrap_or(path).trim_end_matches(".rs")
+}
+
+/// The text without comments.
+fn code(text: &str) -> String {
+    text.lines().map(|l| l.split("//").next().unwrap_or_default()).collect::<Vec<_>>().join("\n")
+}
+
+/// The first names after `prefix::`, in a path or in a braced list.
+fn names_after(code: &str, prefix: &str) -> BTreeSet<String> {
+    let word = |s: &str| s.trim_start().chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
+    let mut found = BTreeSet::new();
+    for (at, _) in code.match_indices(prefix) {
+        let rest = &code[at + prefix.len()..];
+        let Some(list) = rest.strip_prefix('{') else {
+            found.insert(word(rest));
+            continue;
+        };
+        let (mut depth, mut begins) = (0, true);
+        for (i, c) in list.char_indices() {
+            match c {
+                '}' if depth == 0 => break,
+                '{' => depth += 1,
+                '}' => depth -= 1,
+                ',' if depth == 0 => begins = true,
+                c if begins && !c.is_whitespace() => {
+                    found.insert(word(&list[i..]));
+                    begins = false;
+                }
+                _ => {}
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn rooms_use_what_the_table_says_and_nothing_else() {
+    let mut edges: BTreeMap<(String, String), Vec<String>> = BTreeMap::new();
+    for (path, text) in sources() {
+        let from = room(&path);
+        if path == "lib.rs" {
+            continue;
+        }
+        // In the program `crate::` is the program itself.
+        let prefix = if from == "bin" { "llama_resource_instrumentation::" } else { "crate::" };
+        for to in names_after(&code(&text), prefix) {
+            if to != from {
+                edges.entry((from.to_owned(), to)).or_default().push(path.clone());
+            }
+        }
+    }
+    let allowed: BTreeSet<(String, String)> =
+        ROOMS.iter().flat_map(|(from, to, _)| to.iter().map(|to| ((*from).to_owned(), (*to).to_owned()))).collect();
+    let new: Vec<_> = edges.iter().filter(|(e, _)| !allowed.contains(*e)).collect();
+    assert!(new.is_empty(), "edges that the table does not have: {new:#?}");
+    let unused: Vec<_> = allowed.iter().filter(|e| !edges.contains_key(*e)).collect();
+    assert!(unused.is_empty(), "the table allows what nobody uses: take it out: {unused:?}");
+}
+
+#[test]
+fn the_table_has_every_room() {
+    let found: BTreeSet<String> = sources().iter().map(|(p, _)| room(p).to_owned()).filter(|r| r != "lib").collect();
+    let listed: BTreeSet<String> = ROOMS.iter().map(|(r, _, _)| (*r).to_owned()).collect();
+    assert_eq!(found, listed);
+}
+
+#[test]
+fn no_path_leaves_its_room_by_super() {
+    // Such an edge would not be seen above.
+    for (path, text) in sources() {
+        let depth = path.trim_end_matches("/mod.rs").split('/').count();
+        let text = code(&text);
+        let (own, tests) = text.split_once("#[cfg(test)]").unwrap_or((&text, ""));
+        let leaves = |text: &str, depth: usize| text.contains(&"super::".repeat(depth));
+        // A test module is one deeper than its file.
+        assert!(!leaves(own, depth) && !leaves(tests, depth + 1), "{path}: `super` is the crate here; write `crate::`");
+    }
+}
+
+#[test]
+fn unsafe_code_is_only_where_lib_rs_says() {
+    let mut marked = BTreeSet::new();
+    for (path, text) in sources() {
+        let text = code(&text);
+        let mut after_mark = false;
+        for line in text.lines() {
+            match line.trim_start().trim_start_matches("pub ").strip_prefix("mod ") {
+                Some(name) if after_mark => {
+                    let name = name.trim_end_matches(';');
+                    let folder = path.strip_suffix("main.rs").unwrap_or_default();
+                    marked.insert(if folder.is_empty() { name.to_owned() } else { format!("{folder}{name}.rs") });
+                }
+                _ if after_mark => _ = marked.insert(path.clone()),
+                _ => {}
+            }
+            after_mark = line.contains("(unsafe_code");
+        }
+        let allowed = UNSAFE.contains(&path.as_str()) || UNSAFE.contains(&room(&path));
+        let keyword = ["unsafe {", "unsafe fn", "unsafe impl", "#[unsafe("].iter().find(|k| text.contains(**k));
+        assert!(
+            allowed || keyword.is_none(),
+            "{path}: `{}` outside the modules that lib.rs marks",
+            keyword.unwrap_or(&"")
+        );
+    }
+    // The compiler refuses unsafe code everywhere else; this makes a new exception a decision.
+    assert_eq!(marked, UNSAFE.iter().map(|u| (*u).to_owned()).collect());
+}
+
+#[test]
+fn every_file_says_first_what_it_is_for() {
+    for (path, text) in sources().iter().filter(|(p, _)| p != GENERATED) {
+        let first = text.lines().next().unwrap_or_default();
+        assert!(first.starts_with("//! ") && first.len() > 20, "{path} begins with {first:?}");
+    }
+}
+
+#[test]
+fn no_file_is_too_long_to_read() {
+    for (path, text) in sources() {
+        let n = text.lines().count();
+        assert!(n <= MOST_LINES, "{path} has {n} lines, at most {MOST_LINES} are wanted: split it");
+    }
+}
