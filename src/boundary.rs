@@ -4,12 +4,14 @@
 //!
 //! ```text
 //!   Waiting ──first call──► Idle ──start──► Running ──stop──► Stopped ──start──► Running
-//!                                             │
-//!                                             └──panic, fork──► Poisoned   (hooks only forward, for the rest of the process)
+//!                          │                  │
+//!                          │                  └──panic, fork──► Poisoned   (hooks only forward, for the rest of the process)
+//!                          └──start without hooks──► Marking ──stop──► Stopped   (hooks only forward; marks record)
 //! ```
 
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
 /// State of the library.
@@ -26,6 +28,8 @@ pub enum Phase {
     Poisoned = 3,
     /// Preloaded into a program that is not linked against llama.cpp: recording starts when its first call arrives.
     Waiting = 4,
+    /// Marks and the eval callback record, hooks only forward: the caller of `init` asked for no hooks.
+    Marking = 5,
 }
 
 static PHASE: AtomicU8 = AtomicU8::new(Phase::Idle as u8);
@@ -44,6 +48,7 @@ pub fn phase() -> Phase {
         1 => Phase::Running,
         2 => Phase::Stopped,
         4 => Phase::Waiting,
+        5 => Phase::Marking,
         _ => Phase::Poisoned,
     }
 }
@@ -65,6 +70,14 @@ pub fn active() -> bool {
 #[must_use]
 pub fn is_observing() -> bool {
     OBSERVING.get()
+}
+
+/// Whether a recording is on, with or without hooks: one load, the whole cost of a mark when it is not.
+#[inline]
+#[must_use]
+pub fn recording() -> bool {
+    let phase = PHASE.load(Ordering::Acquire);
+    phase == Phase::Running as u8 || phase == Phase::Marking as u8
 }
 
 /// Marks the calling thread as ours: hooks that it runs into only forward.
@@ -98,6 +111,15 @@ pub fn guard<T>(fallback: T, body: impl FnOnce() -> T) -> T {
     })
 }
 
+/// What starts recording when the first call arrives; registered by `session`, which this module must not know.
+static WAKE: OnceLock<fn()> = OnceLock::new();
+
+/// Enters [`Phase::Waiting`]: `begin` runs at the first call of llama.cpp.
+pub fn wait_for_first_call(begin: fn()) {
+    let _ = WAKE.set(begin);
+    set_phase(Phase::Waiting);
+}
+
 /// The first call of llama.cpp in a process that we waited in: recording starts. True if it did.
 #[cold]
 fn wake() -> bool {
@@ -105,7 +127,9 @@ fn wake() -> bool {
         // One of all threads that come at once: its messages are told once.
         let (waiting, idle) = (Phase::Waiting as u8, Phase::Idle as u8);
         if PHASE.compare_exchange(waiting, idle, Ordering::AcqRel, Ordering::Acquire).is_ok() {
-            guard((), crate::session::begin_in_host);
+            if let Some(begin) = WAKE.get() {
+                guard((), begin);
+            }
         }
         OBSERVING.set(false);
     }

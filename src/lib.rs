@@ -28,6 +28,8 @@ pub mod hook;
 #[expect(unsafe_code, reason = "libc calls")]
 pub mod host;
 pub mod log;
+#[expect(unsafe_code, reason = "tensors and callbacks of the caller")]
+pub mod mark;
 #[expect(unsafe_code, reason = "calls into the host's ggml and llama; the timer's pointers")]
 pub mod observe;
 pub mod queue;

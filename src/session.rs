@@ -16,7 +16,7 @@ use crate::ggml::symbol;
 use crate::observe::{self, state, steps};
 use crate::record::sink::Sink;
 use crate::record::writer::{self, Command, Options};
-use crate::{clock, host, log, record};
+use crate::{clock, host, log, mark, record};
 
 /// The longest that the end of the host may wait for a slow disk.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -28,6 +28,8 @@ pub enum Mode {
     Preload,
     /// `llama_resource_instrumentation_init`.
     Api,
+    /// The same, and the hooks are to do nothing.
+    ApiWithoutHooks,
 }
 
 #[derive(Debug)]
@@ -65,7 +67,7 @@ pub fn start_preloaded() {
     } else {
         WAITING.store(std::process::id(), Ordering::Relaxed);
         host::at_exit(at_exit_unseen);
-        boundary::set_phase(Phase::Waiting);
+        boundary::wait_for_first_call(begin_in_host);
     }
 }
 
@@ -118,11 +120,12 @@ pub fn start(config: &Config, mode: Mode) -> Result<Started> {
         return Err(Error::new("starting", "the recording", problem, "restart the host"));
     }
     let mut running = RUNNING.lock();
-    // A thread that has ended could not write any more, and has told so.
-    if running.as_ref().and_then(|r| r.thread.as_ref()).is_some_and(|t| !t.is_finished()) {
+    // In any other phase the writer could not write any more, has told so, and ends.
+    if running.is_some() && boundary::phase() == Phase::Running {
         return Ok(Started::Already);
     }
     *running = None;
+    record::set_disabled(config.disabled);
     if config.disabled {
         return Ok(Started::Disabled);
     }
@@ -132,8 +135,11 @@ pub fn start(config: &Config, mode: Mode) -> Result<Started> {
     let path = config.resolved_log_path(std::process::id(), clock::unix_us(now) / 1_000_000, &program);
     let sink = Sink::open(&path)?;
     record::set_level(config.level);
+    record::set_paused(false);
     observe::reset();
     state::reset();
+    steps::reset();
+    mark::reset();
     // What was pushed while the last recording ended.
     record::queue().drain(drop);
     let session_id = clock::session_id(now);
@@ -150,7 +156,8 @@ pub fn start(config: &Config, mode: Mode) -> Result<Started> {
     boundary::claim_process();
     let before = boundary::phase();
     // Ahead of the thread, which ends this phase when it cannot write.
-    boundary::set_phase(Phase::Running);
+    boundary::set_phase(if mode == Mode::ApiWithoutHooks { Phase::Marking } else { Phase::Running });
+    record::set_writer(Some(commands.clone()));
     let thread = writer::spawn(options, inbox).inspect_err(|_| boundary::set_phase(before))?;
     install_handlers();
     *running = Some(Running { commands, thread: Some(thread), mode, began_ns: now });
@@ -171,7 +178,7 @@ fn first_line(config: &Config, mode: Mode, now: u64, session_id: &str, program: 
         library_version: env!("CARGO_PKG_VERSION").to_owned(),
         mode: match mode {
             Mode::Preload => "preload",
-            Mode::Api => "api",
+            Mode::Api | Mode::ApiWithoutHooks => "api",
         }
         .to_owned(),
         pid: std::process::id(),
@@ -191,10 +198,12 @@ pub fn stop() -> bool {
         return false;
     }
     let Some(mut running) = RUNNING.lock().take() else { return false };
-    if boundary::phase() == Phase::Running {
+    if boundary::recording() {
+        mark::before_the_end();
         tell_the_end(&running);
     }
     boundary::set_phase(Phase::Stopped);
+    record::set_writer(None);
     let Some(thread) = running.thread.take() else { return true };
     if thread.thread().id() == std::thread::current().id() {
         // A callback that was told of the writer's failure: the thread must not wait for itself.
@@ -212,6 +221,20 @@ pub fn stop() -> bool {
         log::error(format!("the log could not be closed within {} s; its end is missing", PATIENCE.as_secs()));
     }
     true
+}
+
+/// Ends recording if `init` began it; one that LD_PRELOAD began is the user's, and only flushed. `None` if nothing ran.
+pub fn stop_own() -> Option<Mode> {
+    if boundary::in_forked_child() {
+        return None;
+    }
+    let mode = RUNNING.lock().as_ref().map(|r| r.mode)?;
+    if mode == Mode::Preload {
+        flush();
+    } else {
+        stop();
+    }
+    Some(mode)
 }
 
 /// Last words of a recording that is in order: unfinished requests, batches, and what was never seen.
@@ -246,6 +269,7 @@ pub fn flush() -> bool {
         return false;
     }
     let Some(commands) = RUNNING.lock().as_ref().map(|r| r.commands.clone()) else { return false };
+    mark::before_flush();
     let (done, answer) = bounded(1);
     commands.send_timeout(Command::Flush(done), PATIENCE).is_ok() && answer.recv_timeout(PATIENCE).is_ok()
 }

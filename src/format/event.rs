@@ -28,6 +28,8 @@ pub enum Line {
 
     /// Memory was given to a tensor.
     MemoryAllocation(resource::MemoryAllocation),
+    /// Memory of an allocation was given back (C API).
+    MemoryDeallocation(resource::MemoryDeallocation),
     /// One operation ran.
     ComputeExecution(resource::ComputeExecution),
     /// One component took over data that another made.
@@ -82,6 +84,7 @@ impl Line {
             Self::ComponentBegin(_) => "component_begin",
             Self::ComponentEnd(_) => "component_end",
             Self::MemoryAllocation(_) => "memory_allocation",
+            Self::MemoryDeallocation(_) => "memory_deallocation",
             Self::ComputeExecution(_) => "compute_execution",
             Self::ComponentHandoff(_) => "component_handoff",
             Self::MlpOperation(_) => "mlp_operation",

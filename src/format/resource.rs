@@ -43,6 +43,26 @@ pub struct MemoryAllocation {
     pub tensor: String,
     /// `weights`, `kv_cache`, `compute`, `output` or `other`.
     pub usage: String,
+    /// Bytes between elements of each dimension of `tensor_shape`, for allocations that the caller marked; `null` otherwise.
+    pub tensor_strides: Option<Vec<u64>>,
+}
+
+/// Memory of an allocation was given back (C API).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct MemoryDeallocation {
+    /// `resource_id` of the `memory_allocation`, as the caller gave it.
+    pub resource_id: String,
+    /// Unix time in microseconds, as a string.
+    pub timestamp: String,
+    /// Size of that allocation in MiB; `null` if no allocation with this id was marked.
+    pub allocation_size_mb: Option<f64>,
+    /// Session of this event.
+    pub session_id: String,
+    /// Number of the ubatch, `null` before the first.
+    pub step: Option<u64>,
+    /// Monotonic clock in nanoseconds.
+    pub t_ns: u64,
 }
 
 /// One operation ran.
@@ -63,8 +83,9 @@ pub struct ComputeExecution {
     pub input_tensors: Vec<String>,
     /// Shape of the result, ggml order, trailing ones left out.
     pub output_shape: Vec<i64>,
-    /// Floating-point operations of this execution in 10^9, from the real shapes.
-    pub compute_intensity_gflops: f64,
+    /// Floating-point operations of this execution in 10^9, from the real shapes; `null` for an operation that the caller named and
+    /// ggml does not know.
+    pub compute_intensity_gflops: Option<f64>,
     /// Estimate: what this operation would take at the best rate seen for its kind in this process. `null` until a rate is known.
     pub estimated_duration_us: Option<f64>,
     /// Threads that computed the operation; `null` where it is not known.
@@ -101,6 +122,9 @@ pub struct ComputeExecution {
     pub gbps: Option<f64>,
     /// Further nodes that the backend computed in the same call (fusion).
     pub fused_with: Vec<String>,
+    /// Who saw it: `mark` the caller (operation and component are the caller's words), `eval_callback` our eval callback (the graph was cut
+    /// at this node, so `duration_us` is that of the node alone, with its start and synchronisation), `null` the hooks.
+    pub source: Option<String>,
 }
 
 /// One component took over data that another made.
@@ -117,8 +141,8 @@ pub struct ComponentHandoff {
     pub to_component: String,
     /// Layer of the taking operation.
     pub layer_id: Option<i32>,
-    /// Size of the tensor in MiB.
-    pub data_size_mb: f64,
+    /// Size of the tensor in MiB; `null` for a hand-off that the caller marked without a result of `from_component` before it.
+    pub data_size_mb: Option<f64>,
     /// Measured rate of the copy; `null` when both sides share memory and nothing is copied.
     pub transfer_bandwidth_gbps: Option<f64>,
     /// `null`: nothing measures it per hand-off. Pressure of the whole host is on `host_sample`.
@@ -133,8 +157,8 @@ pub struct ComponentHandoff {
     pub backend: Option<String>,
     /// Device of the taking operation.
     pub device: Option<String>,
-    /// Tensor that was handed over.
-    pub tensor: String,
+    /// Tensor that was handed over; `null` where it is not known.
+    pub tensor: Option<String>,
 }
 
 /// One matrix multiplication of a feed-forward block ran.
@@ -209,4 +233,6 @@ pub struct KvCacheOperation {
     pub backend: Option<String>,
     /// Device of the cache.
     pub device: Option<String>,
+    /// Size that the caller gave with its mark, keys and values together, MiB; `null` for operations that the hooks saw.
+    pub cache_size_mb: Option<f64>,
 }

@@ -126,11 +126,11 @@ pub struct RequestToken {
     pub session_id: String,
     /// Monotonic clock in nanoseconds.
     pub t_ns: u64,
-    /// Request.
+    /// Request; 0 for a token that the caller recorded itself, of no request that was seen.
     pub request_id: u64,
     /// Sequence.
     pub seq_id: i32,
-    /// 0 for the first generated token.
+    /// 0 for the first generated token (of the request, or of the caller's session).
     pub index: u64,
     /// Token id; `null` unless `LLAMA_RESOURCE_LOG_TEXT=1`, since ids are text.
     pub token_id: Option<i32>,

@@ -89,6 +89,8 @@ api! {
     fn ggml_backend_buffer_get_type(buffer: Ptr) -> Ptr;
     /// Size of a buffer.
     fn ggml_backend_buffer_get_size(buffer: Ptr) -> usize;
+    /// What a buffer is for: 0 anything, 1 weights, 2 compute.
+    fn ggml_backend_buffer_get_usage(buffer: Ptr) -> i32;
     /// Whether the CPU can read a buffer directly.
     fn ggml_backend_buffer_is_host(buffer: Ptr) -> bool;
     /// Name of a buffer type.

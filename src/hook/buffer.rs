@@ -9,7 +9,7 @@ fn tensor_placed(buffer: Ptr, tensor: Ptr) {
     let Some(t) = (unsafe { TensorPtr::new(tensor) }) else { return };
     let placement = observe::host().buffers.tensor_placed(buffer, t, record::level());
     if let Some(placement) = placement {
-        record::push_line(placement.line());
+        record::push_line(placement.line(None));
     }
 }
 

@@ -1,5 +1,8 @@
 //! The KV cache as the host orders it: remove, copy, shift, keep, clear, save, restore.
 
+use std::cell::Cell;
+use std::ffi::c_char;
+
 use super::Ptr;
 use crate::clock;
 use crate::format::resource::KvCacheOperation;
@@ -37,6 +40,7 @@ fn tell(host: &Host, ctx: u64, op: &Operation) {
         t_ns: now,
         backend: None,
         device: None,
+        cache_size_mb: None,
     }));
 }
 
@@ -134,17 +138,62 @@ hooks! {
     /// A sequence's state is saved (prompt cache, checkpoints).
     fn llama_state_seq_get_data_ext(ctx: Ptr, dst: *mut u8, size: usize, seq: i32, flags: u32) -> usize;
     before {}
-    after |(), n| { if *n > 0 { saved_or_restored(ctx, seq, flags, "save") } }
+    after |(), n| { if *n > 0 { saved_or_restored(ctx, Some(seq), flags, "save") } }
 
     /// A sequence's state is restored.
     fn llama_state_seq_set_data_ext(ctx: Ptr, src: *const u8, size: usize, seq: i32, flags: u32) -> usize;
     before {}
-    after |(), n| { if *n > 0 { saved_or_restored(ctx, seq, flags, "restore") } }
+    after |(), n| { if *n > 0 { saved_or_restored(ctx, Some(seq), flags, "restore") } }
+
+    /// The older call, which newer builds forward to the one above: told once, here.
+    fn llama_state_seq_get_data(ctx: Ptr, dst: *mut u8, size: usize, seq: i32) -> usize;
+    before { FORWARDS.set(true) }
+    after |(), n| {
+        FORWARDS.set(false);
+        if *n > 0 { saved_or_restored(ctx, Some(seq), 0, "save") }
+    }
+
+    /// The older call.
+    fn llama_state_seq_set_data(ctx: Ptr, src: *const u8, size: usize, seq: i32) -> usize;
+    before { FORWARDS.set(true) }
+    after |(), n| {
+        FORWARDS.set(false);
+        if *n > 0 { saved_or_restored(ctx, Some(seq), 0, "restore") }
+    }
+
+    /// A sequence is saved to a file (llama-server: `/slots/N?action=save`).
+    fn llama_state_seq_save_file(ctx: Ptr, path: *const c_char, seq: i32, tokens: *const i32, n_tokens: usize) -> usize;
+    before {}
+    after |(), n| { if *n > 0 { saved_or_restored(ctx, Some(seq), 0, "save") } }
+
+    /// A sequence is restored from a file. Without room for the tokens it only tells how many there are.
+    fn llama_state_seq_load_file(ctx: Ptr, path: *const c_char, seq: i32, tokens: *mut i32, capacity: usize, n_tokens: *mut usize) -> usize;
+    before {}
+    after |(), n| { if *n > 0 && !tokens.is_null() { saved_or_restored(ctx, Some(seq), 0, "restore") } }
+
+    /// All sequences are restored.
+    fn llama_state_set_data(ctx: Ptr, src: *const u8, size: usize) -> usize;
+    before {}
+    after |(), n| { if *n > 0 { saved_or_restored(ctx, None, 0, "restore") } }
+
+    /// All sequences are restored from a file.
+    fn llama_state_load_file(ctx: Ptr, path: *const c_char, tokens: *mut i32, capacity: usize, n_tokens: *mut usize) -> bool;
+    before {}
+    after |(), done| { if *done { saved_or_restored(ctx, None, 0, "restore") } }
 }
 
-fn saved_or_restored(ctx: Ptr, seq: i32, flags: u32, name: &'static str) {
+thread_local! {
+    /// A call runs that newer builds forward to one which is hooked too.
+    static FORWARDS: Cell<bool> = const { Cell::new(false) };
+}
+
+/// `seq`: one sequence, or all.
+fn saved_or_restored(ctx: Ptr, seq: Option<i32>, flags: u32, name: &'static str) {
     /// Only the part that cannot be rolled back (sliding window, recurrent state): the cells stay.
     const PARTIAL_ONLY: u32 = 1;
+    if FORWARDS.get() {
+        return;
+    }
     let mut host = observe::host();
     let host = &mut *host;
     let others_serve = host.contexts.any_serving();
@@ -154,6 +203,6 @@ fn saved_or_restored(ctx: Ptr, seq: i32, flags: u32, name: &'static str) {
     }
     let (id, counts) = (context.id, context.counts(others_serve));
     if counts {
-        tell(host, id, &Operation { name, seq, p0: -1, p1: -1 });
+        tell(host, id, &Operation { name, seq: seq.unwrap_or(-1), p0: -1, p1: -1 });
     }
 }

@@ -19,6 +19,7 @@ pub mod budget;
 pub mod eval;
 pub mod expand;
 mod graph_run;
+mod lines;
 pub mod ring;
 pub mod sessions;
 pub mod spans;
@@ -77,7 +78,9 @@ impl Refusal {
             Self::Disabled => "recording is switched off",
             Self::Invalid(what) | Self::WrongOrder(what) | Self::Unreadable(what) => what,
             Self::TooDeep => "too many open layers and components on this thread; is an end missing?",
-            Self::Unavailable => "this process cannot record: it is a forked child, or an internal failure ended recording",
+            Self::Unavailable => {
+                "this process cannot record: it is a forked child, or an internal failure ended recording"
+            }
         }
     }
 }
@@ -95,6 +98,9 @@ pub fn gate() -> Result<(), Refusal> {
 #[cold]
 #[must_use]
 pub fn refusal() -> Refusal {
+    if boundary::in_forked_child() {
+        return Refusal::Unavailable;
+    }
     match boundary::phase() {
         Phase::Poisoned => Refusal::Unavailable,
         Phase::Running | Phase::Marking => Refusal::Disabled,

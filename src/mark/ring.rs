@@ -33,11 +33,8 @@ struct Rings {
     ended: Statistics,
 }
 
-static RINGS: Mutex<Rings> = Mutex::new(Rings {
-    live: Vec::new(),
-    next: 0,
-    ended: Statistics { seen: 0, written: 0, dropped: 0, left_out: 0 },
-});
+static RINGS: Mutex<Rings> =
+    Mutex::new(Rings { live: Vec::new(), next: 0, ended: Statistics { seen: 0, written: 0, dropped: 0, left_out: 0 } });
 static WRITTEN: AtomicU64 = AtomicU64::new(0);
 static DROPPED_BY_WRITER: AtomicU64 = AtomicU64::new(0);
 static WITHOUT_RING: AtomicU64 = AtomicU64::new(0);

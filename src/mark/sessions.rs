@@ -78,8 +78,6 @@ pub struct Ended {
     pub t_ns: u64,
     /// What the hooks saw while it lasted.
     pub seen: Seen,
-    /// Tokens that the caller recorded.
-    pub tokens: u64,
 }
 
 #[derive(Debug)]
@@ -134,11 +132,10 @@ pub fn end(t_ns: u64) -> bool {
     let mut table = TABLE.lock();
     let Some((number, then)) = table.open.take() else { return false };
     CURRENT.store(0, Ordering::Release);
-    let tokens = TOKENS.load(Ordering::Relaxed);
     let Some(named) = table.named.get_mut(&number) else { return false };
     named.end_ns = t_ns;
     let id = named.id.clone();
-    table.ended.push(Ended { number, id, t_ns, seen: now.since(then), tokens });
+    table.ended.push(Ended { number, id, t_ns, seen: now.since(then) });
     true
 }
 

@@ -203,7 +203,11 @@ fn hash(name: &str) -> u64 {
 }
 
 fn checked_name(name: &str) -> Result<&str, Refusal> {
-    if name.is_empty() || name.len() > MAX_NAME { Err(Refusal::Invalid("a name is empty or longer than 127 bytes")) } else { Ok(name) }
+    if name.is_empty() || name.len() > MAX_NAME {
+        Err(Refusal::Invalid("a name is empty or longer than 127 bytes"))
+    } else {
+        Ok(name)
+    }
 }
 
 /// Spans are kept in order while recording is paused, so that a pause between a begin and its end does no harm.
@@ -348,7 +352,9 @@ pub fn compute(
 /// Level from which an operation is written, as for the operations that the hooks see: the caller's word for it counts first.
 fn least_of(operation: &str, op: &str) -> Level {
     let is = |names: &[&str]| names.iter().any(|n| operation.eq_ignore_ascii_case(n));
-    if is(&["mul_mat", "mul_mat_id", "out_prod", "matmul", "gemm"]) || matches!(op, "MUL_MAT" | "MUL_MAT_ID" | "OUT_PROD") {
+    if is(&["mul_mat", "mul_mat_id", "out_prod", "matmul", "gemm"])
+        || matches!(op, "MUL_MAT" | "MUL_MAT_ID" | "OUT_PROD")
+    {
         Level::Minimal
     } else if is(&["add", "mul", "scale", "copy", "cpy", "cont", "dup", "view", "reshape", "permute", "transpose"]) {
         Level::Verbose
@@ -365,6 +371,8 @@ pub fn mlp(operation: &str, weights: &TensorPtr, activations: &TensorPtr) -> Ans
         words::text(w, operation);
         tensor::write(w, weights);
         tensor::write(w, activations);
+        // The other source of the multiplication, if the activations are its result.
+        w.push(activations.src(1).map_or(0, |t| t.view().packed_bytes()));
     })
 }
 

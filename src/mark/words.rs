@@ -37,9 +37,7 @@ pub enum Kind {
 
 impl Kind {
     fn from_byte(byte: u8) -> Option<Self> {
-        use Kind::{
-            Allocation, Cache, ComponentBegin, Compute, Deallocation, End, Handoff, LayerBegin, Mlp, Token,
-        };
+        use Kind::{Allocation, Cache, ComponentBegin, Compute, Deallocation, End, Handoff, LayerBegin, Mlp, Token};
         [LayerBegin, ComponentBegin, End, Compute, Allocation, Deallocation, Mlp, Cache, Handoff, Token]
             .into_iter()
             .find(|k| *k as u8 == byte)

@@ -80,9 +80,9 @@ pub struct Placement {
 }
 
 impl Placement {
-    /// The event. Made by the writer for the tensors of a graph: there may be a thousand.
+    /// The event. Made by the writer for the tensors of a graph, which `step` runs: there may be a thousand.
     #[must_use]
-    pub fn line(&self) -> Line {
+    pub fn line(&self, step: Option<u64>) -> Line {
         let class = class::classify_tensor(&self.tensor, self.op);
         let component = class.component.name();
         let elements = self.ne.iter().fold(1u64, |n, &d| n.saturating_mul(u64::try_from(d).unwrap_or(0)));
@@ -103,12 +103,13 @@ impl Placement {
             },
             memory_address: (self.address != 0).then(|| format!("{:#x}", self.address)),
             session_id: String::new(),
-            step: None,
+            step,
             t_ns: self.t_ns,
             backend: Some(self.backend.to_owned()),
             device: self.device.map(str::to_owned),
             tensor: self.tensor.to_string(),
             usage: self.usage.to_owned(),
+            tensor_strides: None,
         })
     }
 }

@@ -44,6 +44,7 @@ pub struct Context {
     memory: usize,
     vocab: usize,
     size_cells: u64,
+    n_seq_max: u32,
     unified: bool,
     has_cells: bool,
     /// What its first `llama_set_sampler` told; `None` before.
@@ -57,6 +58,7 @@ pub struct Context {
     applied: Option<(i32, u64)>,
     running: Option<Running>,
     unsynchronized: Option<Batch>,
+    batches: u64,
     busy_ns: u64,
     warming_up: bool,
     told_usage_ns: u64,
@@ -153,6 +155,7 @@ impl Context {
             memory: memory as usize,
             vocab: vocab as usize,
             size_cells: u64::from(n_ctx),
+            n_seq_max,
             // One stream for all sequences: then each may fill the whole context.
             unified: n_seq_max <= 1 || n_ctx_seq == n_ctx,
             has_cells: !memory.is_null() && !recurrent,
@@ -163,6 +166,7 @@ impl Context {
             applied: None,
             running: None,
             unsynchronized: None,
+            batches: 0,
             busy_ns: 0,
             warming_up: false,
             told_usage_ns: 0,
@@ -218,7 +222,16 @@ impl Context {
         self.flush_batch();
         self.rows = rows;
         self.samplers_of_row.clear();
+        self.batches += 1;
         self.running = Some(Running { begun_ns: clock::now_ns(), ..Running::default() });
+    }
+
+    /// Whether a step of the running call may be written event by event. Not a warm-up: llama.cpp makes up to two batches before it
+    /// serves, and nothing says what they are; the budget of a long prompt would be gone.
+    #[must_use]
+    pub fn may_be_sampled(&self, others_serve: bool) -> bool {
+        const WARM_UPS: u64 = 2;
+        self.counts(others_serve) && (self.is_serving() || self.batches > WARM_UPS)
     }
 
     /// Sequences of the running call, at least 1: more tokens than that in a ubatch are a prompt.
@@ -395,8 +408,15 @@ impl Context {
         ranges
     }
 
-    /// A restored state covers these positions now.
-    pub fn restored(&mut self, seq: i32) {
+    /// A state was restored into a sequence, or into all.
+    pub fn restored(&mut self, seq: Option<i32>) {
+        match seq {
+            Some(seq) => self.restored_one(seq),
+            None => (0..i32::try_from(self.n_seq_max).unwrap_or(1)).for_each(|seq| self.restored_one(seq)),
+        }
+    }
+
+    fn restored_one(&mut self, seq: i32) {
         let memory = self.memory as Ptr;
         // SAFETY: the memory of a live context.
         let p0 = unsafe { api::llama_memory_seq_pos_min(memory, seq) }.unwrap_or(-1);

@@ -88,6 +88,8 @@ pub struct Plan {
     pub activations: HashMap<Option<i32>, &'static str>,
     /// Operations whose FLOPs we cannot count.
     pub unknown_ops: Vec<&'static str>,
+    /// Seen by the eval callback: every node runs alone.
+    pub serialized: bool,
     /// Executions.
     pub steps: AtomicU64,
     /// Executions that were timed.
@@ -176,19 +178,29 @@ pub fn build(sched: Ptr, fingerprint: u64, executed: &[TensorPtr]) -> Plan {
         executed.iter().enumerate().map(|(i, t)| (t.address(), i)).collect();
     let mut places: HashMap<usize, Place> = HashMap::new();
     let mut nodes: Vec<PlanNode> = Vec::with_capacity(executed.len());
-    let (mut unknown_ops, mut activations) = (Vec::new(), HashMap::new());
     for t in executed {
-        let node = plan_node(sched, t, &index, &nodes, &mut places);
-        if !cost::known_op(t.op()) && !unknown_ops.contains(&node.op) {
+        let place = place(sched, *t, &mut places);
+        nodes.push(plan_node(place, t, &index, &nodes));
+    }
+    assemble((sched as usize, fingerprint), nodes, false)
+}
+
+/// The plan of a graph whose nodes have been looked at.
+#[must_use]
+pub fn assemble(key: (usize, u64), nodes: Vec<PlanNode>, serialized: bool) -> Plan {
+    let (mut unknown_ops, mut activations) = (Vec::new(), HashMap::new());
+    for node in &nodes {
+        let op = node.op.to_ascii_uppercase();
+        if !cost::known_op(&op) && !unknown_ops.contains(&node.op) {
             unknown_ops.push(node.op);
         }
-        if let Some(f) = class::activation(t.op()) {
+        if let Some(f) = class::activation(&op) {
             activations.insert(node.class.layer, f);
         }
-        nodes.push(node);
     }
     Plan {
-        key: (sched as usize, fingerprint),
+        key,
+        serialized,
         n_tokens: n_tokens(&nodes),
         flops: nodes.iter().map(|n| n.cost.flops).sum(),
         flows: nodes.iter().map(|n| n.flows.len() as u64).sum(),
@@ -201,12 +213,13 @@ pub fn build(sched: Ptr, fingerprint: u64, executed: &[TensorPtr]) -> Plan {
     }
 }
 
-fn plan_node(
-    sched: Ptr,
+/// What node `t` is, that runs at `place`. `before` are the graph's nodes ahead of it, `index` their numbers by address.
+#[must_use]
+pub fn plan_node(
+    place: Place,
     t: &TensorPtr,
     index: &HashMap<*const std::ffi::c_void, usize>,
     before: &[PlanNode],
-    places: &mut HashMap<usize, Place>,
 ) -> PlanNode {
     let sources: Vec<Option<TensorPtr>> = (0..t.n_src()).map(|i| t.src(i)).collect();
     let views: Vec<Tensor<'_>> =
@@ -253,7 +266,7 @@ fn plan_node(
         src0_shape: views.first().map_or([0; 4], |v| v.ne),
         out_bytes: out.packed_bytes(),
         src1_bytes: views.get(1).map_or(0, Tensor::packed_bytes),
-        place: place(sched, *t, places),
+        place,
         mlp_role: class::mlp_role(&node),
         kv_write,
         flows,

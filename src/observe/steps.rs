@@ -202,9 +202,23 @@ impl Step {
     }
 }
 
+static BY_HOOK: std::sync::atomic::AtomicBool = std::sync::atomic::AtomicBool::new(false);
+
+/// Whether the hooks see this process' graphs: then the eval callback leaves them to the hooks.
+#[must_use]
+pub fn seen_by_hooks() -> bool {
+    BY_HOOK.load(Ordering::Relaxed)
+}
+
+/// Forgets whether the hooks see graphs, when recording starts anew.
+pub fn reset() {
+    BY_HOOK.store(false, Ordering::Relaxed);
+}
+
 /// The scheduler is about to run `graph`.
 #[must_use]
 pub fn begin(sched: Ptr, graph: Ptr) -> Option<Step> {
+    BY_HOOK.store(true, Ordering::Relaxed);
     if layout::check().is_err() {
         return None;
     }
@@ -212,12 +226,19 @@ pub fn begin(sched: Ptr, graph: Ptr) -> Option<Step> {
     let (plan, nodes, reused) = host.schedulers.find(sched, graph)?;
     let number = plan.n_tokens.map(|_| TOTALS.last_step.fetch_add(1, Ordering::Relaxed) + 1);
     let ctx = context();
-    let sequences = if ctx.is_null() { 1 } else { host.contexts.get(ctx).sequences_in_batch() };
+    let others_serve = host.contexts.any_serving();
+    // A graph without a decode call around it is as good as any: a host whose calls we do not see.
+    let (sequences, may_be_sampled) = if ctx.is_null() {
+        (1, true)
+    } else {
+        let context = host.contexts.get(ctx);
+        (context.sequences_in_batch(), context.may_be_sampled(others_serve))
+    };
     let prefill = plan.n_tokens.is_some_and(|n| n > sequences);
     drop(host);
     let now = clock::now_ns();
     let level = record::level();
-    let sampled = number.is_some() && rate::may_sample(prefill, now);
+    let sampled = number.is_some() && may_be_sampled && !record::paused() && rate::may_sample(prefill, now);
     // MINIMAL times only what it writes; the others time every step, so that their totals are whole.
     let timed = sampled || level >= Level::Detailed;
     let measures_workers = sampled && level >= Level::Verbose;
@@ -239,25 +260,22 @@ pub fn begin(sched: Ptr, graph: Ptr) -> Option<Step> {
     })
 }
 
-/// The scheduler has returned.
-pub fn end(step: Step) {
-    let end_ns = clock::now_ns();
-    let graph_ns = end_ns - step.begun_ns;
-    let workers_ns = if step.measures_workers { workers::end() } else { Vec::new() };
-    let (sums, spans): (_, Vec<Span>) = step.timer.as_ref().map(Timer::finish).unwrap_or_default();
+fn add(a: &AtomicU64, n: u64) {
+    a.fetch_add(n, Ordering::Relaxed);
+}
+
+/// Adds a step that is over to the totals.
+pub fn account(plan: &Plan, prefill: bool, reused: bool, graph_ns: u64, sums: &super::timer::Sums) {
     // A backend other than the CPU was not seen by the timer at all.
     let timed = sums.ops > 0;
-    step.plan.count(timed);
-    let add = |a: &AtomicU64, n: u64| {
-        a.fetch_add(n, Ordering::Relaxed);
-    };
-    if let Some(tokens) = step.plan.n_tokens {
-        let phase = &TOTALS.phases[usize::from(!step.prefill)];
+    plan.count(timed);
+    if let Some(tokens) = plan.n_tokens {
+        let phase = &TOTALS.phases[usize::from(!prefill)];
         add(&phase.steps, 1);
         add(&phase.tokens, tokens);
         add(&phase.graph_ns, graph_ns);
-        add(&phase.flops, step.plan.flops);
-        add(if step.reused { &TOTALS.reused } else { &TOTALS.built }, 1);
+        add(&phase.flops, plan.flops);
+        add(if reused { &TOTALS.reused } else { &TOTALS.built }, 1);
         if timed {
             add(&TOTALS.timed, 1);
             add(&TOTALS.timed_graph_ns, graph_ns);
@@ -265,7 +283,16 @@ pub fn end(step: Step) {
             add(&TOTALS.barrier_ns, sums.barrier_ns);
         }
     }
-    add(&TOTALS.flows, step.plan.flows);
+    add(&TOTALS.flows, plan.flows);
+}
+
+/// The scheduler has returned.
+pub fn end(step: Step) {
+    let end_ns = clock::now_ns();
+    let graph_ns = end_ns - step.begun_ns;
+    let workers_ns = if step.measures_workers { workers::end() } else { Vec::new() };
+    let (sums, spans): (_, Vec<Span>) = step.timer.as_ref().map(Timer::finish).unwrap_or_default();
+    account(&step.plan, step.prefill, step.reused, graph_ns, &sums);
     if step.timer.is_some() {
         state::after_timed_step(&step.plan, sums.ops);
     }

@@ -15,6 +15,7 @@ macro_rules! of_any {
             Line::ComponentBegin($e) => $value,
             Line::ComponentEnd($e) => $value,
             Line::MemoryAllocation($e) => $value,
+            Line::MemoryDeallocation($e) => $value,
             Line::ComputeExecution($e) => $value,
             Line::ComponentHandoff($e) => $value,
             Line::MlpOperation($e) => $value,

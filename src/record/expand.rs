@@ -9,8 +9,7 @@ use crate::format::session::{ComponentBegin, ComponentEnd, LayerBegin, LayerEnd}
 use crate::format::summary::ThreadImbalance;
 use crate::format::{Level, Line};
 use crate::graph::class::Component;
-use crate::observe::buffers::Placement;
-use crate::observe::plan::PlanNode;
+use crate::observe::plan::{Plan, PlanNode};
 
 const MIB: f64 = 1024.0 * 1024.0;
 
@@ -62,7 +61,9 @@ fn six(x: f64) -> f64 {
     (x * 1e6).round() / 1e6
 }
 
-fn mib(bytes: u64) -> f64 {
+/// Bytes in MiB, exact to the byte.
+#[must_use]
+pub fn mib(bytes: u64) -> f64 {
     six(bytes as f64 / MIB)
 }
 
@@ -70,7 +71,7 @@ fn mib(bytes: u64) -> f64 {
 pub fn expand(sample: &StepSample, level: Level, rates: &mut BestRates) -> Vec<Line> {
     let groups = groups(sample);
     let mut out = Vec::with_capacity(groups.len() * 2);
-    out.extend(sample.placements.iter().map(Placement::line));
+    out.extend(sample.placements.iter().map(|p| p.line(sample.step)));
     let mut marks = Marks { sample, on: level >= Level::Detailed, layer: None, component: None };
     for g in &groups {
         let n = g.lead();
@@ -136,10 +137,10 @@ fn is_matmul(n: &PlanNode) -> bool {
     matches!(n.op, "mul_mat" | "mul_mat_id" | "out_prod")
 }
 
-/// Operations of this sample that would be written at `level`: what a step that is not sampled leaves out.
+/// Operations of this plan that would be written at `level`: what a step that is not sampled leaves out. Fused ones are one event.
 #[must_use]
-pub fn events_of(nodes: &[PlanNode], level: Level) -> u64 {
-    nodes.iter().filter(|n| wanted(n, level)).count() as u64
+pub fn events_of(plan: &Plan, level: Level) -> u64 {
+    plan.nodes.iter().enumerate().filter(|(i, n)| plan.leader(*i) == *i && wanted(n, level)).count() as u64
 }
 
 fn costs(g: &Group<'_>) -> (u64, u64) {
@@ -174,7 +175,7 @@ fn compute(sample: &StepSample, g: &Group<'_>, rates: &BestRates) -> Line {
         layer_id: n.class.layer,
         input_tensors: n.inputs.iter().map(|i| i.to_string()).collect(),
         output_shape: shape(&n.shape),
-        compute_intensity_gflops: flops as f64 / 1e9,
+        compute_intensity_gflops: Some(flops as f64 / 1e9),
         estimated_duration_us: rates.estimate_us(n.op, flops, bytes).map(round),
         parallelism_factor: (!sample.workers_ns.is_empty()).then(|| sample.workers_ns.len() as u32 + 1),
         memory_throughput_gbps: gbps,
@@ -193,6 +194,7 @@ fn compute(sample: &StepSample, g: &Group<'_>, rates: &BestRates) -> Line {
         bytes_written: written,
         gbps,
         fused_with: g.nodes[1..].iter().map(|n| n.name.to_string()).collect(),
+        source: sample.plan.serialized.then(|| "eval_callback".to_owned()),
     })
 }
 
@@ -233,7 +235,7 @@ fn handoffs<'a>(sample: &'a StepSample, g: &'a Group<'_>, n: &'a PlanNode) -> im
             from_component: from.to_owned(),
             to_component: to.to_owned(),
             layer_id: n.class.layer,
-            data_size_mb: mib(f.bytes),
+            data_size_mb: Some(mib(f.bytes)),
             transfer_bandwidth_gbps: None,
             memory_pressure: None,
             session_id: String::new(),
@@ -241,7 +243,7 @@ fn handoffs<'a>(sample: &'a StepSample, g: &'a Group<'_>, n: &'a PlanNode) -> im
             t_ns: g.start_ns,
             backend: Some(n.place.backend.to_owned()),
             device: n.place.device.map(str::to_owned),
-            tensor: f.tensor.to_string(),
+            tensor: Some(f.tensor.to_string()),
         })
     })
 }
@@ -275,6 +277,7 @@ fn cache_write(sample: &StepSample, g: &Group<'_>) -> Option<Line> {
         t_ns: g.start_ns,
         backend: Some(n.place.backend.to_owned()),
         device: n.place.device.map(str::to_owned),
+        cache_size_mb: None,
     }))
 }
 

@@ -12,7 +12,10 @@ pub mod stamp;
 pub mod summary;
 pub mod writer;
 
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+
+use crossbeam_channel::Sender;
+use parking_lot::Mutex;
 
 pub use event::Event;
 pub use stamp::{line_time, stamp};
@@ -23,6 +26,10 @@ use crate::queue::{Local, Queue};
 static QUEUE: Queue<Event> = Queue::new();
 static LEVEL: AtomicU8 = AtomicU8::new(Level::Detailed as u8);
 static SEEN: AtomicU64 = AtomicU64::new(0);
+static PAUSED: AtomicBool = AtomicBool::new(false);
+static DISABLED: AtomicBool = AtomicBool::new(false);
+static WOKEN: AtomicBool = AtomicBool::new(false);
+static WRITER: Mutex<Option<Sender<writer::Command>>> = Mutex::new(None);
 
 thread_local! {
     static LOCAL: Local<Event> = const { Local::new(None) };
@@ -44,6 +51,53 @@ pub fn set_level(level: Level) {
     LEVEL.store(level as u8, Ordering::Relaxed);
 }
 
+/// Pauses or goes on (`disable` and `enable` of the C API). While paused the host is observed, so that memory and cache stay right, but
+/// no event is written.
+pub fn set_paused(on: bool) {
+    PAUSED.store(on, Ordering::Relaxed);
+}
+
+/// Whether recording is paused.
+#[inline]
+#[must_use]
+pub fn paused() -> bool {
+    PAUSED.load(Ordering::Relaxed)
+}
+
+/// The settings said not to record at all.
+pub fn set_disabled(on: bool) {
+    DISABLED.store(on, Ordering::Relaxed);
+}
+
+/// Whether the settings said not to record at all.
+#[must_use]
+pub fn disabled() -> bool {
+    DISABLED.load(Ordering::Relaxed)
+}
+
+/// Tells [`wake`] whom to wake; `None` when the writer is gone.
+pub fn set_writer(commands: Option<Sender<writer::Command>>) {
+    *WRITER.lock() = commands;
+    WOKEN.store(false, Ordering::Relaxed);
+}
+
+/// A ring is half full: the writer should not sleep on. Cheap when it has been told already, and never waits.
+#[inline]
+pub fn wake() {
+    if !WOKEN.load(Ordering::Relaxed) && !WOKEN.swap(true, Ordering::Relaxed) {
+        if let Some(commands) = WRITER.try_lock().as_deref().and_then(Option::as_ref) {
+            _ = commands.try_send(writer::Command::Wake);
+        } else {
+            WOKEN.store(false, Ordering::Relaxed);
+        }
+    }
+}
+
+/// The writer is awake.
+pub(crate) fn awake() {
+    WOKEN.store(false, Ordering::Relaxed);
+}
+
 /// Hands an event to the writer. Never blocks; a full ring is counted.
 pub fn push(event: Event) {
     // A thread that is being torn down has no ring any more; its event is counted as lost like any other.
@@ -55,6 +109,10 @@ pub fn push(event: Event) {
 /// Hands a rare event to the writer; the writer fills in session id and wall-clock strings.
 pub fn push_line(line: Line) {
     SEEN.fetch_add(1, Ordering::Relaxed);
+    if paused() {
+        dropped::count("disabled", line.kind(), 1);
+        return;
+    }
     push(Event::Line(Box::new(line)));
 }
 

@@ -15,6 +15,7 @@ macro_rules! each_line {
             Line::ComponentBegin($e) => $body,
             Line::ComponentEnd($e) => $body,
             Line::MemoryAllocation($e) => $body,
+            Line::MemoryDeallocation($e) => $body,
             Line::ComputeExecution($e) => $body,
             Line::ComponentHandoff($e) => $body,
             Line::MlpOperation($e) => $body,

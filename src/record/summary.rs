@@ -129,7 +129,7 @@ impl Collector {
             };
             add_to(ops, components, layers, &plan.nodes[leader], &timed_part);
         }
-        let events = events_of(&plan.nodes, level) * steps;
+        let events = events_of(plan, level) * steps;
         self.plans.insert(Arc::as_ptr(plan) as usize, now);
         (steps, events)
     }

@@ -13,18 +13,23 @@ use super::host_sample::Sampler;
 use super::rate::Budget;
 use super::sink::Sink;
 use super::summary::{self, Collector};
-use super::{dropped, level, queue, stamp};
+use super::{dropped, level, line_time, queue, stamp};
 use crate::error::{Error, Result};
 use crate::format::server::RequestToken;
 use crate::format::session::{SessionEnd, SessionSummary};
 use crate::format::summary::EventsDropped;
 use crate::format::{Level, Line};
+use crate::mark::expand::Marks;
+use crate::mark::sessions;
 use crate::observe;
 use crate::observe::steps::TOTALS;
 use crate::{boundary, clock, host, log};
 
 /// How long the thread sleeps between two looks at the rings: what a killed host can lose.
 const NAP: Duration = Duration::from_millis(100);
+
+/// Bytes of lines that are made before they are written.
+const MOST_BUFFERED: usize = 1 << 20;
 
 /// What the thread can be told.
 #[derive(Debug)]
@@ -33,6 +38,8 @@ pub enum Command {
     Flush(Sender<()>),
     /// The same, then close the log in order and answer.
     Stop(Sender<()>),
+    /// A ring is half full: write what there is.
+    Wake,
 }
 
 /// Where and how to write.
@@ -81,6 +88,9 @@ struct Writer {
     pending: Vec<Event>,
     budget: Budget,
     collector: Collector,
+    marks: Marks,
+    /// Lines, bytes and dropped events when the caller's session began.
+    named_from: (u64, u64, u64),
     sampler: Sampler,
     rates: BestRates,
     next_interval_ns: u64,
@@ -105,6 +115,8 @@ impl Writer {
             pending: Vec::new(),
             budget: Budget::new(options.bytes_per_second, now),
             collector: Collector::new(now),
+            marks: Marks::new(options.bytes_per_second, options.text, now),
+            named_from: (0, 0, 0),
             sampler: Sampler::default(),
             rates: BestRates::default(),
             next_interval_ns: now + level().summary_interval_ms() * 1_000_000,
@@ -146,19 +158,26 @@ impl Writer {
                     return;
                 }
                 Err(RecvTimeoutError::Disconnected) => return,
-                Err(RecvTimeoutError::Timeout) => {}
+                Ok(Command::Wake) | Err(RecvTimeoutError::Timeout) => {}
             }
         }
     }
 
     fn take_events(&mut self) {
         let mut events = std::mem::take(&mut self.pending);
+        super::awake();
+        self.marks.drain(clock::now_ns(), |line| events.push(Event::Line(Box::new(line))));
         queue().drain(|e| events.push(e));
         // Rings are drained one after the other; the log is in order of time.
         events.sort_by_key(Event::t_ns);
         for event in events.drain(..) {
             match event {
-                Event::Line(line) => self.put(*line),
+                Event::Line(line) => {
+                    self.put(*line);
+                    if self.buffer.len() > MOST_BUFFERED {
+                        self.write_out();
+                    }
+                }
                 Event::Token(token) => self.token(token),
                 Event::Step(sample) => {
                     let before = self.buffer.len();
@@ -202,6 +221,10 @@ impl Writer {
         let level = level();
         if let Some((summary, left_out)) = self.collector.collect(now, level) {
             dropped::count("rate_limit", "step_events", left_out);
+            self.put(Line::StepSummary(summary));
+            // The steps' own totals: those of the marks would count the same work again.
+            _ = self.marks.summary(now);
+        } else if let Some(summary) = self.marks.summary(now) {
             self.put(Line::StepSummary(summary));
         }
         if level >= Level::Detailed {
@@ -264,7 +287,13 @@ impl Writer {
     }
 
     fn put_unbudgeted(&mut self, mut line: Line) {
-        stamp(&mut line, &self.session_id);
+        self.count_named(&mut line);
+        let named = if matches!(line, Line::ResourceSessionSummary(_) | Line::ResourceSessionEnd(_)) {
+            None
+        } else {
+            sessions::at(line_time(&line))
+        };
+        stamp(&mut line, named.as_deref().unwrap_or(&self.session_id));
         let before = self.buffer.len();
         if serde_json::to_writer(&mut self.buffer, &line).is_err() {
             // Nothing in these types can fail to serialise; if it ever does, the line is lost and counted, not the log.
@@ -274,6 +303,20 @@ impl Writer {
         }
         self.buffer.push(b'\n');
         self.lines += 1;
+    }
+
+    /// The summary of the caller's session says what was written while it lasted.
+    fn count_named(&mut self, line: &mut Line) {
+        let now = (self.lines, self.bytes + self.buffer.len() as u64, self.dropped);
+        match line {
+            Line::ResourceTrackingBegin(_) => self.named_from = now,
+            Line::ResourceSessionSummary(s) if !s.session_id.is_empty() => {
+                s.lines_written = now.0 - self.named_from.0;
+                s.bytes_written = now.1 - self.named_from.1;
+                s.events_dropped = now.2 - self.named_from.2;
+            }
+            _ => {}
+        }
     }
 
     fn write_out(&mut self) {

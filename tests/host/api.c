@@ -16,6 +16,7 @@
 #define words llama_resource_instrumentation_status_to_string
 
 static int messages, answers[8];
+static volatile int ended;
 
 // A callback that calls back: the most careless one that is still allowed.
 static void careless(int32_t level, const char *text, void *user_data) {
@@ -28,7 +29,7 @@ static void careless(int32_t level, const char *text, void *user_data) {
 // Ends the recording from inside a message, which may come from the library's own thread.
 static void ends(int32_t level, const char *text, void *user_data) {
     (void) user_data;
-    if (level > 2) { printf("message %d: %sfree in it: %d\n", level, text, (int) deinit()), fflush(stdout); }
+    if (level > 2) { printf("message %d: %sfree in it: %d\n", level, text, (int) deinit()), ended = 1; }
 }
 
 static void *init_too(void *slot) {
@@ -61,8 +62,9 @@ int main(int argc, char **argv) {
     } else if (strcmp(what, "full") == 0) {
         // The test's limit of file sizes ends the recording in the middle.
         log_set(strcmp(getenv("HOW"), "free") == 0 ? ends : NULL, NULL);
-        SAY(init(0, log));
-        for (int i = 0; i < 40 && flush() == 0; i++) { usleep(300000); }
+        SAY(init(2, log));
+        for (int i = 0; i < 100 && flush() == 0; i++) { usleep(100000); }
+        while (strcmp(getenv("HOW"), "free") == 0 && !ended) { usleep(1000); }
         SAY(flush()), SAY(init(0, getenv("ANOTHER_LOG"))), SAY(flush()), SAY(deinit());
     }
     puts("done");

@@ -144,7 +144,7 @@ static void run(char **argv, const char *verb, const char *path) {
         fflush(stdout);
         pthread_t thread;
         check(pthread_create(&thread, NULL, exit_here, (void *) (long) n) == 0, "pthread_create");
-        while (1) { decode(2); }
+        while (1) { pause(); }
     } else if (IS("exit-in-handler")) {
         // The signal meets the host in llama.cpp, in the library, or in between.
         puts("done");

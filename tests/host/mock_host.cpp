@@ -1,5 +1,5 @@
-// A host of the MOCK in mock_llama.cpp: generates three tokens a round. Whatever the rounds of the arguments throw, it catches and goes on.
-// `mock_host [decode|accept|apply|plain]...`
+// A host of the MOCK in mock_llama.cpp: generates three tokens a round, frees the context, and computes a graph of its own. Whatever the
+// rounds throw, it catches and goes on. `mock_host [decode|accept|apply|compute|plain]...`
 #include <cstdint>
 #include <cstdio>
 #include <stdexcept>
@@ -9,6 +9,7 @@ struct llama_batch { int32_t n_tokens; int32_t *token; float *embd; int32_t *pos
 struct params { char bytes[200]; };
 extern "C" {
 extern int mock_throw;
+void mock_compute(void);
 void *llama_model_load_from_file(const char *, params);
 void *llama_init_from_model(void *, params);
 void llama_free(void *);
@@ -33,7 +34,7 @@ int main(int argc, char **argv) {
     void *model = llama_model_load_from_file("mock.gguf", params{});
     for (int i = 1; i < argc; i++) {
         const std::string what = argv[i];
-        mock_throw = what == "decode" ? 1 : what == "accept" ? 2 : what == "apply" ? 3 : 0;
+        mock_throw = what == "decode" ? 1 : what == "accept" ? 2 : what == "apply" ? 3 : what == "compute" ? 4 : 0;
         void *ctx = llama_init_from_model(model, params{});
         try {
             generate(ctx);
@@ -42,6 +43,8 @@ int main(int argc, char **argv) {
             std::printf("caught %s\n", error.what());
         }
         llama_free(ctx);
+        mock_throw = 0;
+        mock_compute();
     }
     std::puts("done");
 }

@@ -4,8 +4,10 @@
 //   MOCK_BIGGER   a further field: another size
 //   MOCK_MOVED    `flags` and `op` have changed places: the same size
 //   MOCK_MINIMAL  no ggml function at all that a probe could use
-// Its llama_decode and samplers throw C++ exceptions when they are told to.
+// Its llama_decode, scheduler and samplers throw C++ exceptions when they are told to. A context that was freed must not be asked for
+// anything: the mock aborts then, where the real one may crash.
 #include <cstdint>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <stdexcept>
@@ -47,11 +49,19 @@ struct llama_batch {
 };
 struct params { char bytes[200]; };  // larger than 16 bytes: on the stack, as in all versions
 
-static int32_t pos_of[4];
 static float logits[8];
+static bool live;
+
+static void *alive(void *ctx) {
+    if (!live || ctx != &live) {
+        std::fputs("MOCK: a context that does not live was asked\n", stderr);
+        std::abort();
+    }
+    return ctx;
+}
 
 extern "C" {
-int mock_throw;  // what throws next: 1 decode, 2 accept, 3 apply
+int mock_throw;  // what throws next: 1 decode, 2 accept, 3 apply, 4 the scheduler
 
 #ifndef MOCK_MINIMAL
 struct init { size_t size; void *buffer; bool no_alloc; };
@@ -86,13 +96,49 @@ ggml_tensor *ggml_set_name(ggml_tensor *t, const char *name) { std::strncpy(t->n
 void *ggml_get_data(const ggml_tensor *t) { return t->data; }
 #endif
 
+#ifndef MOCK_MINIMAL
+// A graph of two nodes, computed as the CPU backend does: the tensor is announced, threads meet.
+struct graph { int n; ggml_tensor *nodes[2]; };
+int ggml_graph_n_nodes(graph *g) { return g->n; }
+ggml_tensor **ggml_graph_nodes(graph *g) { return g->nodes; }
+const char *ggml_op_desc(const ggml_tensor *t) { return t->op == 2 ? "ADD" : "RMS_NORM"; }
+const char *ggml_type_name(int32_t) { return "f32"; }
+int64_t ggml_blck_size(int32_t) { return 1; }
+size_t ggml_type_size(int32_t) { return 4; }
+size_t ggml_nbytes(const ggml_tensor *t) { return 4 * t->ne[0] * t->ne[1] * t->ne[2] * t->ne[3]; }
+bool ggml_cpu_extra_compute_forward(void *, ggml_tensor *) { return false; }
+void ggml_barrier(void *) {}
+int ggml_backend_sched_graph_compute_async(void *, graph *g) {
+    for (int i = 0; i < g->n; i++) {
+        ggml_cpu_extra_compute_forward(nullptr, g->nodes[i]);
+        if (mock_throw == 4) { throw std::runtime_error("compute"); }
+        ggml_barrier(nullptr);
+    }
+    return 0;
+}
+void mock_compute() {
+    static ggml_tensor a, b;
+    a.op = 25, b.op = 2, b.src[0] = &a;
+    for (ggml_tensor *t : {&a, &b}) {
+        t->ne[0] = 8, t->ne[1] = t->ne[2] = t->ne[3] = 1;
+        t->data = logits;
+    }
+    std::strcpy(a.name, "norm-0"), std::strcpy(b.name, "l_out-0");
+    static graph g = {2, {&a, &b}};
+    ggml_backend_sched_graph_compute_async(logits, &g);
+}
+#else
+void mock_compute() {}
+#endif
+
 void *llama_model_load_from_file(const char *, params) { return logits; }
-void *llama_init_from_model(void *, params) { return pos_of; }
-void *llama_get_memory(void *ctx) { return ctx; }
-uint32_t llama_n_ctx(void *ctx) { if (!ctx) { std::abort(); } return 64; }
-void llama_free(void *) {}
+void *llama_init_from_model(void *, params) { live = true; return &live; }
+void *llama_get_memory(void *ctx) { return alive(ctx); }
+uint32_t llama_n_ctx(void *ctx) { return alive(ctx) ? 64 : 0; }
+void llama_free(void *ctx) { if (ctx) { live = false; } }
 int32_t llama_decode(void *, llama_batch) {
     if (mock_throw == 1) { throw std::runtime_error("decode"); }
+    mock_compute();
     return 0;
 }
 float *llama_get_logits_ith(void *, int32_t) { return logits; }

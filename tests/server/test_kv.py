@@ -163,6 +163,47 @@ def test_context_shift(tmp_path):
     assert len(pairs) >= 4 and all(ours == theirs for ours, theirs in pairs), pairs
 
 
+def test_slots_saved_to_files(tmp_path):
+    """`/slots/N?action=save|erase|restore`: the restored slot holds what was saved, in another slot too."""
+    with launch(SMOLLM2, tmp_path, "-np", "3", "--kv-unified", "--cache-ram", "0", "--slot-save-path", f"{tmp_path}/") as server:
+        talk, other = Talk(server, 0, LETTERS * 2), Talk(server, 2, "Numbers: one, two")
+        talk.go(20)
+        server.post("/slots/0?action=save", {"filename": "talk.bin"})
+        server.post("/slots/0?action=erase", {"filename": "talk.bin"})
+        other.go(8)
+        server.post("/slots/0?action=restore", {"filename": "talk.bin"})
+        server.post("/slots/1?action=restore", {"filename": "talk.bin"})
+        other.go(8, more=[28])
+        held = 2 * (len(talk.tokens) - 1) + len(other.tokens) - 1
+        usage = wait_for_end(server, 3)
+        seen = len(find_slots(server.stderr))
+        talk.slot = 1
+        answer = talk.go(4, more=[28])
+        assert server.stop() == 0
+        stderr = server.stderr
+    assert answer["timings"]["cache_n"] > 40
+    assert usage["used_cells"] == find_slots(stderr)[seen][1] == held and usage["sequences"] == 3
+    events = read_log(tmp_path / "log.jsonl")
+    operations = [event["cache_operation"] for event in of_kind(events, "kv_cache_operation") if event["cache_operation"] in ("save", "restore")]
+    assert operations == ["save", "restore", "restore"]
+    assert all(ours == theirs for ours, theirs in by_time(events, stderr))
+
+
+def test_a_full_cache(tmp_path):
+    """Two slots share fewer cells than they want: the server retries, gives up, and clears; the replay must follow."""
+    with launch(SMOLLM2, tmp_path, "-np", "2", "-c", "512", "--kv-unified", "--cache-ram", "0") as server:
+        body = {**GREEDY, "n_predict": 250}
+        answers = together([lambda i=i: server.request("POST", "/completion", {**body, "prompt": f"{i}" + LETTERS * 5}) for i in range(2)])
+        assert "failed to find free space in the KV cache" in server.stderr
+        server.post("/completion", {**body, "prompt": LETTERS, "n_predict": 30})
+        assert server.stop() == 0
+        stderr = server.stderr
+    events = read_log(tmp_path / "log.jsonl")
+    assert len(of_kind(events, "request_start")) == len(of_kind(events, "request_end")) == 3, answers
+    pairs = by_time(events, stderr)
+    assert len(pairs) >= 4 and all(ours == theirs for ours, theirs in pairs), pairs
+
+
 @pytest.mark.parametrize("name, swa", [("gemma3", 0), ("gpt-oss", 0), ("granitehybrid", 0), ("qwen35", 0)])
 def test_other_memories(tmp_path, tiny_model, name, swa):
     """Sliding windows and hybrids: the cells of the full attention layers."""

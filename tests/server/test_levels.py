@@ -1,30 +1,33 @@
 """Levels and budget: what each level writes, how fast its log grows under load, and that its totals stay exact."""
 
+import json
 import threading
 import time
+from collections import defaultdict
 
 import pytest
 
+import make_tiny
 from server import SMOLLM2, read_log
 from truth import EXACT, LETTERS, metric, of_kind, start
 
 RATES = {"MINIMAL": 10_000, "DETAILED": 50_000, "VERBOSE": 200_000}
 SECONDS = 20
+MODEL, LAYERS = "llama", make_tiny.LAYERS
 STEP_EVENTS = ("compute_execution", "component_handoff", "mlp_operation", "layer_begin", "layer_end", "component_begin", "component_end",
                "thread_imbalance")
 
 
 class Load:
-    """A server that is never idle for a while: two clients, prompts and generation."""
+    """A server that is never idle for a while: two clients, prompts and generation, some hundred steps a second."""
 
-    def __init__(self, level, log_path):
+    def __init__(self, model, level, log_path):
         self.level, self.log_path = level, log_path
-        self.server = start(SMOLLM2, ["-np", "2", "--metrics", "--kv-unified"], level=level, log_path=log_path)
-        self.before = self.after = self.seconds = self.decodes = None
+        self.server = start(model, ["-np", "2", "--metrics", "--kv-unified", "-c", "2048"], level=level, log_path=log_path)
 
     def run(self):
         with self.server as server:
-            self.pid = server.pid
+            time.sleep(0.5)  # until the writer has written what the start left: the burst
             self.before = self.log_path.stat().st_size
             began = time.monotonic()
             clients = [threading.Thread(target=self.client, args=(i, began)) for i in range(2)]
@@ -32,6 +35,7 @@ class Load:
                 client.start()
             for client in clients:
                 client.join()
+            time.sleep(0.3)
             self.seconds = time.monotonic() - began
             self.after = self.log_path.stat().st_size
             self.decodes = metric(server, "n_decode_total")
@@ -42,14 +46,15 @@ class Load:
         turn = 0
         while time.monotonic() - began < SECONDS:
             turn += 1
-            self.server.post("/completion", {"prompt": f"{number} {turn} " + LETTERS * 3, "n_predict": 20, "cache_prompt": turn % 2 == 0})
+            self.server.post("/completion", {"prompt": f"{number} {turn} " + LETTERS, "n_predict": 400, "cache_prompt": turn % 2 == 0,
+                                             "ignore_eos": True})
 
 
 @pytest.fixture(scope="module")
-def loads(tmp_path_factory):
+def loads(tmp_path_factory, tiny_model):
     """One run a level, one after the other would take a minute: they share the machine."""
     directory = tmp_path_factory.mktemp("levels")
-    loads = {level: Load(level, directory / f"{level}.jsonl") for level in RATES}
+    loads = {level: Load(tiny_model(MODEL), level, directory / f"{level}.jsonl") for level in RATES}
     for load in loads.values():  # the process belongs to the thread that starts it, see Server
         load.thread = threading.Thread(target=load.run)
         load.thread.start()
@@ -60,25 +65,24 @@ def loads(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def idle_steps(tmp_path_factory):
+def idle_steps(tmp_path_factory, tiny_model):
     """Steps of a server that only starts: its try of the cache and its warm-up."""
     log = tmp_path_factory.mktemp("idle") / "log.jsonl"
-    with start(SMOLLM2, ["-np", "2", "--kv-unified"], level="MINIMAL", log_path=log) as server:
+    with start(tiny_model(MODEL), ["-np", "2", "--kv-unified"], level="MINIMAL", log_path=log) as server:
         assert server.stop() == 0
     return sum(summary["steps"] for summary in of_kind(read_log(log), "step_summary"))
 
 
 def sizes_of_steps(load):
-    """Bytes of the largest written prompt step and decode step. Each phase may go into debt by one step before it waits."""
-    sizes, prefill = {}, {}
+    """Bytes of the largest written prompt step and decode step."""
+    lines, prefill = defaultdict(int), {}
     for line in load.log_path.read_text().splitlines():
-        event = next((kind for kind in STEP_EVENTS if f'"event":"{kind}"' in line[:40]), None)
-        if event:
-            step = line.rpartition('"step":')[2].split(",")[0].rstrip("}")
-            sizes[step] = sizes.get(step, 0) + len(line) + 1
-            if '"tensor":"embd"' in line or '"tensor":"Qcur-0"' in line:
-                prefill[step] = '"output_shape":[576]' not in line and '"output_shape":[576,2]' not in line
-    return [max((size for step, size in sizes.items() if prefill.get(step) is phase), default=0) for phase in (True, False)]
+        event = json.loads(line)
+        if event["event"] in STEP_EVENTS or event.get("cache_operation") == "update" or event.get("usage") == "compute":
+            lines[event.get("step")] += len(line) + 1
+            if event.get("tensor") == "Kcur-0" and event["event"] == "compute_execution" and event["operation"] == "mul_mat":
+                prefill[event["step"]] = (event["output_shape"] + [1])[1] > 2  # rows: two slots decode two tokens
+    return [max((size for step, size in lines.items() if prefill[step] is phase), default=0) for phase in (True, False)]
 
 
 @pytest.mark.parametrize("level", RATES)
@@ -88,10 +92,12 @@ def test_the_log_stays_within_its_budget(loads, level):
     share = grown / load.seconds / RATES[level]
     print(f"{level}: {grown / load.seconds / 1e3:.1f} KB/s in {load.seconds:.1f} s, {share:.2f} of the rate; at the start {load.before / 1e3:.0f} KB; "
           f"largest steps {debts}")
-    # What was written up to the load is the burst: the weights, the caches, and the warm-up's two steps, each once. Within the
-    # load each phase may have one step written that is not paid for yet.
+    # What was written up to the load is the burst: the weights, the caches, and the warm-up's step, each once. Within the load
+    # each phase may have one step written that is not paid for yet.
     assert grown <= 1.1 * RATES[level] * load.seconds + sum(debts)
-    assert all(debts), "no step was written event by event"
+    assert all(debts), "no step of a phase was written event by event"
+    # And the budget is used.
+    assert share >= 0.3
 
 
 @pytest.mark.parametrize("level", RATES)
@@ -104,7 +110,7 @@ def test_totals_are_exact_at_every_level(loads, idle_steps, level):
     assert steps == sum(summary["prefill"]["steps"] + summary["decode"]["steps"] for summary in summaries)
     assert steps == sum(summary["graphs_built"] + summary["graphs_reused"] for summary in summaries)
     assert steps == of_kind(load.events, "resource_session_summary")[0]["steps"]
-    matrices = 7 * 30 + 1
+    matrices = 7 * LAYERS + 1
     multiplications = sum(op["count"] for summary in summaries for op in summary["ops"] if op["name"] == "mul_mat")
     assert multiplications == matrices * steps
     sampled = sum(summary["sampled_steps"] for summary in summaries)
@@ -114,10 +120,9 @@ def test_totals_are_exact_at_every_level(loads, idle_steps, level):
 def test_each_level_writes_its_own_events(loads):
     kinds = {level: {event["event"] for event in load.events} for level, load in loads.items()}
     common = {"resource_session_start", "resource_session_summary", "resource_session_end", "model_load", "buffer_allocation", "buffer_free",
-              "request_start", "request_end", "step_summary", "host_sample", "compute_execution", "memory_allocation", "kv_cache_usage",
-              "events_dropped"}
+              "request_start", "request_end", "step_summary", "host_sample", "compute_execution", "kv_cache_usage", "events_dropped"}
     detailed = {"layer_begin", "layer_end", "component_begin", "component_end", "batch", "component_handoff", "mlp_operation",
-                "kv_cache_operation"}
+                "kv_cache_operation", "memory_allocation"}  # MINIMAL tells allocations over 1 MiB only: this model has none
     verbose = {"request_token", "thread_imbalance"}
     assert common <= kinds["MINIMAL"] and not kinds["MINIMAL"] & (detailed | verbose)
     assert common | detailed <= kinds["DETAILED"] and not kinds["DETAILED"] & verbose
@@ -144,7 +149,7 @@ def test_what_is_left_out_is_counted(loads):
             assert len(of_kind(load.events, "request_token")) + lost == tokens
 
 
-@pytest.mark.parametrize("rate", ["5K", "1M"])
+@pytest.mark.parametrize("rate", ["5K", "10M"])
 def test_the_rate_can_be_chosen(tmp_path, rate):
     with start(SMOLLM2, ["-np", "1"], env={"LLAMA_RESOURCE_LOG_RATE": rate}, level="MINIMAL", log_path=tmp_path / "log.jsonl") as server:
         for _ in range(3):
@@ -154,11 +159,11 @@ def test_the_rate_can_be_chosen(tmp_path, rate):
     assert sampled <= 4 if rate == "5K" else sampled >= 6, sampled
 
 
-def test_without_a_limit_every_step_is_written(tmp_path):
+def test_without_a_limit_every_step_is_written(tmp_path, idle_steps):
+    """But those before the server served."""
     with start(SMOLLM2, ["-np", "1"], env=EXACT, level="MINIMAL", log_path=tmp_path / "log.jsonl") as server:
         server.post("/completion", {"prompt": LETTERS, "n_predict": 10, "ignore_eos": True})
         assert server.stop() == 0
     events = read_log(tmp_path / "log.jsonl")
     summaries = of_kind(events, "step_summary")
-    assert sum(summary["sampled_steps"] for summary in summaries) == sum(summary["steps"] for summary in summaries)
-    assert not of_kind(events, "events_dropped")
+    assert sum(summary["sampled_steps"] for summary in summaries) == sum(summary["steps"] for summary in summaries) - idle_steps == 10

@@ -6,7 +6,7 @@ import gguf
 import pytest
 
 from server import SMOLLM2, read_log
-from truth import EXACT, LETTERS, of_kind, start
+from truth import EXACT, LETTERS, let_warm_up_pass, of_kind, served_part, start
 
 MIB = 1024 * 1024
 LINES = {  # what the server prints -> kinds of buffers that add up to it
@@ -124,6 +124,17 @@ def test_weights_are_the_tensors_of_the_file(tmp_path, tiny_model, name):
     assert load["n_params"] == sum(int(tensor.n_elements) for tensor in file.values())
 
 
+def test_large_tensors_at_minimal(tmp_path):
+    """What is over 1 MiB, and nothing else."""
+    with start(SMOLLM2, ["-c", "4096", "-np", "1"], level="MINIMAL", log_path=tmp_path / "log.jsonl") as server:
+        assert server.stop() == 0
+    told = of_kind(read_log(tmp_path / "log.jsonl"), "memory_allocation")
+    large = {tensor.name for tensor in gguf.GGUFReader(SMOLLM2).tensors if tensor.n_bytes > MIB}
+    cache = {f"cache_{kind}_l{layer}" for kind in "kv" for layer in range(30)}  # 3 * 64 * 4096 halves: 1.5 MiB
+    assert {event["tensor"] for event in told if event["usage"] != "compute"} == large | cache
+    assert large == {"token_embd.weight"} and all(event["allocation_size_mb"] > 1 for event in told)
+
+
 def test_the_cache_tensors(tmp_path):
     """Keys and values of 30 layers: kv heads * head size * cells, f16."""
     with start(SMOLLM2, ["-c", "1024", "-np", "1"], level="DETAILED", log_path=tmp_path / "log.jsonl") as server:
@@ -138,10 +149,10 @@ def test_the_cache_tensors(tmp_path):
 def test_tensors_of_a_graph(tmp_path):
     """At VERBOSE the tensors of a written step's graph are told too; all lie in the compute buffer."""
     with start(SMOLLM2, ["-np", "1"], env=EXACT, level="VERBOSE", log_path=tmp_path / "log.jsonl") as server:
+        let_warm_up_pass(server)
         server.post("/completion", {"prompt": LETTERS, "n_predict": 8})
         assert server.stop() == 0
-    events = read_log(tmp_path / "log.jsonl")
-    assert not [event for event in of_kind(events, "events_dropped")]
+    events, _ = served_part(read_log(tmp_path / "log.jsonl"))
     compute = [event for event in of_kind(events, "memory_allocation") if event["usage"] == "compute"]
     assert {"inp_tokens", "result_output", "ffn_out-17"} <= {event["tensor"] for event in compute}
     outputs = [event for event in compute if event["tensor"] == "result_output"]

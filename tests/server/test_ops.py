@@ -6,7 +6,7 @@ import gguf
 import pytest
 
 from server import SMOLLM2, read_log
-from truth import EXACT, LETTERS, near, of_kind, sole, start
+from truth import EXACT, LETTERS, let_warm_up_pass, near, of_kind, served_part, sole, start
 
 # SmolLM2-135M. Q4_1 weights; a multiply-add is two operations.
 LAYERS, EMBD, HEADS, KV_HEADS, HEAD, FF, VOCAB = 30, 576, 9, 3, 64, 1536, 49152
@@ -52,14 +52,17 @@ def decode_flops(position):
 
 @pytest.fixture(scope="module")
 def exact(tmp_path_factory):
-    """(events, answer) of one request at VERBOSE, every step written; its tokens cross a block of 256 cells."""
+    """(events, answer, summary of the warm-up) of one request at VERBOSE, every step written; its tokens cross a block of 256 cells."""
     log = tmp_path_factory.mktemp("ops") / "log.jsonl"
     with start(SMOLLM2, ["-np", "1"], env=EXACT, level="VERBOSE", log_path=log) as server:
+        let_warm_up_pass(server)
         answer = server.post("/completion", {"prompt": LETTERS * 10, "n_predict": 24, "temperature": 0, "ignore_eos": True})
         assert server.stop() == 0
-    events = read_log(log)
-    assert not of_kind(events, "events_dropped")
-    return events, answer
+    events, warm_up = served_part(read_log(log))
+    # What is left out is the warm-up, and nothing else.
+    left_out = sum(event["count"] for event in of_kind(events, "events_dropped"))
+    assert left_out <= warm_up["steps"] * sum(OPERATIONS.values()), of_kind(events, "events_dropped")
+    return events, answer, warm_up
 
 
 def executions(events):
@@ -76,7 +79,7 @@ def flops(event):
 
 
 def test_flops_of_a_decode_step(exact):
-    events, answer = exact
+    events, answer, warm_up = exact
     steps, decode = executions(events)
     prompt, predicted = answer["timings"]["prompt_n"], answer["timings"]["predicted_n"]
     assert prompt < CELLS < prompt + predicted, "the run does not cross a block of cells"
@@ -86,12 +89,13 @@ def test_flops_of_a_decode_step(exact):
     summaries = of_kind(events, "step_summary")
     assert sum(summary["decode"]["flops"] for summary in summaries) == sum(counted)
     total = of_kind(events, "resource_session_summary")[0]["total_compute_gflops"]
-    assert total == pytest.approx(sum(flops(event) for event in of_kind(events, "compute_execution")) / 1e9, rel=1e-12)
+    before = warm_up["prefill"]["flops"] + warm_up["decode"]["flops"]
+    assert total == pytest.approx((before + sum(map(flops, of_kind(events, "compute_execution")))) / 1e9, rel=1e-12)
 
 
 def test_operations_are_the_architecture(exact):
     """Each decode step: the same operations in the same order, layer by layer, each in its component."""
-    events, _ = exact
+    events, _, _ = exact
     steps, decode = executions(events)
     expected = [(*FIRST[:3], None)]
     for layer in range(LAYERS):
@@ -114,7 +118,7 @@ def test_operations_are_the_architecture(exact):
 
 def test_weights_are_read_once_a_step(exact):
     """A decode step reads every weight but the embedding table's other rows: what the file holds is in bytes_read."""
-    events, _ = exact
+    events, _, _ = exact
     steps, decode = executions(events)
     file = {tensor.name: int(tensor.n_bytes) for tensor in gguf.GGUFReader(SMOLLM2).tensors}
     for step in decode[:3]:
@@ -132,7 +136,7 @@ def test_weights_are_read_once_a_step(exact):
 
 def test_times_add_up(exact):
     """Operations, barriers and the rest are the whole of the timed steps, and the rest is small."""
-    events, _ = exact
+    events, _, _ = exact
     summaries = of_kind(events, "step_summary")
     graph, barriers, other = (sum(summary[key] for summary in summaries) for key in ("timed_graph_us", "barrier_us", "other_us"))
     operations = of_kind(events, "compute_execution")
@@ -152,12 +156,12 @@ def test_times_add_up(exact):
 
 
 def test_totals_are_the_sum_of_the_events(exact):
-    events, _ = exact
+    events, _, warm_up = exact
     summaries = of_kind(events, "step_summary")
     operations = of_kind(events, "compute_execution")
     steps = {event["step"] for event in operations}
     assert sum(summary["steps"] for summary in summaries) == sum(summary["sampled_steps"] for summary in summaries) == len(steps)
-    assert steps == set(range(1, max(steps) + 1))
+    assert steps == set(range(warm_up["step"] + 1, max(steps) + 1))
 
     def by(key, rows, name, field):
         total = Counter()
@@ -179,12 +183,12 @@ def test_totals_are_the_sum_of_the_events(exact):
         assert sum(by(section, rows, name, "count").values()) == sum(1 + len(event["fused_with"]) for event in inside)
     handoffs = len(of_kind(events, "component_handoff"))
     assert sum(summary["component_flows"] for summary in summaries) == handoffs > 0
-    assert of_kind(events, "resource_session_summary")[0]["component_flows"] == handoffs
+    assert of_kind(events, "resource_session_summary")[0]["component_flows"] == handoffs + warm_up["component_flows"]
 
 
 def test_layers_and_components_nest(exact):
     """begin and end are balanced, hold the operations of their layer and component, and every step has all layers in order."""
-    events, _ = exact
+    events, _, _ = exact
     layers, layer, component = defaultdict(list), None, None
     for event in of_kind(events, "layer_begin", "layer_end", "component_begin", "component_end", "compute_execution"):
         kind = event["event"]
@@ -215,7 +219,7 @@ def test_layers_and_components_nest(exact):
 
 
 def test_mlp_operations_have_the_shapes_of_the_file(exact):
-    events, _ = exact
+    events, _, _ = exact
     file = {tensor.name: [int(n) for n in tensor.shape] for tensor in gguf.GGUFReader(SMOLLM2).tensors}
     found = of_kind(events, "mlp_operation")
     steps = len({event["step"] for event in of_kind(events, "compute_execution")})
@@ -228,7 +232,7 @@ def test_mlp_operations_have_the_shapes_of_the_file(exact):
 
 def test_cache_writes(exact):
     """Each step writes the keys and values of its own positions: 192 halves of each, a token and layer."""
-    events, answer = exact
+    events, answer, _ = exact
     _, decode = executions(events)
     writes = defaultdict(list)
     for event in of_kind(events, "kv_cache_operation"):

@@ -4,11 +4,12 @@ Nothing here computes a number the way the library does: the server's `timings`,
 """
 
 import re
+import time
 from collections import defaultdict
 
 import pytest
 
-from server import Server
+from server import Server, read_log
 
 # Threads that spin at barriers make a shared machine crawl; sleeping ones change no count and no order.
 QUIET = {"OMP_WAIT_POLICY": "passive"}
@@ -99,6 +100,23 @@ def brief(ends):
     keys = ("request_id", "seq_id", "prompt_tokens", "cached_tokens", "generated_tokens", "prompt_ms", "tokens_per_second", "outcome",
             "shifted_tokens")
     return [{key: end.get(key) for key in keys} for end in ends]
+
+
+# --- Warm-up ---
+
+def let_warm_up_pass(server):
+    """Wait for the first step_summary: it holds the steps that the server made before it served, which are never written one by one."""
+    deadline = time.monotonic() + 10
+    while not of_kind(read_log(server.log_path, running=True), "step_summary"):
+        assert time.monotonic() < deadline, "no step_summary"
+        time.sleep(0.05)
+
+
+def served_part(events):
+    """(events of the steps after that first summary, the first summary)"""
+    first = of_kind(events, "step_summary")[0]
+    assert first["sampled_steps"] == 0, "a warm-up was written"
+    return [event for event in events if event is not first and (event.get("step") or first["step"] + 1) > first["step"]], first
 
 
 # --- The server's log ---

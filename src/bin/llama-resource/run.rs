@@ -38,7 +38,7 @@ pub fn run(args: &args::Run) -> Result<ExitCode, String> {
 
 fn with_report(mut command: Command, args: &args::Run) -> Result<ExitCode, String> {
     let named = args.log.clone().or_else(|| std::env::var_os("LLAMA_RESOURCE_LOG_PATH").map(PathBuf::from));
-    let log = named.unwrap_or_else(|| PathBuf::from(format!("llama_resource_{}.jsonl", std::process::id())));
+    let log = named.unwrap_or_else(|| PathBuf::from(format!("llama-resource.{}.jsonl", std::process::id())));
     command.env("LLAMA_RESOURCE_LOG_PATH", &log);
     // Logs are appended to: what is in the file already is another run's.
     let from = std::fs::metadata(&log).map_or(0, |m| m.len());

@@ -1,0 +1,87 @@
+//! The eval callback of the C API, for `llama_context_params.cb_eval`.
+
+use std::ffi::c_void;
+
+use super::{LLAMA_RESOURCE_INSTRUMENTATION_ABI_VERSION, versioned};
+use crate::boundary::guard;
+use crate::ggml::bindings::ggml_tensor;
+use crate::mark::eval;
+
+/// ggml's eval callback (`ggml_backend_sched_eval_callback`).
+#[allow(non_camel_case_types, reason = "the name that C sees")]
+pub type llama_resource_eval_chained =
+    Option<unsafe extern "C-unwind" fn(t: *mut ggml_tensor, ask: bool, user_data: *mut c_void) -> bool>;
+
+/// User data of `llama_resource_eval_callback`: a callback of the caller's that is served as well. Made by
+/// `llama_resource_eval_default_params`; must live as long as the context. Fields are only ever added at the end.
+#[repr(C)]
+#[allow(non_camel_case_types, reason = "the name that C sees")]
+#[derive(Clone, Copy, Debug)]
+pub struct llama_resource_eval_params {
+    /// `LLAMA_RESOURCE_INSTRUMENTATION_ABI_VERSION` of the header that the program was compiled against.
+    pub abi_version: u32,
+    /// Bytes of this structure.
+    pub size: u32,
+    /// Asked for every node, and shown those that it asked for; NULL for none.
+    pub callback: llama_resource_eval_chained,
+    /// Handed to `callback`.
+    pub user_data: *mut c_void,
+}
+
+const DEFAULT: llama_resource_eval_params = llama_resource_eval_params {
+    abi_version: LLAMA_RESOURCE_INSTRUMENTATION_ABI_VERSION,
+    size: size_of::<llama_resource_eval_params>() as u32,
+    callback: None,
+    user_data: std::ptr::null_mut(),
+};
+
+/// For `llama_context_params.cb_eval`, with `cb_eval_user_data` NULL or a `struct llama_resource_eval_params *`. Records every operation that
+/// runs, with its own time; each node then runs alone, which costs speed. Where the hooks see the graphs it asks for nothing and only
+/// serves the caller's callback. Never cancels a graph, unless the caller's callback does.
+///
+/// # Safety
+/// Called by ggml with a node of a running graph; `user_data` is NULL or a live `struct llama_resource_eval_params`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn llama_resource_eval_callback(
+    t: *mut ggml_tensor,
+    ask: bool,
+    user_data: *mut c_void,
+) -> bool {
+    // Theirs is called outside every guard: it may throw.
+    // SAFETY: the caller's promise.
+    let theirs = guard(None, || unsafe { chained(user_data) });
+    if ask {
+        let ours = guard(false, || eval::ask(t.cast()));
+        // SAFETY: ggml's own arguments, and the caller's own pointer.
+        let wanted = theirs.is_some_and(|(f, data)| unsafe { f(t, true, data) });
+        guard((), || {
+            if theirs.is_some() {
+                eval::set_theirs(wanted);
+            }
+            if ours {
+                eval::starts();
+            }
+        });
+        return ours || wanted;
+    }
+    guard((), || eval::observe(t.cast()));
+    match theirs {
+        // SAFETY: as above.
+        Some((f, data)) if guard(false, eval::theirs) => unsafe { f(t, false, data) },
+        // Carry on: `false` would cancel the graph.
+        _ => true,
+    }
+}
+
+type Chained = (unsafe extern "C-unwind" fn(*mut ggml_tensor, bool, *mut c_void) -> bool, *mut c_void);
+
+/// # Safety
+/// `user_data` is NULL or a live `struct llama_resource_eval_params`.
+unsafe fn chained(user_data: *mut c_void) -> Option<Chained> {
+    if user_data.is_null() {
+        return None;
+    }
+    // SAFETY: the caller's promise.
+    let params = unsafe { versioned("llama_resource_eval_callback", user_data.cast(), DEFAULT) };
+    params.ok().and_then(|p: llama_resource_eval_params| Some((p.callback?, p.user_data)))
+}
