@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """How much slower does llama-server decode and prefill with the library? Pairs of requests to two real servers, plain and instrumented.
 
-    bench/overhead.py                         24 pairs a mode in 6 rounds; about 12 minutes on two quiet cores
+    bench/overhead.py                         24 pairs a mode in 6 rounds; about a quarter of an hour on two quiet cores
     bench/overhead.py --quick                 a look: 4 pairs a mode in 2 rounds
     bench/overhead.py --modes MINIMAL,VERBOSE --pairs 60
     bench/overhead.py --markdown              the table of docs/OVERHEAD.md
     bench/overhead.py --check                 exit 1 if a mode is slower than its ceiling beyond doubt
+    bench/overhead.py --in-process            recording off and on in one process (bench/paired.cpp): finer, less of the whole
 
 A round starts a plain server and one of the mode, warms both up and sends them the same request in turn, plain-mode-mode-plain, so
 that the two of a pair are a second apart and drift cancels. The clock is the server's own `timings`. Every round has new processes,
@@ -43,6 +44,12 @@ RESAMPLES = 4000
 
 # --- One server ---
 
+def environment(mode, options):
+    if mode == "disabled":
+        return {"LLAMA_RESOURCE_DISABLED": "1"}
+    return {"LLAMA_RESOURCE_LOG_RATE": options.log_rate} if options.log_rate and mode != "plain" else None
+
+
 class Subject:
     """A running server of one mode and what it has used while it was measured."""
 
@@ -52,7 +59,7 @@ class Subject:
         preload = mode != "plain"
         self.server = harness.Server(
             options.model, args=["-t", options.threads, "-np", "1", "-c", "2048", "--cache-ram", "0"], binary=options.server,
-            preload=preload, env={"LLAMA_RESOURCE_DISABLED": "1"} if mode == "disabled" else None,
+            preload=preload, env=environment(mode, options),
             level=mode if preload and mode != "disabled" else None, log_path=self.log if preload else None, timeout=options.timeout)
         self.server.start()
         self.busy_s = 0.0
@@ -66,16 +73,18 @@ class Subject:
         """Account of the measured part; the server ends."""
         wall_s = time.monotonic() - self.began_s
         recorded = self.log.exists()
-        account = {
-            "busy_s": self.busy_s, "wall_s": wall_s,
-            "log_bytes": self._log_size() - self.log_bytes if recorded else None,
-            "writer_cpu_ns": self._cpu_ns("lri-writer") - self.writer_ns if recorded else None,
-        }
+        account = {"busy_s": self.busy_s, "wall_s": wall_s}
+        if recorded:
+            written = self._log_size() - self.log_bytes
+            account |= {
+                "log_bytes": written, "log_kb_per_s": written / 1000 / wall_s, "log_kb_per_busy_s": written / 1000 / self.busy_s,
+                "writer_cpu_percent": (self._cpu_ns("lri-writer") - self.writer_ns) / wall_s / 1e7,
+            }
         code = self.server.stop(timeout=self.options.timeout)
         if code:
             raise harness.ServerError(f"{self.mode}: the server ended with {code}\n{self.server.stderr[-2000:]}")
         if recorded:
-            account |= self._read_log()
+            account |= self._read_log()  # of the whole life, the warm-up included
             if not self.options.keep_logs:
                 self.log.unlink()
         return account
@@ -129,6 +138,7 @@ class Subject:
         return {
             "own_cpu_percent": statistics.fmean(s["own_cpu_percent"] for s in samples) if samples else None,
             "lines": len(events), "dropped": dropped, "steps": summaries[-1]["steps"] if summaries else None,
+            "steps_written": len({e["step"] for e in events if e["event"] == "compute_execution"}),
             "problems": sorted({f"{s['component']} {s['state']}: {s['reason']}" for s in states}),
         }
 
@@ -176,6 +186,21 @@ def measure(options, directory, progress):
     return pairs, accounts, idle, different
 
 
+def keep_busy(mode, options, directory, seconds):
+    """Account of one server that is asked without a pause: what the log grows by and what the writer uses while all goes on."""
+    subject = Subject(mode, options, directory)
+    try:
+        warm_up({"mode": subject}, options)
+        subject.begin()
+        while time.monotonic() - subject.began_s < seconds:
+            for phase in PHASES:
+                subject.request(phase)
+        return subject.end()
+    except BaseException:
+        subject.kill()
+        raise
+
+
 def warm_up(subjects, options):
     for _ in range(options.warm_up):
         for phase in PHASES:
@@ -219,24 +244,11 @@ def drift(pairs):
     return result
 
 
-def account(rounds):
-    """What the library wrote and used itself, over all rounds of a mode."""
-    busy, wall = sum(r["busy_s"] for r in rounds), sum(r["wall_s"] for r in rounds)
-    recorded = [r for r in rounds if r["log_bytes"] is not None]
-    if not recorded:
-        return {"busy_s": busy, "wall_s": wall}
-    written = sum(r["log_bytes"] for r in recorded)
-    own = [r["own_cpu_percent"] for r in recorded if r["own_cpu_percent"] is not None]
-    dropped = {}
-    for r in recorded:
-        for key, n in r["dropped"].items():
-            dropped[key] = dropped.get(key, 0) + n
-    return {
-        "busy_s": busy, "wall_s": wall, "log_bytes": written, "log_kb_per_busy_s": written / 1000 / busy,
-        "log_kb_per_wall_s": written / 1000 / wall, "writer_cpu_percent_of_busy": sum(r["writer_cpu_ns"] for r in recorded) / busy / 1e7,
-        "own_cpu_percent_of_wall": statistics.fmean(own) if own else None, "dropped": dropped,
-        "problems": sorted({p for r in recorded for p in r["problems"]}),
-    }
+def problems(accounts):
+    """What the logs of a mode complain about, and how many events were lost other than by the rate limit."""
+    recorded = [a for a in accounts if a.get("dropped") is not None]
+    lost = sum(n for a in recorded for key, n in a["dropped"].items() if not key.startswith("rate_limit/"))
+    return sorted({p for a in recorded for p in a["problems"]}), lost
 
 
 def verdict(mode, s, resolution=0.0):
@@ -298,6 +310,11 @@ def resolution(table):
     return {r["phase"]: max(abs(r["wall"]["low"]), abs(r["wall"]["high"])) for r in table if r["mode"] == "plain"}
 
 
+def written(a):
+    """Steps that are in the log event by event, of all."""
+    return f"{a['steps_written']} of {a['steps']}"
+
+
 def number(x, digits=2):
     return "-" if x is None else f"{x:+.{digits}f}"
 
@@ -321,14 +338,10 @@ def show(result, out=sys.stdout):
         say(f"{r['mode']:<9}{r['phase']:<8}{number(w['median']):>7}  {interval:^17}  {quartiles:^15} {number(r['cpu']['median']):>6}  "
             f"{ceiling}")
     say()
-    say(f"{'mode':<9}{'log KB/s busy':>14}{'wall':>7}{'writer CPU %':>14}{'of wall':>9}{'idle CPU %':>12}{'lost':>7}")
-    for mode, a in result["accounts"].items():
-        if mode == "plain":
-            continue
-        f = lambda key, digits=1: "-" if a.get(key) is None else f"{a[key]:.{digits}f}"
-        lost = sum(n for key, n in a.get("dropped", {}).items() if not key.startswith("rate_limit/"))
-        say(f"{mode:<9}{f('log_kb_per_busy_s'):>14}{f('log_kb_per_wall_s'):>7}{f('writer_cpu_percent_of_busy', 3):>14}"
-            f"{f('own_cpu_percent_of_wall', 3):>9}{result['idle_percent'].get(mode, float('nan')):>12.2f}{lost:>7}")
+    say(f"{'busy for a while':<18}{'log KB/s':>9}{'steps written':>16}{'writer CPU %':>14}{'idle CPU %':>12}{'lost':>7}")
+    for mode, a in result["busy"].items():
+        say(f"{mode:<18}{a['log_kb_per_s']:>9.1f}{written(a):>16}{a['writer_cpu_percent']:>14.3f}"
+            f"{result['idle_percent'].get(mode, math.nan):>12.2f}{result['lost'][mode]:>7}")
     say()
     for line in notes(result):
         say(line)
@@ -346,8 +359,10 @@ def notes(result):
     lines.append("our aims (%):                     " + ", ".join(f"{m} {a:g}" for m, a in AIM.items()))
     if result["different_text"]:
         lines.append("WARNING: other text than the plain server: " + ", ".join(result["different_text"]))
-    for mode, a in result["accounts"].items():
-        lines += [f"WARNING: {mode}: {p}" for p in a.get("problems", [])]
+    for mode, found in result["problems"].items():
+        lines += [f"WARNING: {mode}: {p}" for p in found]
+    if result.get("log_rate"):
+        lines.append(f"LLAMA_RESOURCE_LOG_RATE={result['log_rate']}")
     return lines
 
 
@@ -367,12 +382,11 @@ def markdown(result, out=sys.stdout):
         say(f"| {'plain (A/A)' if mode == 'plain' else mode} | {r['phase']} | {number(w['median'])} % | {number(w['low'])} .. {number(w['high'])} | "
             f"{number(w['q1'], 1)} .. {number(w['q3'], 1)} | {number(r['cpu']['median'])} % | "
             + (f"{CEILING[mode]:g} %, {r['verdict']} | {AIM[mode]:g} % |" if mode in CEILING else "| |"))
-    say("\n| mode | log, KB per busy second | per second of the run | writer thread, % of a core while busy | idle server, % of a core |")
-    say("|---|---|---|---|---|")
-    for mode, a in result["accounts"].items():
-        f = lambda key, digits=1: "-" if a.get(key) is None else f"{a[key]:.{digits}f}"
-        say(f"| {mode} | {f('log_kb_per_busy_s')} | {f('log_kb_per_wall_s')} | {f('writer_cpu_percent_of_busy', 3)} | "
-            f"{result['idle_percent'].get(mode, float('nan')):.2f} |")
+    say("\n| kept busy | log, KB/s | steps written event by event | writer thread, % of a core | idle server, % of a core | events lost |")
+    say("|---|---|---|---|---|---|")
+    for mode, a in result["busy"].items():
+        say(f"| {mode}, {a['wall_s']:.0f} s | {a['log_kb_per_s']:.1f} | {written(a)} | {a['writer_cpu_percent']:.3f} | "
+            f"{result['idle_percent'].get(mode, math.nan):.2f} | {result['lost'][mode]} |")
     say()
     for line in notes(result):
         if not line.startswith(("our aims", "ceilings")):
@@ -386,7 +400,7 @@ def parse(argv):
     p.add_argument("--pairs", type=int, default=24, help="pairs of requests for each mode and phase")
     p.add_argument("--rounds", type=int, default=6, help="rounds, each with new processes, that the pairs are spread over")
     p.add_argument("--modes", default=",".join(MODES), help="which modes; plain is the A/A control")
-    p.add_argument("--quick", action="store_true", help="4 pairs in 2 rounds, shorter requests")
+    p.add_argument("--quick", action="store_true", help="4 pairs in 2 rounds, shorter requests, 5 s of logging")
     p.add_argument("--threads", type=int, default=min(2, len(os.sched_getaffinity(0))), help="llama-server's -t")
     p.add_argument("--n-predict", type=int, default=96, help="tokens of a decode request")
     p.add_argument("--n-prompt", type=int, default=512, help="tokens of a prefill request")
@@ -398,11 +412,16 @@ def parse(argv):
     p.add_argument("--from-json", metavar="IN", help="show an older result instead of measuring")
     p.add_argument("--markdown", action="store_true", help="print Markdown instead of the terminal's table")
     p.add_argument("--check", action="store_true", help="exit 1 if a mode's whole interval lies above its ceiling")
+    p.add_argument("--log-seconds", type=float, default=120,
+                   help="then keep a server of each level busy so long, for the log's rate; 0: no")
+    p.add_argument("--log-rate", help="LLAMA_RESOURCE_LOG_RATE for the levels; `unlimited` writes every step")
+    p.add_argument("--in-process", action="store_true",
+                   help="instead: build bench/paired.cpp and run it (recording off and on in one process; --pairs, --threads)")
     p.add_argument("--keep-logs", metavar="DIR", help="keep the event logs here")
     p.add_argument("--timeout", type=float, default=300, help="seconds that a start or a request may take")
     o = p.parse_args(argv)
     if o.quick:
-        o.pairs, o.rounds, o.n_predict = min(o.pairs, 4), min(o.rounds, 2), min(o.n_predict, 32)
+        o.pairs, o.rounds, o.n_predict, o.log_seconds = min(o.pairs, 4), min(o.rounds, 2), min(o.n_predict, 32), min(o.log_seconds, 5)
     o.modes = [next((m for m in MODES if m.lower() == word.strip().lower()), None) or p.error(
         f"--modes: {word!r} is not one of {', '.join(MODES)}") for word in o.modes.split(",")]
     o.rounds = max(1, min(o.rounds, o.pairs))
@@ -430,6 +449,19 @@ def progress_on(stream):
     return progress
 
 
+def in_process(options):
+    """Builds bench/paired.cpp and runs it."""
+    binaries = Path(options.server).resolve().parent
+    program = TOP / "target" / "paired"
+    build = ["c++", "-O2", "-std=c++17", str(TOP / "bench" / "paired.cpp"), "-o", str(program), f"-I{TOP}/llama.cpp/include",
+             f"-I{TOP}/llama.cpp/ggml/include", f"-L{binaries}", "-lllama", "-lggml", "-lggml-base", f"-Wl,-rpath,{binaries}"]
+    if not program.exists() or program.stat().st_mtime < (TOP / "bench" / "paired.cpp").stat().st_mtime:
+        subprocess.run(build, check=True)
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("LLAMA_", "GGML_"))}
+    environment |= {"LD_PRELOAD": str(Path(options.library).resolve()), "LLAMA_RESOURCE_DISABLED": "1"}
+    return subprocess.run([str(program), options.model, str(options.pairs), str(options.threads)], env=environment).returncode
+
+
 def measured(options):
     with tempfile.TemporaryDirectory(prefix="lri-overhead-") as directory:
         # A copy: a build that goes on meanwhile must not change what is measured.
@@ -439,17 +471,20 @@ def measured(options):
         machine = fingerprint(options) | {"load_before": load_average()}
         options.began_s = time.monotonic()
         pairs, rounds, idle, different = measure(options, options.keep_logs or directory, progress_on(sys.stderr))
+        busy = {mode: keep_busy(mode, options, options.keep_logs or directory, options.log_seconds)
+                for mode in options.modes if mode not in ("plain", "disabled") and options.log_seconds > 0}
         machine["load_after"] = load_average()
     return {"machine": machine, "pairs": options.pairs, "rounds": options.rounds, "took_s": round(time.monotonic() - options.began_s, 1),
             "request_tokens": {"decode": options.n_predict, "prefill": options.n_prompt}, "idle_percent": idle,
-            "accounts_by_round": rounds, "different_text": different, "measurements": pairs}
+            "accounts_of_rounds": rounds, "busy": busy, "log_rate": options.log_rate, "different_text": different, "measurements": pairs}
 
 
 def evaluate(result):
     """Adds everything that follows from the measurements."""
     modes = [m for m in MODES if any(p["mode"] == m for p in result["measurements"])]
     result["rows"] = rows(result["measurements"], modes)
-    result["accounts"] = {m: account(result["accounts_by_round"][m]) for m in modes}
+    found = {m: problems(result["accounts_of_rounds"][m] + [result["busy"].get(m, {})]) for m in modes}
+    result["problems"], result["lost"] = {m: f[0] for m, f in found.items()}, {m: f[1] for m, f in found.items()}
     result["drift_percent"] = drift(result["measurements"])
     result["resolution_percent"] = resolution(result["rows"])
     for r in result["rows"]:
@@ -459,6 +494,8 @@ def evaluate(result):
 
 def main(argv):
     options = parse(argv)
+    if options.in_process:
+        return in_process(options)
     try:
         result = evaluate(json.loads(Path(options.from_json).read_text()) if options.from_json else measured(options))
     except harness.ServerError as error:

@@ -92,6 +92,9 @@ pub struct llama_resource_instrumentation_params {
     pub log_path: *const c_char,
     /// Bytes a second that the log may grow; 0: from LLAMA_RESOURCE_LOG_RATE or by level; negative: no limit.
     pub log_rate: i64,
+    /// Whether a mark waits for the writer when its thread is too far ahead (a second at most), so that none is dropped. False: it is
+    /// dropped and counted.
+    pub wait: bool,
 }
 
 impl llama_resource_instrumentation_params {
@@ -102,6 +105,7 @@ impl llama_resource_instrumentation_params {
         hooks: true,
         log_path: std::ptr::null(),
         log_rate: 0,
+        wait: false,
     };
 }
 
@@ -379,7 +383,10 @@ unsafe fn begin(function: &'static str, params: &llama_resource_instrumentation_
     warnings.iter().for_each(log::warn);
     let mode = if params.hooks { Mode::Api } else { Mode::ApiWithoutHooks };
     match session::start(&config, mode) {
-        Ok(Started::Now) => Status::Success,
+        Ok(Started::Now) => {
+            mark::ring::set_waits(params.wait);
+            Status::Success
+        }
         Ok(Started::Already) => Status::AlreadyRunning,
         Ok(Started::Disabled) => Status::Disabled,
         Err(e) => {

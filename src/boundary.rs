@@ -126,10 +126,10 @@ fn wake() -> bool {
     if !OBSERVING.replace(true) {
         // One of all threads that come at once: its messages are told once.
         let (waiting, idle) = (Phase::Waiting as u8, Phase::Idle as u8);
-        if PHASE.compare_exchange(waiting, idle, Ordering::AcqRel, Ordering::Acquire).is_ok() {
-            if let Some(begin) = WAKE.get() {
-                guard((), begin);
-            }
+        if PHASE.compare_exchange(waiting, idle, Ordering::AcqRel, Ordering::Acquire).is_ok()
+            && let Some(begin) = WAKE.get()
+        {
+            guard((), begin);
         }
         OBSERVING.set(false);
     }

@@ -207,7 +207,7 @@ pub struct Batch {
     pub t_ns: u64,
     /// Number of the context within the session, from 1.
     pub context_id: u64,
-    /// `main`, `draft` or `warmup`.
+    /// `main`. (Calls of warm-ups and of draft contexts are never among the sampled ones.)
     pub role: String,
     /// First ubatch of the call.
     pub first_step: Option<u64>,

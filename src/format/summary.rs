@@ -190,7 +190,8 @@ pub struct EventsDropped {
     pub session_id: String,
     /// Monotonic clock in nanoseconds.
     pub t_ns: u64,
-    /// `rate_limit` (a step was not sampled: its totals are in `step_summary`), `queue_full`, `io_error`, `internal`.
+    /// `rate_limit` (a step was not sampled: its totals are in `step_summary`), `warm_up` (the same for a step
+    /// before the host serves), `queue_full`, `io_error`, `internal`.
     pub reason: String,
     /// What was left out: `step_events`, or the name of an event.
     pub kind: String,

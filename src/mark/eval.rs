@@ -163,7 +163,8 @@ impl State {
         self.asked = None;
         let key = std::ptr::from_ref(self) as usize;
         let Some((plan, reused)) = run.plan(&mut self.plans, key) else { return };
-        steps::account(&plan, run.prefill, reused, run.end_ns.saturating_sub(run.start_ns), &run.sums);
+        let fate = if run.sampled { crate::observe::plan::Fate::Written } else { crate::observe::plan::Fate::LeftOut };
+        steps::account(&plan, run.prefill, reused, run.end_ns.saturating_sub(run.start_ns), &run.sums, fate);
         if run.sampled {
             TOTALS.sampled.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
             record::push(Event::Step(Box::new(StepSample {

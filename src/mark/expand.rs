@@ -244,13 +244,19 @@ impl Marks {
     }
 
     fn compute(&mut self, thread: &mut Thread, head: &Head, r: &mut Reader<'_>) -> Line {
-        let (operation, component, n) = (r.text(), r.text(), r.number());
+        let (operation, component) = (r.text(), r.text());
+        let (n, n_own, same) = (r.number(), r.number(), r.number() == 1);
         let output = Described::read(r);
         let inputs: Vec<Described> = (0..n).map(|_| Described::read(r)).collect();
-        // The caller's word for the operation if ggml knows it, or else what makes the output: an "attention" may be anything.
-        let named = operation.to_ascii_uppercase();
-        let op = if cost::known_op(&named) { named } else { output.op.clone() };
-        let sources: Vec<Tensor<'_>> = inputs.iter().map(|i| i.as_tensor(&i.op)).collect();
+        let own: Vec<Described> = (0..n_own).map(|_| Described::read(r)).collect();
+        // Where the caller speaks of the node that makes the output, that node is counted with all its sources; an operation of another
+        // name with the caller's inputs, if ggml has it. What is left ("attention" of a few tensors) may be anything: its arithmetic is
+        // not known.
+        let named = ggml_name(&operation);
+        let is_the_node = same || named == output.op;
+        let op = if is_the_node { output.op.clone() } else { named };
+        let sources = if is_the_node && !same { &own } else { &inputs };
+        let sources: Vec<Tensor<'_>> = sources.iter().map(|i| i.as_tensor(&i.op)).collect();
         let out = output.as_tensor(&op);
         let costs = cost::cost(&Node { out, src: &sources });
         let flops = cost::known_op(&op).then_some(costs.flops);
@@ -435,6 +441,18 @@ impl Marks {
             token_id: self.text.then_some(token as u32 as i32),
             since_previous_ms: round(since_ns as f64 / 1e6),
         })
+    }
+}
+
+/// ggml's word for an operation that people call otherwise.
+fn ggml_name(operation: &str) -> String {
+    let upper = operation.to_ascii_uppercase();
+    match upper.as_str() {
+        "MATMUL" | "GEMM" => "MUL_MAT".to_owned(),
+        "SOFTMAX" => "SOFT_MAX".to_owned(),
+        "RMSNORM" => "RMS_NORM".to_owned(),
+        "COPY" => "CPY".to_owned(),
+        _ => upper,
     }
 }
 

@@ -1,7 +1,7 @@
 //! One ring of words a thread: marks of any length, pushed whole or not at all, without waiting. The writer empties them.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use rtrb::{Consumer, Producer, RingBuffer};
@@ -37,6 +37,7 @@ static RINGS: Mutex<Rings> =
     Mutex::new(Rings { live: Vec::new(), next: 0, ended: Statistics { seen: 0, written: 0, dropped: 0, left_out: 0 } });
 static WRITTEN: AtomicU64 = AtomicU64::new(0);
 static DROPPED_BY_WRITER: AtomicU64 = AtomicU64::new(0);
+static WAITS: AtomicBool = AtomicBool::new(false);
 static WITHOUT_RING: AtomicU64 = AtomicU64::new(0);
 
 /// Counts of all threads since recording began. Once everything is written, `seen` is the sum of the other three.
@@ -81,15 +82,37 @@ impl Local {
     pub fn push(&mut self, mark: &[u64], reserve: usize) -> bool {
         add(&self.counts.seen);
         // Half full: the writer would otherwise sleep on. Asked before the push, so that it is asked once a crossing, mostly.
-        let free = self.words.slots();
+        let mut free = self.words.slots();
         if free < CAPACITY / 2 {
             record::wake();
+            if free < mark.len() + reserve && WAITS.load(Ordering::Relaxed) {
+                free = self.wait_for(mark.len() + reserve);
+            }
         }
         let fits = free >= mark.len() + reserve && self.words.push_entire_slice(mark).is_ok();
         if !fits {
             add(&self.counts.dropped);
         }
         fits
+    }
+
+    /// Waits until the writer has made room, as the caller of `init` asked for; a second at most, for a disk may be dead.
+    #[cold]
+    fn wait_for(&mut self, words: usize) -> usize {
+        for _ in 0..5000 {
+            std::thread::sleep(std::time::Duration::from_micros(200));
+            record::wake();
+            if self.words.slots() >= words || !crate::boundary::recording() {
+                break;
+            }
+        }
+        self.words.slots()
+    }
+
+    /// Counts an end whose begin was dropped.
+    pub fn drop_end(&self) {
+        add(&self.counts.seen);
+        add(&self.counts.dropped);
     }
 
     /// Counts a mark that the level leaves out.
@@ -103,6 +126,11 @@ impl Default for Local {
     fn default() -> Self {
         Self::new()
     }
+}
+
+/// Whether a full ring waits for the writer instead of dropping.
+pub fn set_waits(on: bool) {
+    WAITS.store(on, Ordering::Relaxed);
 }
 
 /// Counts a mark that has no ring: a thread that is being torn down, or a call from within our own.

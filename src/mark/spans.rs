@@ -41,6 +41,8 @@ struct Frame {
     is_layer: bool,
     /// Its begin is in the ring.
     recorded: bool,
+    /// Its begin found the ring full.
+    dropped: bool,
     session: u32,
 }
 
@@ -134,7 +136,7 @@ impl Thread {
             self.layers.push(id);
         }
         let key = if is_layer { u64::from(id as u32) } else { hash(name) };
-        let mut frame = Frame { key, is_layer, recorded: false, session: sessions::current() };
+        let mut frame = Frame { key, is_layer, recorded: false, dropped: false, session: sessions::current() };
         let answer = if record::paused() {
             Err(Refusal::Disabled)
         } else if record::level() < Level::Detailed {
@@ -149,6 +151,7 @@ impl Thread {
                 }
             });
             frame.recorded = done == Done::Recorded;
+            frame.dropped = !frame.recorded;
             self.owed += usize::from(frame.recorded);
             Ok(done)
         };
@@ -185,6 +188,10 @@ impl Thread {
             self.layers.pop();
         }
         if !frame.recorded {
+            if frame.dropped {
+                self.ring.drop_end();
+                return Ok(Done::Dropped);
+            }
             if record::paused() {
                 return Err(Refusal::Disabled);
             }
@@ -332,7 +339,7 @@ pub fn compute(
     operation: &str,
     component: &str,
     n: usize,
-    inputs: impl Iterator<Item = TensorPtr>,
+    inputs: impl Iterator<Item = TensorPtr> + Clone,
     output: &TensorPtr,
 ) -> Answer {
     gate()?;
@@ -343,9 +350,16 @@ pub fn compute(
     event(least_of(operation, output.op()), Kind::Compute, None, |w| {
         words::text(w, operation);
         words::text(w, component);
-        w.push(n as u64);
+        // What ggml itself makes the output of: the caller may have named less (no weights), or the same.
+        let sources = || (0..output.n_src()).filter_map(|i| output.src(i));
+        let same = sources().count() == n && sources().zip(inputs.clone()).all(|(a, b)| a == b);
+        let own = if same { 0 } else { sources().count() };
+        w.extend([n as u64, own as u64, u64::from(same)]);
         tensor::write(w, output);
         inputs.for_each(|t| tensor::write(w, &t));
+        if !same {
+            sources().for_each(|t| tensor::write(w, &t));
+        }
     })
 }
 

@@ -19,7 +19,8 @@ pub enum Kind {
     ComponentBegin = 2,
     /// The innermost recorded span ends.
     End = 3,
-    /// An operation: name, component, number of inputs, output, inputs.
+    /// An operation: name, component, number of inputs, number of the output's own sources behind them, whether the inputs are these
+    /// sources (then they are not there), output, inputs, sources.
     Compute = 4,
     /// Memory of a tensor: component, usage, tensor.
     Allocation = 5,

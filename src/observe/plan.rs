@@ -94,6 +94,10 @@ pub struct Plan {
     pub steps: AtomicU64,
     /// Executions that were timed.
     pub timed_steps: AtomicU64,
+    /// Executions that were not written event by event, to keep the log's rate.
+    pub left_out: AtomicU64,
+    /// Executions that were not, because they were a warm-up.
+    pub warm_ups: AtomicU64,
     times: Box<[NodeTime]>,
 }
 
@@ -105,6 +109,17 @@ struct NodeTime {
     leader: AtomicU32,
 }
 
+/// What became of a step's events.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// Written one by one.
+    Written,
+    /// Left out, to keep the log's rate.
+    LeftOut,
+    /// Left out: it was a warm-up, or no ubatch of a context that counts.
+    WarmUp,
+}
+
 /// A moment's reading of a plan's counters, for differences.
 #[derive(Clone, Debug, Default)]
 pub struct Reading {
@@ -112,6 +127,10 @@ pub struct Reading {
     pub steps: u64,
     /// Timed executions.
     pub timed_steps: u64,
+    /// Executions left out.
+    pub left_out: u64,
+    /// Warm-ups.
+    pub warm_ups: u64,
     /// Nanoseconds by node.
     pub ns: Vec<u64>,
 }
@@ -137,10 +156,15 @@ impl Plan {
     }
 
     /// Counts one execution.
-    pub fn count(&self, timed: bool) {
+    pub fn count(&self, timed: bool, fate: Fate) {
         self.steps.fetch_add(1, Ordering::Relaxed);
         if timed {
             self.timed_steps.fetch_add(1, Ordering::Relaxed);
+        }
+        match fate {
+            Fate::Written => {}
+            Fate::LeftOut => _ = self.left_out.fetch_add(1, Ordering::Relaxed),
+            Fate::WarmUp => _ = self.warm_ups.fetch_add(1, Ordering::Relaxed),
         }
     }
 
@@ -150,6 +174,8 @@ impl Plan {
         Reading {
             steps: self.steps.load(Ordering::Relaxed),
             timed_steps: self.timed_steps.load(Ordering::Relaxed),
+            left_out: self.left_out.load(Ordering::Relaxed),
+            warm_ups: self.warm_ups.load(Ordering::Relaxed),
             ns: self.times.iter().map(|t| t.ns.load(Ordering::Relaxed)).collect(),
         }
     }
@@ -208,6 +234,8 @@ pub fn assemble(key: (usize, u64), nodes: Vec<PlanNode>, serialized: bool) -> Pl
         unknown_ops,
         steps: AtomicU64::new(0),
         timed_steps: AtomicU64::new(0),
+        left_out: AtomicU64::new(0),
+        warm_ups: AtomicU64::new(0),
         times: (0..nodes.len() as u32).map(|i| NodeTime { ns: AtomicU64::new(0), leader: AtomicU32::new(i) }).collect(),
         nodes,
     }
@@ -229,10 +257,11 @@ pub fn plan_node(
     let mut class = class::classify(&node);
     // The last layer picks the rows that have an output from the residual of the layer before: unnamed, so its source gives it its layer,
     // but it runs in the middle of the next.
-    if let Some(last) = before.last().filter(|_| out.name.starts_with("node_")) {
-        if class.layer.is_some() && class.layer < last.class.layer {
-            class.layer = last.class.layer;
-        }
+    if let Some(last) = before.last().filter(|_| out.name.starts_with("node_"))
+        && class.layer.is_some()
+        && class.layer < last.class.layer
+    {
+        class.layer = last.class.layer;
     }
     let flows = sources
         .iter()

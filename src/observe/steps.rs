@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::plan::{self, Plan};
+use super::plan::{self, Fate, Plan};
 use super::timer::{Span, Timer};
 use super::{host, state, workers};
 use crate::clock;
@@ -189,6 +189,7 @@ pub struct Step {
     number: Option<u64>,
     begun_ns: u64,
     sampled: bool,
+    may_be_sampled: bool,
     measures_workers: bool,
     reused: bool,
     prefill: bool,
@@ -254,6 +255,7 @@ pub fn begin(sched: Ptr, graph: Ptr) -> Option<Step> {
         number,
         begun_ns: clock::now_ns(),
         sampled,
+        may_be_sampled,
         measures_workers,
         reused,
         prefill,
@@ -265,10 +267,10 @@ fn add(a: &AtomicU64, n: u64) {
 }
 
 /// Adds a step that is over to the totals.
-pub fn account(plan: &Plan, prefill: bool, reused: bool, graph_ns: u64, sums: &super::timer::Sums) {
+pub fn account(plan: &Plan, prefill: bool, reused: bool, graph_ns: u64, sums: &super::timer::Sums, fate: Fate) {
     // A backend other than the CPU was not seen by the timer at all.
     let timed = sums.ops > 0;
-    plan.count(timed);
+    plan.count(timed, fate);
     if let Some(tokens) = plan.n_tokens {
         let phase = &TOTALS.phases[usize::from(!prefill)];
         add(&phase.steps, 1);
@@ -292,7 +294,12 @@ pub fn end(step: Step) {
     let graph_ns = end_ns - step.begun_ns;
     let workers_ns = if step.measures_workers { workers::end() } else { Vec::new() };
     let (sums, spans): (_, Vec<Span>) = step.timer.as_ref().map(Timer::finish).unwrap_or_default();
-    account(&step.plan, step.prefill, step.reused, graph_ns, &sums);
+    let fate = match (step.sampled, step.may_be_sampled) {
+        (true, _) => Fate::Written,
+        (false, true) => Fate::LeftOut,
+        (false, false) => Fate::WarmUp,
+    };
+    account(&step.plan, step.prefill, step.reused, graph_ns, &sums, fate);
     if step.timer.is_some() {
         state::after_timed_step(&step.plan, sums.ops);
     }

@@ -36,8 +36,11 @@ pub fn open(limited: bool) {
 #[derive(Debug)]
 pub struct Budget {
     bytes_per_second: Option<f64>,
-    started_ns: u64,
+    interval_began_ns: u64,
     other_bytes: u64,
+    /// Bytes a second of other events, averaged over the last intervals: the thousand lines of a model's load must not hold sampled
+    /// steps back for minutes.
+    other_rate: f64,
 }
 
 impl Budget {
@@ -45,7 +48,12 @@ impl Budget {
     #[must_use]
     pub fn new(bytes_per_second: Option<u64>, now_ns: u64) -> Self {
         open(bytes_per_second.is_some());
-        Self { bytes_per_second: bytes_per_second.map(|b| b as f64), started_ns: now_ns, other_bytes: 0 }
+        Self {
+            bytes_per_second: bytes_per_second.map(|b| b as f64),
+            interval_began_ns: now_ns,
+            other_bytes: 0,
+            other_rate: 0.0,
+        }
     }
 
     /// Bytes of events that are no sampled step went out.
@@ -53,11 +61,20 @@ impl Budget {
         self.other_bytes += bytes;
     }
 
+    /// An interval ends: what other events took in it counts for the next steps, half of it a few intervals later.
+    pub fn interval(&mut self, now_ns: u64) {
+        const WEIGHT: f64 = 0.3;
+        let seconds = now_ns.saturating_sub(self.interval_began_ns) as f64 / 1e9;
+        if seconds > 0.0 {
+            self.other_rate += WEIGHT * (self.other_bytes as f64 / seconds - self.other_rate);
+        }
+        (self.interval_began_ns, self.other_bytes) = (now_ns, 0);
+    }
+
     /// A sampled step took `bytes`: says when the next of its phase may come.
     pub fn spent_on_step(&self, prefill: bool, bytes: u64, now_ns: u64) {
         let Some(rate) = self.bytes_per_second else { return };
-        let seconds = (now_ns.saturating_sub(self.started_ns) as f64 / 1e9).max(1.0);
-        let left = (rate - self.other_bytes as f64 / seconds).max(rate * LEAST_SHARE);
+        let left = (rate - self.other_rate).max(rate * LEAST_SHARE);
         // Half for each phase.
         let pays_off = bytes as f64 / (left / 2.0) * 1e9;
         NEXT_NS[slot(prefill)].store(now_ns + pays_off as u64, Ordering::Relaxed);

@@ -107,10 +107,10 @@ impl Sink {
             return;
         }
         // Only what is ours: another host may have appended its lines behind it.
-        if let (Ok(end), Ok(about)) = (self.file.stream_position(), self.file.metadata()) {
-            if about.len() == end {
-                let _ = self.file.set_len(end - torso);
-            }
+        if let (Ok(end), Ok(about)) = (self.file.stream_position(), self.file.metadata())
+            && about.len() == end
+        {
+            let _ = self.file.set_len(end - torso);
         }
     }
 
@@ -126,10 +126,10 @@ impl Sink {
 impl Drop for Sink {
     fn drop(&mut self) {
         // The number is the host's now: closing it would close the host's file.
-        if !self.is_ours() {
-            if let Ok(nothing) = File::open("/dev/null") {
-                let _ = std::mem::replace(&mut self.file, nothing).into_raw_fd();
-            }
+        if !self.is_ours()
+            && let Ok(nothing) = File::open("/dev/null")
+        {
+            let _ = std::mem::replace(&mut self.file, nothing).into_raw_fd();
         }
     }
 }

@@ -11,6 +11,15 @@ use crate::observe::plan::{Plan, Reading};
 use crate::observe::routing;
 use crate::observe::steps::{PLANS, TOTALS};
 
+/// Operation events of steps that were not written event by event.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Missing {
+    /// To keep the log's rate.
+    pub left_out: u64,
+    /// Of warm-ups.
+    pub warm_ups: u64,
+}
+
 /// Reads the counters and keeps what the last reading was.
 #[derive(Debug)]
 pub struct Collector {
@@ -32,15 +41,16 @@ impl Collector {
     }
 
     /// The summary of the interval up to now and the number of operation events of steps that were not sampled; `None` if nothing ran.
-    pub fn collect(&mut self, now_ns: u64, level: Level) -> Option<(StepSummary, u64)> {
+    pub fn collect(&mut self, now_ns: u64, level: Level) -> Option<(StepSummary, Missing)> {
         let now: Vec<u64> = counters().iter().map(|c| c.load(Ordering::Relaxed)).collect();
         let d: Vec<u64> = now.iter().zip(&self.last).map(|(n, l)| n - l).collect();
         let (mut ops, mut components, mut layers) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-        let mut operation_events = 0;
+        let mut missing = Missing::default();
         let mut ran = false;
         PLANS.lock().retain(|plan| {
-            let (steps, events) = self.add_plan(plan, level, &mut ops, &mut components, &mut layers);
-            operation_events += events;
+            let (steps, of_plan) = self.add_plan(plan, level, &mut ops, &mut components, &mut layers);
+            missing.left_out += of_plan.left_out;
+            missing.warm_ups += of_plan.warm_ups;
             ran |= steps > 0;
             // Ours is the last reference: no scheduler can run it any more, and its last counts have just been read.
             let alive = steps > 0 || Arc::strong_count(plan) > 1;
@@ -90,8 +100,7 @@ impl Collector {
                 .map(|(layer_id, totals)| LayerTotals { layer_id, totals: rounded(totals) })
                 .collect(),
         };
-        let sampled_events = (operation_events * d[11]).checked_div(steps).unwrap_or(0);
-        Some((summary, operation_events - sampled_events.min(operation_events)))
+        Some((summary, missing))
     }
 
     fn add_plan(
@@ -101,13 +110,13 @@ impl Collector {
         ops: &mut BTreeMap<&'static str, Totals>,
         components: &mut BTreeMap<&'static str, Totals>,
         layers: &mut BTreeMap<i32, Totals>,
-    ) -> (u64, u64) {
+    ) -> (u64, Missing) {
         let now = plan.read();
         let old = self.plans.get(&(Arc::as_ptr(plan) as usize));
         let (steps, timed) =
             (now.steps - old.map_or(0, |o| o.steps), now.timed_steps - old.map_or(0, |o| o.timed_steps));
         if steps == 0 {
-            return (0, 0);
+            return (0, Missing::default());
         }
         for (i, n) in plan.nodes.iter().enumerate() {
             let bytes = n.cost.bytes_read + n.cost.bytes_written;
@@ -129,9 +138,11 @@ impl Collector {
             };
             add_to(ops, components, layers, &plan.nodes[leader], &timed_part);
         }
-        let events = events_of(plan, level) * steps;
+        let events = events_of(plan, level);
+        let since = |get: fn(&Reading) -> u64| (get(&now) - old.map_or(0, get)) * events;
+        let missing = Missing { left_out: since(|r| r.left_out), warm_ups: since(|r| r.warm_ups) };
         self.plans.insert(Arc::as_ptr(plan) as usize, now);
-        (steps, events)
+        (steps, missing)
     }
 }
 

@@ -219,8 +219,10 @@ impl Writer {
 
     fn interval(&mut self, now: u64) {
         let level = level();
-        if let Some((summary, left_out)) = self.collector.collect(now, level) {
-            dropped::count("rate_limit", "step_events", left_out);
+        self.budget.interval(now);
+        if let Some((summary, missing)) = self.collector.collect(now, level) {
+            dropped::count("rate_limit", "step_events", missing.left_out);
+            dropped::count("warm_up", "step_events", missing.warm_ups);
             self.put(Line::StepSummary(summary));
             // The steps' own totals: those of the marks would count the same work again.
             _ = self.marks.summary(now);

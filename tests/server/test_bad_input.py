@@ -483,8 +483,10 @@ def test_the_mock_itself_is_read_in_full(mock, run):
     command, more = mock("MOCK_PLAIN")
     outcome = run([*command, "plain", "plain"], **more, **RECORD_ALL)
     outcome.is_untouched().said_nothing()
-    assert is_whole(outcome.events)
-    assert kinds(outcome.events).count("compute_execution") == 16, "two nodes, two rounds of three tokens and a graph"
+    events = outcome.events
+    assert is_whole(events)
+    assert sum(e["steps"] for e in events if e["event"] == "step_summary") == 8, "two rounds of three tokens and a graph"
+    assert {"norm-0", "l_out-0"} == {e["tensor"] for e in events if e["event"] == "compute_execution"}
 
 
 @pytest.mark.parametrize("what", ["decode", "compute", "accept", "apply"])
@@ -536,12 +538,13 @@ def test_the_api_answers_misuse_with_a_status(api, run, tmp_path):
         ("init(0, log)", 0), ("init(2, NULL)", 1), ('init(0, "/nonexistent/log.jsonl")', 1),
         ("set_level(2)", 0), ("set_level(3)", -1), ("flush()", 0), ("deinit()", 0), ("deinit()", -2), ("init(0, log)", 0), ("deinit()", 0),
     ]
-    assert [line for line in outcome.out.splitlines() if " is " in line] == [
-        "-5 is unknown status", "-4 is internal failure", "-3 is the log cannot be opened or written", "-2 is no recording is on",
-        "-1 is invalid argument", "0 is success", "1 is recording was on already", "2 is disabled by LLAMA_RESOURCE_DISABLED",
-        "3 is unknown status"]
-    assert len(outcome.ours) == 2, "one message for each log that could not be written"
-    assert "opening the log /nonexistent/log.jsonl failed" in outcome.ours[0] and "writing the log /dev/full failed" in outcome.ours[1]
+    words = dict(line.split(" is ", 1) for line in outcome.out.splitlines() if re.match(r"-?\d+ is ", line))
+    assert len(words) == 100 and all(words.values()) and words["-50"] == words["49"] == "unknown status"
+    assert (words["0"], words["-1"], words["-2"]) == ("success", "invalid argument", "no recording is on")
+    errors = [line for line in outcome.ours if line.startswith("error: ")]
+    assert len(errors) == 2, "one message for each log that could not be written"
+    assert "opening the log /nonexistent/log.jsonl failed" in errors[0] and "writing the log /dev/full failed" in errors[1]
+    assert all(re.match(r"warning: llama_resource_instrumentation_\w+: ", line) for line in outcome.ours if line not in errors), outcome.ours
     assert kinds(outcome.events).count("resource_session_start") == kinds(outcome.events).count("resource_session_end") == 2
 
 
@@ -550,7 +553,7 @@ def test_a_message_may_call_the_api_back(api, run, tmp_path):
     command, more = api
     outcome = run([*command, "callback"], timeout=10, LD_PRELOAD=None, A_LOG=tmp_path / "other.jsonl", **more).is_untouched().said_nothing()
     assert "message 4: llama-resource: opening the log /nonexistent/log.jsonl failed" in outcome.out
-    assert "messages: 4" in outcome.out and outcome.events
+    assert outcome.events
 
 
 def test_init_from_many_threads_begins_one_recording(api, run, tmp_path):
@@ -642,17 +645,18 @@ def test_a_signal_that_ends_the_host_leaves_whole_lines(which, run, host, tmp_pa
     """The host has no handler and writes as fast as it can; at most its last line is cut, and the reader says that it was killed."""
     process = run.start([*host, "load", "context", "ready", "spin"], **RECORD_ALL)
     assert process.stdout.readline() == b"ready\n"
-    time.sleep(0.35)
+    log, deadline = tmp_path / "log.jsonl", time.monotonic() + 20
+    while log.stat().st_size < 1 << 20 and time.monotonic() < deadline:  # the writer has the lowest priority
+        time.sleep(0.01)
     process.send_signal(which)
     assert process.wait(5) == -which, "the signal was not delivered to the host as before"
-    data = (tmp_path / "log.jsonl").read_bytes()
+    data = log.read_bytes()
     lines = data.splitlines(keepends=True)
     cut = not lines[-1].endswith(b"\n")
     for line in lines[:-1] if cut else lines:
         json.loads(line)
     assert len(lines) > 1000
-    text = report(tmp_path / "log.jsonl")
-    assert "NOT CLOSED: killed" in text
+    assert "NOT CLOSED: killed" in report(log)
     print(f"{len(lines)} lines, the last one is {'cut' if cut else 'whole'}")
 
 
@@ -675,13 +679,13 @@ def test_a_signal_to_the_server(which, tiny_model, tmp_path):
 
 def test_contexts_come_and_go_without_a_trace(run, host):
     """No thread stays, and what is kept for each context goes with it; the plans of graphs two intervals later."""
-    verbs = ["load", *["contexts=200", "sleep=2300", "usage"] * 3]
-    outcome = run([*host, *verbs], LLAMA_RESOURCE_LOG_LEVEL="VERBOSE").is_untouched().said_nothing()
+    outcome = run([*host, "load", *["contexts=600", "sleep=2300", "usage"] * 2], LLAMA_RESOURCE_LOG_LEVEL="VERBOSE")
+    outcome.is_untouched().said_nothing()
     usages = [tuple(map(int, pair)) for pair in re.findall(r"tasks (\d+) resident (\d+)", outcome.out)]
-    assert [tasks for tasks, _ in usages] == [2, 2, 2], "the host's thread and the writer's"
-    resident = [kb for _, kb in usages]
-    print("resident memory after 200, 400 and 600 contexts, KB:", *resident)
-    assert resident[2] - resident[1] < 500, resident
+    assert [tasks for tasks, _ in usages] == [2, 2], "the host's thread and the writer's"
+    grown_kb = usages[1][1] - usages[0][1]
+    print(f"{usages[0][1]} KB after 600 contexts, {grown_kb} KB more after 600 further ones")
+    assert grown_kb < 2500, "the allocator keeps a megabyte now and then; a plan for each context would be 18"
     assert is_whole(outcome.events)
 
 
