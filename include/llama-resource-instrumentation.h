@@ -663,6 +663,8 @@ private:
         return status == LLAMA_RESOURCE_INSTRUMENTATION_STATUS_SUCCESS;
     }
 
+    friend void llama_resource_instrumentation_init(llama_resource_level level, const std::string & log_path);
+
     bool owner;
 };
 
@@ -673,14 +675,22 @@ inline void llama_resource_instrumentation_init(llama_resource_level level, cons
     if (g_resource_instr && llama_resource_instrumentation_is_recording()) {
         return;
     }
+    const auto begin = [&] {
+        if (g_resource_instr) {
+            // After a free the object is still there: a thread may be using it.
+            g_resource_instr->owner = llama_resource_instrumentation::start(level, log_path);
+        } else {
+            g_resource_instr = std::make_unique<llama_resource_instrumentation>(level, log_path);
+        }
+    };
 #if defined(__cpp_exceptions)
     try {
-        g_resource_instr = std::make_unique<llama_resource_instrumentation>(level, log_path);
+        begin();
     } catch (const std::runtime_error &) {
         // The log callback, or stderr, has the reason.
     }
 #else
-    g_resource_instr = std::make_unique<llama_resource_instrumentation>(level, log_path);
+    begin();
 #endif
 }
 

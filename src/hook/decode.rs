@@ -8,17 +8,26 @@ use crate::observe::{self, steps};
 /// A batch of the older API, by value; its first seven fields have been at the same place in all versions.
 type Batch = ByValue<16>;
 
-fn begin(ctx: Ptr, rows: Vec<Row>) -> bool {
+/// A call that runs. When it is over, also by a C++ exception, graphs on this thread are not its context's any more.
+struct Call;
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        steps::set_context(std::ptr::null_mut());
+    }
+}
+
+fn begin(ctx: Ptr, rows: Vec<Row>) -> Option<Call> {
     let mut host = observe::host();
     host.settle_sample(ctx);
     host.contexts.get(ctx).batch_begins(rows);
     drop(host);
     steps::set_context(ctx);
-    true
+    Some(Call)
 }
 
-fn end(ctx: Ptr, status: i32) {
-    steps::set_context(std::ptr::null_mut());
+fn end(call: Call, ctx: Ptr, status: i32) {
+    drop(call);
     let mut host = observe::host();
     let host = &mut *host;
     // Compute buffers may have grown, and the output buffer is made at the first batch.
@@ -79,17 +88,17 @@ hooks! {
         let rows = observe::host().contexts.builder(batch).clone();
         begin(ctx, rows)
     }
-    after |begun, status| { if begun { end(ctx, *status) } }
+    after |begun, status| { if let Some(call) = begun { end(call, ctx, *status) } }
 
     /// The older call.
     fn llama_decode(ctx: Ptr, batch: Batch) -> i32;
     before { begin(ctx, rows_of(&batch)) }
-    after |begun, status| { if begun { end(ctx, *status) } }
+    after |begun, status| { if let Some(call) = begun { end(call, ctx, *status) } }
 
     /// The older call for encoders.
     fn llama_encode(ctx: Ptr, batch: Batch) -> i32;
     before { begin(ctx, rows_of(&batch)) }
-    after |begun, status| { if begun { end(ctx, *status) } }
+    after |begun, status| { if let Some(call) = begun { end(call, ctx, *status) } }
 
     /// The host waits for the backends: after it, the last call's time is known.
     fn llama_synchronize(ctx: Ptr);

@@ -50,11 +50,14 @@ hooks! {
     /// A context is freed: before the real call, while its requests can still be told.
     fn llama_free(ctx: Ptr);
     before {
-        let mut host = observe::host();
-        host.settle_sample(ctx);
-        if let Some(mut old) = host.contexts.remove(ctx) {
-            old.flush_batch();
-            host.requests.end_all(Some(old.id), "context_freed", clock::now_ns());
+        // Null is allowed, as for `free`.
+        if !ctx.is_null() {
+            let mut host = observe::host();
+            host.settle_sample(ctx);
+            if let Some(mut old) = host.contexts.remove(ctx) {
+                old.flush_batch();
+                host.requests.end_all(Some(old.id), "context_freed", clock::now_ns());
+            }
         }
     }
 }

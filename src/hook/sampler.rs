@@ -26,6 +26,22 @@ thread_local! {
     static DEPTH: Cell<u32> = const { Cell::new(0) };
 }
 
+/// A call of a sampler that runs; it may end by a C++ exception (a grammar does).
+struct Call;
+
+impl Call {
+    /// Begins one, and says whether it is the host's.
+    fn begin() -> (Self, bool) {
+        (Self, DEPTH.replace(DEPTH.get() + 1) == 0)
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        DEPTH.set(DEPTH.get().saturating_sub(1));
+    }
+}
+
 fn applied() {
     let Stage::Read { ctx, row } = STAGE.get() else { return };
     STAGE.set(Stage::Applied { ctx, row });
@@ -83,20 +99,18 @@ hooks! {
     fn llama_sampler_apply(sampler: Ptr, candidates: Ptr);
     before {
         applied();
-        DEPTH.set(DEPTH.get() + 1);
-        true
+        Some(Call::begin())
     }
-    after |entered, ()| { if entered { DEPTH.set(DEPTH.get().saturating_sub(1)) } }
 
     /// A sampler is told the token. The outermost call after an apply is the host's choice.
     fn llama_sampler_accept(sampler: Ptr, token: i32);
     before {
-        if DEPTH.replace(DEPTH.get() + 1) == 0 {
+        let (call, outermost) = Call::begin();
+        if outermost {
             accepted(token);
         }
-        true
+        Some(call)
     }
-    after |entered, ()| { if entered { DEPTH.set(DEPTH.get().saturating_sub(1)) } }
 
     /// llama-server: a slot is launched or released; a draft context: its backend sampler.
     fn llama_set_sampler(ctx: Ptr, seq: i32, sampler: Ptr) -> bool;
