@@ -416,7 +416,8 @@ def parse(argv):
                    help="then keep a server of each level busy so long, for the log's rate; 0: no")
     p.add_argument("--log-rate", help="LLAMA_RESOURCE_LOG_RATE for the levels; `unlimited` writes every step")
     p.add_argument("--in-process", action="store_true",
-                   help="instead: build bench/paired.cpp and run it (recording off and on in one process; --pairs, --threads)")
+                   help="instead: build bench/paired.cpp and run it: recording off and on in one process (--pairs, --threads); "
+                        "about 10 minutes")
     p.add_argument("--keep-logs", metavar="DIR", help="keep the event logs here")
     p.add_argument("--timeout", type=float, default=300, help="seconds that a start or a request may take")
     o = p.parse_args(argv)

@@ -3,9 +3,7 @@
 //! Conventions (docs/C-API.md): names `llama_resource_instrumentation_<what>`, status codes with 0 for success, every pointer checked,
 //! nothing aborts, callable from any thread. The header in include/ is generated from this file.
 
-#[expect(unsafe_code, reason = "the caller's callback and its pointers")]
 pub mod eval;
-#[expect(unsafe_code, reason = "names and tensors of the caller")]
 pub mod marks;
 
 use std::ffi::{CStr, OsStr, c_char, c_void};

@@ -27,12 +27,17 @@ const ROOMS: &[Room] = &[
     ),
     (
         "record",
-        &["boundary", "clock", "error", "format", "graph", "host", "log", "observe", "queue"],
-        "`observe` for plans, samples and counters, which the writer reads when it has time; `boundary` to end recording on an I/O error",
+        &["boundary", "clock", "error", "format", "graph", "host", "log", "mark", "observe", "queue"],
+        "`observe` for plans, samples and counters and `mark` for marks, which the writer reads when it has time; `boundary` to end recording on an I/O error",
+    ),
+    (
+        "mark",
+        &["boundary", "clock", "format", "ggml", "graph", "log", "observe", "record"],
+        "the caller's spans and tensors, and its graphs for `observe`; wakes the writer",
     ),
     (
         "session",
-        &["boundary", "clock", "config", "error", "format", "ggml", "host", "log", "observe", "record"],
+        &["boundary", "clock", "config", "error", "format", "ggml", "host", "log", "mark", "observe", "record"],
         "starts and stops everything, so it knows everything",
     ),
     (
@@ -40,7 +45,11 @@ const ROOMS: &[Room] = &[
         &["boundary", "clock", "format", "ggml", "host", "observe", "record", "session"],
         "`session` to start; `host` to find its own object; `format` and `record` where an event is one call of the host",
     ),
-    ("abi", &["boundary", "format", "log", "record", "session"], "the C face of `session`"),
+    (
+        "abi",
+        &["boundary", "config", "format", "ggml", "log", "mark", "record", "session"],
+        "the C face of `session` and `mark`; `ggml` for the caller's tensors",
+    ),
     ("read", &["format"], "lines back into values"),
     ("analyze", &["format", "read"], "values to results"),
     ("export", &["analyze"], "results to text"),
@@ -48,7 +57,7 @@ const ROOMS: &[Room] = &[
 ];
 
 /// Modules that may contain unsafe code: those whose `mod` line in src/lib.rs says so, one function and one module of the program.
-const UNSAFE: &[&str] = &["abi", "ggml", "hook", "host", "observe", "log.rs", "bin/llama-resource/signals.rs"];
+const UNSAFE: &[&str] = &["abi", "ggml", "hook", "host", "mark", "observe", "log.rs", "bin/llama-resource/signals.rs"];
 
 /// A file longer than this is two files.
 const MOST_LINES: usize = 500;

@@ -39,6 +39,7 @@ const GROUPS: [Group; 4] = {
              (see [the rate limit](#the-rate-limit)); allocations and what the host does to its cache are written whenever they happen.",
             &[
                 ("memory_allocation", M),
+                ("memory_deallocation", D),
                 ("compute_execution", M),
                 ("component_handoff", D),
                 ("mlp_operation", D),

@@ -34,6 +34,7 @@ struct Open {
     /// Empty for a layer.
     component: String,
     start_ns: u64,
+    session: u32,
     written: bool,
     work: Work,
 }
@@ -131,6 +132,25 @@ impl Marks {
         dropped::count("queue_full", "mark", full.saturating_sub(std::mem::replace(&mut self.full_before, full)));
     }
 
+    /// The recording ends: spans that are still open on some thread end with it.
+    pub fn close(&mut self, now_ns: u64, mut out: impl FnMut(Line)) {
+        for mut thread in std::mem::take(&mut self.threads).into_values() {
+            while let Some(open) = thread.open.last() {
+                let head = Head {
+                    kind: Kind::End,
+                    layer: open.layer,
+                    t_ns: now_ns,
+                    epoch: spans::epoch(),
+                    session: open.session,
+                };
+                if let Some(line) = self.end(&mut thread, &head) {
+                    ring::count_direct(1);
+                    out(line);
+                }
+            }
+        }
+    }
+
     /// Totals of the marks of the interval. Only where no step is seen: there the steps' own totals are the better ones, and of two
     /// accounts of the same work one would be too many.
     pub fn summary(&mut self, now_ns: u64) -> Option<StepSummary> {
@@ -177,6 +197,7 @@ impl Marks {
                     layer: head.layer,
                     component,
                     start_ns: head.t_ns,
+                    session: head.session,
                     written: write,
                     work: Work::default(),
                 });

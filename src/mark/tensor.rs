@@ -27,7 +27,7 @@ pub struct Place {
 }
 
 /// Memory that ggml took for itself: no buffer, but data.
-const PLAIN: Place = Place { buffer_type: None, device: None, memory_type: "ram", is_cpu: true };
+const PLAIN: Place = Place { buffer_type: None, device: Some("CPU"), memory_type: "ram", is_cpu: true };
 /// No memory yet.
 const NONE: Place = Place { buffer_type: None, device: None, memory_type: "unknown", is_cpu: false };
 
@@ -82,7 +82,9 @@ fn ask(buft: api::Ptr, buffer: api::Ptr) -> Place {
         () if is_host || is_cpu => "ram",
         () => "vram",
     };
-    Place { buffer_type: Some(name), device: device.map(|d| keep(&d)), memory_type, is_cpu }
+    // The buffer types that ggml-base has built in name no device; their memory is the CPU's, which ggml calls so everywhere.
+    let device = device.map(|d| keep(&d)).or((is_host && is_cpu).then_some("CPU"));
+    Place { buffer_type: Some(name), device, memory_type, is_cpu }
 }
 
 /// Where the tensor's memory is.

@@ -38,9 +38,8 @@ pub struct Budget {
     bytes_per_second: Option<f64>,
     interval_began_ns: u64,
     other_bytes: u64,
-    /// Bytes a second of other events, averaged over the last intervals: the thousand lines of a model's load must not hold sampled
-    /// steps back for minutes.
-    other_rate: f64,
+    /// What other events took while a phase's gate was closed, to be added when it is set.
+    owed_ns: [u64; 2],
 }
 
 impl Budget {
@@ -52,7 +51,7 @@ impl Budget {
             bytes_per_second: bytes_per_second.map(|b| b as f64),
             interval_began_ns: now_ns,
             other_bytes: 0,
-            other_rate: 0.0,
+            owed_ns: [0; 2],
         }
     }
 
@@ -61,23 +60,28 @@ impl Budget {
         self.other_bytes += bytes;
     }
 
-    /// An interval ends: what other events took in it counts for the next steps, half of it a few intervals later.
+    /// An interval ends: the next steps wait until what other events took in it is paid off too - up to the share that steps never give
+    /// up, so that the thousand lines of a model's load do not hold them back for a minute.
     pub fn interval(&mut self, now_ns: u64) {
-        const WEIGHT: f64 = 0.3;
         let seconds = now_ns.saturating_sub(self.interval_began_ns) as f64 / 1e9;
-        if seconds > 0.0 {
-            self.other_rate += WEIGHT * (self.other_bytes as f64 / seconds - self.other_rate);
+        let spent = std::mem::take(&mut self.other_bytes) as f64;
+        self.interval_began_ns = now_ns;
+        let Some(rate) = self.bytes_per_second else { return };
+        let pays_off = (spent.min(rate * seconds * (1.0 - LEAST_SHARE)) / rate * 1e9) as u64;
+        for (next, owed) in NEXT_NS.iter().zip(&mut self.owed_ns) {
+            let later = |due: u64| (due != u64::MAX).then(|| due.max(now_ns) + pays_off);
+            if next.fetch_update(Ordering::Relaxed, Ordering::Relaxed, later).is_err() {
+                *owed += pays_off;
+            }
         }
-        (self.interval_began_ns, self.other_bytes) = (now_ns, 0);
     }
 
-    /// A sampled step took `bytes`: says when the next of its phase may come.
-    pub fn spent_on_step(&self, prefill: bool, bytes: u64, now_ns: u64) {
+    /// A sampled step took `bytes`: says when the next of its phase may come. Each phase has half of the rate.
+    pub fn spent_on_step(&mut self, prefill: bool, bytes: u64, now_ns: u64) {
         let Some(rate) = self.bytes_per_second else { return };
-        let left = (rate - self.other_rate).max(rate * LEAST_SHARE);
-        // Half for each phase.
-        let pays_off = bytes as f64 / (left / 2.0) * 1e9;
-        NEXT_NS[slot(prefill)].store(now_ns + pays_off as u64, Ordering::Relaxed);
+        let owed = std::mem::take(&mut self.owed_ns[slot(prefill)]);
+        let pays_off = (bytes as f64 / (rate / 2.0) * 1e9) as u64;
+        NEXT_NS[slot(prefill)].store(now_ns + pays_off + owed, Ordering::Relaxed);
     }
 
     /// Whether `bytes` of per-token events still fit (they are the only ones that a busy server could flood the log with).
@@ -93,13 +97,22 @@ mod tests {
 
     #[test]
     fn a_step_is_written_then_none_until_it_is_paid_off() {
-        let budget = Budget::new(Some(10_000), 1);
+        let mut budget = Budget::new(Some(10_000), 1);
         assert!(may_sample(true, 100));
         assert!(!may_sample(true, 200), "closed until the writer has seen the first");
         assert!(may_sample(false, 200), "the other phase has a budget of its own");
         budget.spent_on_step(true, 5_000, 1_000_000_000);
         assert!(!may_sample(true, 1_900_000_000), "5,000 bytes at 5,000 a second");
         assert!(may_sample(true, 2_000_000_001));
+        // 5,000 bytes of other events in a second: half a second more for whoever waits, also if its step is still being written.
+        budget.spent_on_step(false, 5_000, 3_000_000_000);
+        budget.interval_began_ns = 2_000_000_000;
+        budget.spent_otherwise(5_000);
+        budget.interval(3_000_000_000);
+        budget.spent_on_step(true, 5_000, 3_000_000_000);
+        for prefill in [true, false] {
+            assert!(!may_sample(prefill, 4_400_000_000) && may_sample(prefill, 4_500_000_001), "{prefill}");
+        }
         open(false);
         assert!((0..3).all(|_| may_sample(true, 5)), "no limit");
     }

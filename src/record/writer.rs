@@ -140,6 +140,11 @@ impl Writer {
             self.take_events();
             let now = clock::now_ns();
             let stopping = matches!(command, Ok(Command::Stop(_)) | Err(RecvTimeoutError::Disconnected));
+            if stopping {
+                let mut ends = Vec::new();
+                self.marks.close(now, |line| ends.push(line));
+                ends.into_iter().for_each(|line| self.put(line));
+            }
             if now >= self.next_interval_ns || stopping {
                 self.interval(now);
             }
