@@ -19,7 +19,7 @@ const ROOMS: &[Room] = &[
     ("config", &["format"], "a setting is a level"),
     ("graph", &[], "pure functions over names, shapes and types"),
     ("ggml", &["graph", "host"], "gives a tensor as `graph` wants it; finds symbols in the process's objects"),
-    ("boundary", &["session"], "a first call wakes a library that waited"),
+    ("boundary", &[], "guards and the phase; what a first call starts is registered with it"),
     (
         "observe",
         &["clock", "format", "ggml", "graph", "log", "record"],

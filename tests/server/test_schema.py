@@ -24,6 +24,7 @@ EXAMPLES = REPOSITORY / "docs" / "examples.jsonl"
 
 # Kinds that a run of llama-server with one model and without our C API cannot bring, and why.
 NEVER_IN_A_PLAIN_RUN = {
+    "memory_deallocation": "written when a C caller says that it freed something",
     "resource_tracking_begin": "written for a session that the host itself names, through the C API or the macros",
     "moe_routing": "the model has no experts (see test_routing_is_told_for_a_model_with_experts)",
 }
