@@ -6,6 +6,7 @@
 //! call (`ns` = time a call on the thread that makes it). More threads than cores share them, and each waits for its turn: what a call costs
 //! the machine is then time times cores over threads. The log is /dev/null. Rows with tensors take ggml from target/llama.cpp/bin and are
 //! left out where it has not been built. Figures: docs/C-API.md.
+#![allow(clippy::print_stdout, reason = "says what is not tested here, and figures")]
 
 #![expect(unsafe_code, reason = "calls the C API as C does")]
 
@@ -97,7 +98,8 @@ fn tensors() -> Option<&'static Tensors> {
     TENSORS
         .get_or_init(|| {
             let path = concat!(env!("CARGO_MANIFEST_DIR"), "/target/llama.cpp/bin/libggml-base.so");
-            let path = CString::new(std::env::var("LLAMA_RESOURCE_BENCH_GGML").unwrap_or_else(|_| path.to_owned())).ok()?;
+            let path =
+                CString::new(std::env::var("LLAMA_RESOURCE_BENCH_GGML").unwrap_or_else(|_| path.to_owned())).ok()?;
             // SAFETY: loads a library; it stays.
             let handle = unsafe { libc::dlopen(path.as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL) };
             if handle.is_null() {
@@ -120,7 +122,9 @@ fn tensors() -> Option<&'static Tensors> {
             // SAFETY: as above.
             let mul_mat = unsafe { std::mem::transmute::<*mut c_void, MulMat>(find(c"ggml_mul_mat")?) };
             // SAFETY: ggml allocates its own memory.
-            let ctx = unsafe { init(ggml_init_params { mem_size: 1 << 20, mem_buffer: std::ptr::null_mut(), no_alloc: false }) };
+            let ctx = unsafe {
+                init(ggml_init_params { mem_size: 1 << 20, mem_buffer: std::ptr::null_mut(), no_alloc: false })
+            };
             // SAFETY: a live context with room enough.
             let (w, x) = unsafe { (new(ctx, 0, 64, 64), new(ctx, 0, 64, 3)) };
             // SAFETY: as above.

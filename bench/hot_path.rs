@@ -6,6 +6,8 @@
 //! The rows that need ggml (`host::*`) take it from target/llama.cpp/bin (or the directory in LLAMA_RESOURCE_BENCH_GGML) and are left
 //! out, with one line that says so, where it has not been built. Figures: docs/OVERHEAD.md.
 
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program that prints figures")]
+
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -38,7 +40,7 @@ fn token() -> Event {
 
 /// From the host's threads to the writer.
 mod queue {
-    use super::*;
+    use super::{AtomicBool, AtomicU64, BURST, Duration, Event, Local, Ordering, Queue, token};
 
     pub static RINGS: Queue<Event> = Queue::new();
     pub static DONE: AtomicBool = AtomicBool::new(false);
@@ -182,7 +184,7 @@ mod guard {
 
 /// With the host's own ggml.
 mod host {
-    use super::*;
+    use super::PathBuf;
     use llama_resource_instrumentation::ggml::{layout, view::TensorPtr};
     use llama_resource_instrumentation::hook::cpu::ggml_barrier;
     use llama_resource_instrumentation::observe::plan::{self, Plan};

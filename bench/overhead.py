@@ -350,13 +350,13 @@ def show(result, out=sys.stdout):
 def notes(result):
     lines = []
     d, seen = result["drift_percent"], result["resolution_percent"]
-    lines.append("drift of the plain server, second half against first: "
+    lines.append("drift of plain, second half against first: "
                  + ", ".join(f"{p} {number(d[p], 1)} %" for p in PHASES))
     if seen:
-        lines.append("the method itself (A/A): differences below "
-                     + ", ".join(f"{seen[p]:.2f} % ({p})" for p in PHASES) + " are not seen")
-    lines.append("ceilings of the older system (%): " + ", ".join(f"{m} {c:g}" for m, c in CEILING.items()))
-    lines.append("our aims (%):                     " + ", ".join(f"{m} {a:g}" for m, a in AIM.items()))
+        lines.append("A/A: not seen is less than "
+                     + ", ".join(f"{seen[p]:.2f} % ({p})" for p in PHASES))
+    lines.append("promised before, %: " + ", ".join(f"{m} {c:g}" for m, c in CEILING.items()))
+    lines.append("our aims, %:        " + ", ".join(f"{m} {a:g}" for m, a in AIM.items()))
     if result["different_text"]:
         lines.append("WARNING: other text than the plain server: " + ", ".join(result["different_text"]))
     for mode, found in result["problems"].items():
@@ -389,7 +389,7 @@ def markdown(result, out=sys.stdout):
             f"{result['idle_percent'].get(mode, math.nan):.2f} | {result['lost'][mode]} |")
     say()
     for line in notes(result):
-        if not line.startswith(("our aims", "ceilings")):
+        if not line.startswith(("our aims", "promised")):
             say(f"- {line}")
 
 

@@ -135,6 +135,7 @@ pub fn start(config: &Config, mode: Mode) -> Result<Started> {
     let path = config.resolved_log_path(std::process::id(), clock::unix_us(now) / 1_000_000, &program);
     let sink = Sink::open(&path)?;
     record::set_level(config.level);
+    record::rate::open(config.bytes_per_second().is_some());
     record::set_paused(false);
     observe::reset();
     state::reset();

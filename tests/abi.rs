@@ -1,5 +1,6 @@
 //! The C API from C and C++: misuse, threads, the older system's Quick Start and macros, under valgrind and AddressSanitizer where they are
 //! installed. The programs are in tests/c.
+#![allow(clippy::print_stdout, reason = "says what is not tested here, and figures")]
 
 #[path = "c/support.rs"]
 mod support;

@@ -1,4 +1,5 @@
 //! Programs on libllama with their own decode loop: through `cb_eval`, with layers of their own, linked and preloaded at once.
+#![allow(clippy::print_stdout, reason = "says what is not tested here, and figures")]
 
 #[path = "c/support.rs"]
 mod support;

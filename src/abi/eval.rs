@@ -51,7 +51,8 @@ pub unsafe extern "C-unwind" fn llama_resource_eval_callback(
     // SAFETY: the caller's promise.
     let theirs = guard(None, || unsafe { chained(user_data) });
     if ask {
-        let ours = guard(false, || eval::ask(t.cast()));
+        // SAFETY: the caller's promise.
+        let ours = guard(false, || unsafe { eval::ask(t.cast()) });
         // SAFETY: ggml's own arguments, and the caller's own pointer.
         let wanted = theirs.is_some_and(|(f, data)| unsafe { f(t, true, data) });
         guard((), || {
@@ -64,7 +65,8 @@ pub unsafe extern "C-unwind" fn llama_resource_eval_callback(
         });
         return ours || wanted;
     }
-    guard((), || eval::observe(t.cast()));
+    // SAFETY: the caller's promise.
+    guard((), || unsafe { eval::observe(t.cast()) });
     match theirs {
         // SAFETY: as above.
         Some((f, data)) if guard(false, eval::theirs) => unsafe { f(t, false, data) },

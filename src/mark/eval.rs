@@ -78,12 +78,15 @@ fn register() -> Arc<Mutex<State>> {
 }
 
 /// The scheduler asks whether node `t` is wanted.
+///
+/// # Safety
+/// `t` is null or a node of the graph that runs.
 #[must_use]
-pub fn ask(t: *const c_void) -> bool {
+pub unsafe fn ask(t: *const c_void) -> bool {
     if !boundary::recording() || record::paused() || steps::seen_by_hooks() {
         return false;
     }
-    // SAFETY: the scheduler hands over a node of the graph that it runs.
+    // SAFETY: the caller's promise.
     let t = match unsafe { tensor::checked(t) } {
         Ok(t) => t,
         Err(refusal) => {
@@ -98,12 +101,15 @@ pub fn ask(t: *const c_void) -> bool {
 }
 
 /// Node `t` was computed.
-pub fn observe(t: *const c_void) {
+///
+/// # Safety
+/// As for [`ask`].
+pub unsafe fn observe(t: *const c_void) {
     let end_ns = clock::now_ns();
     if !boundary::recording() {
         return;
     }
-    // SAFETY: as above.
+    // SAFETY: the caller's promise.
     if let Ok(t) = unsafe { tensor::checked(t) } {
         with((), |s| s.observe(t, end_ns));
     }

@@ -165,7 +165,7 @@ pub struct Described {
 }
 
 impl Described {
-    /// Reads what [`write`] wrote.
+    /// Reads what [`write()`] wrote.
     pub fn read(r: &mut Reader<'_>) -> Self {
         let ne = std::array::from_fn(|_| r.number() as i64);
         let nb = std::array::from_fn(|_| r.number());

@@ -43,10 +43,9 @@ pub struct Budget {
 }
 
 impl Budget {
-    /// A budget of `bytes_per_second`, `None` for no limit.
+    /// A budget of `bytes_per_second`, `None` for no limit; the gates are [`open`]ed by whoever starts recording.
     #[must_use]
     pub fn new(bytes_per_second: Option<u64>, now_ns: u64) -> Self {
-        open(bytes_per_second.is_some());
         Self {
             bytes_per_second: bytes_per_second.map(|b| b as f64),
             interval_began_ns: now_ns,
@@ -97,6 +96,7 @@ mod tests {
 
     #[test]
     fn a_step_is_written_then_none_until_it_is_paid_off() {
+        open(true);
         let mut budget = Budget::new(Some(10_000), 1);
         assert!(may_sample(true, 100));
         assert!(!may_sample(true, 200), "closed until the writer has seen the first");

@@ -1,5 +1,6 @@
 //! What the tests of the C API share: compiling a program against the header and the library, running it, reading its log.
 #![allow(dead_code, reason = "each test file uses its part")]
+#![allow(clippy::print_stdout, clippy::panic, reason = "a test says what is not tested, and fails")]
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

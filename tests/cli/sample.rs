@@ -365,6 +365,7 @@ impl Writer {
             t_ns: self.t(ms),
             backend: None,
             device: None,
+            cache_size_mb: None,
         }));
     }
 
