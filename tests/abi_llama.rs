@@ -157,3 +157,24 @@ fn preloaded_and_linked_at_once_nothing_is_told_twice() {
     // `free` in the program has not ended the recording of LD_PRELOAD: its end is the process' end.
     assert_eq!(both.last().expect("events")["event"], "resource_session_end");
 }
+
+#[test]
+fn linked_ahead_of_libllama_the_hooks_see_the_graphs_and_the_callback_adds_nothing() {
+    let Some((llama, model)) = ready("linked ahead") else { return };
+    let folder = Folder::new("ahead");
+    let library = folder.path("libllama_resource_instrumentation.so.1");
+    let first = library.to_str().expect("UTF-8");
+    let program =
+        folder.compile("g++", "example_eval.cpp", "example_eval", &["-Wl,--no-as-needed", first], Some(&llama));
+    let (log, by_preload) = (folder.path("linked.jsonl"), folder.path("preload.jsonl"));
+    run(Command::new(&program).arg(&model).arg(&log).arg(TOKENS).arg("hooks"));
+    run(preloaded(&folder, &program, &by_preload, "VERBOSE").arg(&model).arg("-").arg(TOKENS).arg("quiet"));
+    let (linked, preloaded) = (events(&log), events(&by_preload));
+    assert_eq!(of(&linked, "resource_session_start")[0]["mode"], "api");
+    assert_eq!(totals(&linked, "ops"), totals(&preloaded, "ops"));
+    assert!(of(&linked, "compute_execution").iter().all(|e| e["source"].is_null()));
+    // `batch` goes with the sampled steps; requests, model and buffers are all there.
+    for kind in ["model_load", "request_start", "request_end", "buffer_allocation"] {
+        assert_eq!(of(&linked, kind).len(), of(&preloaded, kind).len(), "{kind}");
+    }
+}

@@ -10,7 +10,7 @@ use crate::format::Line;
 /// Events that were not written.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Dropped {
-    /// `rate_limit`, `queue_full`, `io_error`, `internal`.
+    /// `rate_limit`, `warm_up`, `queue_full`, `io_error`, `internal`.
     pub reason: String,
     /// What was left out.
     pub kind: String,

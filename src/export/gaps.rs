@@ -54,9 +54,12 @@ pub fn of_session(session: &Session) -> Vec<Gap> {
         let kind = super::units::label(&d.kind);
         gaps.push(match d.reason.as_str() {
             "rate_limit" => note(format!(
-                "{} x {kind} left out to keep the log within its rate; their totals are in the summaries.",
+                "{} {kind} left out to keep the log within its rate; their totals are in the summaries.",
                 count(d.count)
             )),
+            "warm_up" => {
+                note(format!("{} {kind} of warm-ups left out; their totals are in the summaries.", count(d.count)))
+            }
             reason => loss(format!("{} x {kind} lost: {}.", count(d.count), super::units::label(reason))),
         });
     }

@@ -1,8 +1,9 @@
 // A C++ program on libllama with its own decode loop, recorded through llama_context_params.cb_eval - no preload, no hooks.
 //
-//     example_eval MODEL LOG N_TOKENS [quiet]
+//     example_eval MODEL LOG N_TOKENS [quiet|hooks]
 //
-// With `quiet` it records nothing itself: the same run for LD_PRELOAD. Prints the generated token ids, which must be the same.
+// With `quiet` it records nothing itself: the same run for LD_PRELOAD. With `hooks` it leaves the hooks on, which see the graphs if this
+// library was linked ahead of libllama. Prints the generated token ids, which must be the same.
 
 #include "llama.h"
 
@@ -34,7 +35,8 @@ int main(int argc, char ** argv) {
     if (argc < 4) {
         return 2;
     }
-    const bool quiet    = argc > 4;
+    const bool quiet    = argc > 4 && std::strcmp(argv[4], "quiet") == 0;
+    const bool hooks    = argc > 4 && std::strcmp(argv[4], "hooks") == 0;
     const int  n_tokens = std::atoi(argv[3]);
     llama_log_set([](ggml_log_level level, const char * text, void *) {
         if (level >= GGML_LOG_LEVEL_ERROR) {
@@ -47,7 +49,7 @@ int main(int argc, char ** argv) {
         params.level    = LLAMA_RESOURCE_INSTRUMENTATION_LEVEL_VERBOSE;
         params.log_path = argv[2];
         params.log_rate = -1;
-        params.hooks    = false; // the callback sees the graphs
+        params.hooks    = hooks; // false: the callback sees the graphs
         if (llama_resource_instrumentation_init_with_params(&params) < 0) {
             return 1;
         }
