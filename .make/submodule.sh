@@ -13,11 +13,10 @@ lock submodule
 objects=$LRI_CACHE/llama-cpp-python-0.3.36/.git/modules/vendor/llama.cpp
 if [ ! -f "$objects/HEAD" ]; then
   part=$(mktemp -d "$LRI_CACHE/part.XXXXXX"); trap 'rm -rf "$part"' EXIT
-  "$venv/bin/pip" download --quiet --disable-pip-version-check --no-deps --no-build-isolation --no-binary llama-cpp-python -d "$part" llama-cpp-python==0.3.36 >&2 \
-    || python3 -m pip download --quiet --no-deps --no-binary llama-cpp-python -d "$part" llama-cpp-python==0.3.36 >&2 \
+  "$venv/bin/pip" download --quiet --disable-pip-version-check --no-deps --no-binary llama-cpp-python -d "$part" llama-cpp-python==0.3.36 >&2 \
     || die "neither GitHub nor the Python package index gives llama.cpp $pinned_commit; check the network and run make again"
   tar -xzf "$part"/llama_cpp_python-0.3.36.tar.gz -C "$part"
-  rm -rf "$LRI_CACHE/llama-cpp-python-0.3.36"; mv "$part/llama_cpp_python-0.3.36" "$LRI_CACHE/"
+  rm -rf "$LRI_CACHE/llama-cpp-python-0.3.36"; mv "$part/llama_cpp_python-0.3.36" "$LRI_CACHE/llama-cpp-python-0.3.36"
 fi
 git submodule deinit -f llama.cpp >/dev/null 2>&1 || true
 rm -rf "$(git rev-parse --git-dir)/modules/llama.cpp"
