@@ -20,6 +20,6 @@ if [ ! -f "$objects/HEAD" ]; then
 fi
 git submodule deinit -f llama.cpp >/dev/null 2>&1 || true
 rm -rf "$(git rev-parse --git-dir)/modules/llama.cpp"
-git -c protocol.file.allow=always -c submodule.llama.cpp.url="$objects" submodule update --init --depth 1 llama.cpp >&2
+git -c init.defaultBranch=main -c advice.defaultBranchName=false -c protocol.file.allow=always -c submodule.llama.cpp.url="$objects" submodule update --init --depth 1 llama.cpp >&2
 git config submodule.llama.cpp.url https://github.com/ggml-org/llama.cpp.git
 have || die "llama.cpp is not at $pinned_commit after checkout; remove the directory llama.cpp and run make again"

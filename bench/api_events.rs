@@ -7,7 +7,6 @@
 //! the machine is then time times cores over threads. The log is /dev/null. Rows with tensors take ggml from target/llama.cpp/bin and are
 //! left out where it has not been built. Figures: docs/C-API.md.
 #![allow(clippy::print_stdout, reason = "says what is not tested here, and figures")]
-
 #![expect(unsafe_code, reason = "calls the C API as C does")]
 
 use std::ffi::{CStr, CString, c_void};

@@ -187,12 +187,16 @@ pub fn at_fork(parent: unsafe extern "C" fn(), child: unsafe extern "C" fn()) {
     unsafe { libc::pthread_atfork(None, Some(parent), Some(child)) };
 }
 
-/// Makes the calling thread ours alone: named, no signal of the host is ever delivered to it, lowest scheduling weight.
+/// Weight of our threads: a tenth of a host's thread where both want the same core. Less would be nothing at all on a machine whose
+/// cores are all spinning at barriers, and events would be lost.
+const NICE: libc::c_int = 10;
+
+/// Makes the calling thread ours alone: named, no signal of the host is ever delivered to it, low scheduling weight.
 pub fn become_background_thread(name: &CStr) {
     // SAFETY: pthread_setname_np copies the string (at most 15 bytes and NUL) for the calling thread.
     unsafe { libc::pthread_setname_np(libc::pthread_self(), name.as_ptr()) };
     // SAFETY: on Linux, PRIO_PROCESS with the thread's own id sets the nice value of this thread only.
-    unsafe { libc::setpriority(libc::PRIO_PROCESS, libc::gettid() as libc::id_t, 19) };
+    unsafe { libc::setpriority(libc::PRIO_PROCESS, libc::gettid() as libc::id_t, NICE) };
 }
 
 /// Blocks all signals in the calling thread and returns the old mask; threads made meanwhile inherit the block.

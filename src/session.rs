@@ -19,7 +19,7 @@ use crate::record::writer::{self, Command, Options};
 use crate::{clock, host, log, mark, record};
 
 /// The longest that the end of the host may wait for a slow disk.
-const PATIENCE: Duration = Duration::from_secs(3);
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// How recording came about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

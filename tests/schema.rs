@@ -92,7 +92,8 @@ programs is [events.schema.json](events.schema.json) (JSON Schema, draft 2020-12
 - **Fields and kinds are only ever added.** A reader must ignore what it does not know. A field that would change its meaning gets a new
   name. `log_version` on `resource_session_start` (here: {version}) counts the additions; the schema describes the lines of this version.
 - **A log is appended to.** A file may hold several sessions, each from its `resource_session_start` on; `session_id` tells them apart. A
-  session without `resource_session_end` was cut short (the host was killed); at most the last 0.1 s of events are lost, and a last line
+  session without `resource_session_end` was cut short (the host was killed); the last events are lost (0.1 s of them, more on
+  a machine whose cores are all busy), and a last line
   without a newline is no event.
 - **Lines are nearly in order of time.** Each batch of lines is sorted by `t_ns`; a buffer's `buffer_allocation` may come late, once its
   use is known. Sort by `t_ns` where order matters.

@@ -1,6 +1,6 @@
 //! The writer's thread: takes events out of the rings, makes lines of them, writes whole lines, and adds the interval's totals.
 //!
-//! It sleeps most of the time (every wake-up may cost a host that computes on all cores), has the lowest weight of the scheduler and
+//! It sleeps most of the time (every wake-up may cost a host that computes on all cores), has a low weight of the scheduler and
 //! blocks all signals. On the first I/O error it says so once and recording ends; the host goes on.
 
 use std::time::Duration;

@@ -1,5 +1,5 @@
-// The older system's documented Quick Start and its other snippets, as its users have them in their code, each in a function that gives it
-// the variables it speaks of; and all 19 macros. Run in an empty directory with a folder `logs`.
+// The calls of the older system's documented Quick Start and of its other snippets, unchanged as its users have them in their code, each in a
+// function that gives it the variables it speaks of; and all 19 macros. Run in an empty directory with a folder `logs`.
 //
 //     quick_start [macros]
 
@@ -48,61 +48,45 @@ struct tensors {
 };
 
 static void snippet_1() {
-// Initialize with DETAILED logging
-llama_resource_instrumentation_init(
-    llama_resource_level::DETAILED, 
-    "logs/resource_instrumentation.jsonl"
-);
+    llama_resource_instrumentation_init(
+        llama_resource_level::DETAILED,
+        "logs/resource_instrumentation.jsonl"
+    );
 }
 
 static void layers(const tensors & t, int n_layers) {
     ggml_tensor *input = t.input, *qkv_output = t.qkv_output, *gate_weights = t.gate_weights, *gate_activations = t.gate_activations,
                 *up_weights = t.up_weights, *up_activations = t.up_activations, *down_weights = t.down_weights,
                 *down_activations = t.down_activations;
-for (int layer_id = 0; layer_id < n_layers; ++layer_id) {
-    LLAMA_RESOURCE_BEGIN_LAYER(layer_id);
-    
-    // Attention operations
-    LLAMA_RESOURCE_BEGIN_COMPONENT("attention");
-    LLAMA_RESOURCE_LOG_COMPUTE_OPERATION("mul_mat", "qkv_proj", {input}, qkv_output);
-    LLAMA_RESOURCE_END_COMPONENT("attention");
-    
-    // MLP operations  
-    LLAMA_RESOURCE_BEGIN_COMPONENT("mlp");
-    LLAMA_RESOURCE_LOG_MLP_OPERATION("gate_proj", gate_weights, gate_activations);
-    LLAMA_RESOURCE_LOG_MLP_OPERATION("up_proj", up_weights, up_activations);
-    LLAMA_RESOURCE_LOG_MLP_OPERATION("down_proj", down_weights, down_activations);
-    LLAMA_RESOURCE_END_COMPONENT("mlp");
-    
-    LLAMA_RESOURCE_END_LAYER(layer_id);
-}
+    for (int layer_id = 0; layer_id < n_layers; ++layer_id) {
+        LLAMA_RESOURCE_BEGIN_LAYER(layer_id);
+        LLAMA_RESOURCE_BEGIN_COMPONENT("attention");
+        LLAMA_RESOURCE_LOG_COMPUTE_OPERATION("mul_mat", "qkv_proj", {input}, qkv_output);
+        LLAMA_RESOURCE_END_COMPONENT("attention");
+        LLAMA_RESOURCE_BEGIN_COMPONENT("mlp");
+        LLAMA_RESOURCE_LOG_MLP_OPERATION("gate_proj", gate_weights, gate_activations);
+        LLAMA_RESOURCE_LOG_MLP_OPERATION("up_proj", up_weights, up_activations);
+        LLAMA_RESOURCE_LOG_MLP_OPERATION("down_proj", down_weights, down_activations);
+        LLAMA_RESOURCE_END_COMPONENT("mlp");
+        LLAMA_RESOURCE_END_LAYER(layer_id);
+    }
 }
 
 static void memory_and_compute(const tensors & t) {
     ggml_tensor *weight_tensor = t.weight_tensor, *activation_tensor = t.activation_tensor, *query = t.query, *key = t.key,
                 *value = t.value, *attention_output = t.attention_output;
-// Memory allocation tracking
-LLAMA_RESOURCE_LOG_MEMORY_ALLOCATION(weight_tensor, "qkv_weights");
-LLAMA_RESOURCE_LOG_MEMORY_ALLOCATION(activation_tensor, "attention_output");
-
-// Compute operation tracking
-std::vector<const ggml_tensor*> inputs = {query, key, value};
-LLAMA_RESOURCE_LOG_COMPUTE_OPERATION("attention", "multi_head_attention", inputs, attention_output);
-
-// Component data flow
-LLAMA_RESOURCE_LOG_COMPONENT_HANDOFF("attention", "mlp");
+    LLAMA_RESOURCE_LOG_MEMORY_ALLOCATION(weight_tensor, "qkv_weights");
+    LLAMA_RESOURCE_LOG_MEMORY_ALLOCATION(activation_tensor, "attention_output");
+    std::vector<const ggml_tensor*> inputs = {query, key, value};
+    LLAMA_RESOURCE_LOG_COMPUTE_OPERATION("attention", "multi_head_attention", inputs, attention_output);
+    LLAMA_RESOURCE_LOG_COMPONENT_HANDOFF("attention", "mlp");
 }
 
 static void sessions(const tensors & t) {
-// Begin tracking session
-LLAMA_RESOURCE_BEGIN_SESSION("inference_sess_20240101_143022_123456");
-
-// Your inference code here...
-layers(t, 2);
-memory_and_compute(t);
-
-// End session with summary
-LLAMA_RESOURCE_END_SESSION();
+    LLAMA_RESOURCE_BEGIN_SESSION("inference_sess_20240101_143022_123456");
+    layers(t, 2);
+    memory_and_compute(t);
+    LLAMA_RESOURCE_END_SESSION();
 }
 
 #define LLAMA_LOG_INFO(...) std::fprintf(stderr, __VA_ARGS__)
@@ -111,11 +95,8 @@ static void beside_other_systems(const tensors & t) {
     const std::string token = "tok";
     const std::vector<const ggml_tensor *> inputs = { t.query };
     const ggml_tensor * output = t.attention_output;
-// Token-level monitoring continues to work
-LLAMA_LOG_INFO("Token generation: %s\n", token.c_str());
-
-// Add resource-level monitoring  
-LLAMA_RESOURCE_LOG_COMPUTE_OPERATION("softmax", "attention", inputs, output);
+    LLAMA_LOG_INFO("Token generation: %s\n", token.c_str());
+    LLAMA_RESOURCE_LOG_COMPUTE_OPERATION("softmax", "attention", inputs, output);
 }
 
 static int serve_resource_logs(int req) {
@@ -123,30 +104,21 @@ static int serve_resource_logs(int req) {
 }
 
 static int endpoint(const std::string & path, int req) {
-// Add resource log streaming endpoint
-if (path == "/api/v1/resource-logs") {
-    return serve_resource_logs(req);
-}
+    if (path == "/api/v1/resource-logs") {
+        return serve_resource_logs(req);
+    }
     return 0;
 }
 
 static void runtime_control() {
-// Change level during runtime
-g_resource_instr->set_level(llama_resource_level::VERBOSE);
-
-// Temporarily disable
-g_resource_instr->disable();
-
-// Flush logs immediately  
-g_resource_instr->flush();
+    g_resource_instr->set_level(llama_resource_level::VERBOSE);
+    g_resource_instr->disable();
+    g_resource_instr->flush();
 }
 
 static void debugging() {
-// Check for memory leaks in resource tracking
-LLAMA_RESOURCE_BEGIN_SESSION("debug_session");
-// ... run inference ...
-LLAMA_RESOURCE_END_SESSION();
-// Check session summary for anomalous memory usage
+    LLAMA_RESOURCE_BEGIN_SESSION("debug_session");
+    LLAMA_RESOURCE_END_SESSION();
 }
 
 static void two_inits() {
