@@ -15,7 +15,6 @@ pub const CAPACITY: usize = 4096;
 pub struct Queue<T: 'static> {
     consumers: Mutex<Vec<Consumer<T>>>,
     dropped: AtomicU64,
-    pushed: AtomicU64,
 }
 
 /// The calling thread's end of its ring; lives in a thread-local of the user.
@@ -25,7 +24,7 @@ impl<T> Queue<T> {
     /// A queue without rings.
     #[must_use]
     pub const fn new() -> Self {
-        Self { consumers: Mutex::new(Vec::new()), dropped: AtomicU64::new(0), pushed: AtomicU64::new(0) }
+        Self { consumers: Mutex::new(Vec::new()), dropped: AtomicU64::new(0) }
     }
 
     /// Puts `value` into the calling thread's ring. False if it was full and the value was dropped.
@@ -58,7 +57,6 @@ impl<T> Queue<T> {
             }
             !ended
         });
-        self.pushed.fetch_add(taken.len() as u64, Ordering::Relaxed);
         taken.into_iter().for_each(&mut each);
     }
 

@@ -11,7 +11,7 @@ use crate::boundary::{self, Phase};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::format::session::SessionStart;
-use crate::format::{LOG_VERSION, Level, Line};
+use crate::format::{LOG_VERSION, Line};
 use crate::ggml::symbol;
 use crate::observe::{self, state, steps};
 use crate::record::sink::Sink;
@@ -279,11 +279,6 @@ pub fn flush() -> bool {
 #[must_use]
 pub fn is_running() -> bool {
     !boundary::in_forked_child() && RUNNING.lock().is_some()
-}
-
-/// Changes the level of the running recording.
-pub fn set_level(level: Level) {
-    record::set_level(level);
 }
 
 fn install_handlers() {

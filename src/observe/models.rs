@@ -104,14 +104,16 @@ impl About {
     unsafe fn of(model: Ptr) -> Self {
         // SAFETY: the caller's promise, for each of the calls below.
         let architecture = unsafe { meta(model, "general.architecture") };
-        let key = |k: &str| architecture.as_ref().and_then(|a| unsafe_meta(model, &format!("{a}.{k}"))?.parse().ok());
+        // SAFETY: the caller's promise.
+        let text = |k: &str| unsafe { meta(model, k) };
+        let key = |k: &str| architecture.as_ref().and_then(|a| text(&format!("{a}.{k}"))?.parse().ok());
         let mut buf = [0 as std::ffi::c_char; 256];
         // SAFETY: as above; the buffer's length is given.
         let described = unsafe { api::llama_model_desc(model, buf.as_mut_ptr(), buf.len()) }.is_some_and(|n| n > 0);
         Self {
             // SAFETY: llama_model_desc has NUL-terminated it.
             description: if described { unsafe { api::text(Some(buf.as_ptr())) } } else { None },
-            name: unsafe_meta(model, "general.name"),
+            name: text("general.name"),
             n_expert: key("expert_count").filter(|&n| n > 0),
             n_expert_used: key("expert_used_count").filter(|&n| n > 0),
             // SAFETY: the caller's promise.
@@ -131,11 +133,6 @@ impl About {
             architecture,
         }
     }
-}
-
-fn unsafe_meta(model: Ptr, key: &str) -> Option<String> {
-    // SAFETY: called from `About::of` only, whose caller promised a live model.
-    unsafe { meta(model, key) }
 }
 
 /// # Safety

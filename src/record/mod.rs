@@ -12,7 +12,7 @@ pub mod stamp;
 pub mod summary;
 pub mod writer;
 
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use crossbeam_channel::Sender;
 use parking_lot::Mutex;
@@ -25,7 +25,6 @@ use crate::queue::{Local, Queue};
 
 static QUEUE: Queue<Event> = Queue::new();
 static LEVEL: AtomicU8 = AtomicU8::new(Level::Detailed as u8);
-static SEEN: AtomicU64 = AtomicU64::new(0);
 static PAUSED: AtomicBool = AtomicBool::new(false);
 static DISABLED: AtomicBool = AtomicBool::new(false);
 static WOKEN: AtomicBool = AtomicBool::new(false);
@@ -108,7 +107,6 @@ pub fn push(event: Event) {
 
 /// Hands a rare event to the writer; the writer fills in session id and wall-clock strings.
 pub fn push_line(line: Line) {
-    SEEN.fetch_add(1, Ordering::Relaxed);
     if paused() {
         dropped::count("disabled", line.kind(), 1);
         return;
