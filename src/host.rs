@@ -7,6 +7,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::ptr::NonNull;
 
 /// Broken-down local time.
 #[derive(Debug, Clone, Copy)]
@@ -271,6 +272,79 @@ pub fn make_blocking(file: &std::fs::File) {
     let fd = file.as_raw_fd();
     // SAFETY: a descriptor that is open as long as `file`; only its status flags change.
     unsafe { libc::fcntl(fd, libc::F_SETFL, libc::fcntl(fd, libc::F_GETFL) & !libc::O_NONBLOCK) };
+}
+
+/// Reserves `length` bytes of the disk from `offset` on, beyond the file's end, without making the file longer.
+pub fn allocate_ahead(file: &std::fs::File, offset: u64, length: u64) -> std::io::Result<()> {
+    // SAFETY: a descriptor that is open as long as `file`; no memory is involved.
+    match unsafe { libc::fallocate(file.as_raw_fd(), libc::FALLOC_FL_KEEP_SIZE, offset as i64, length as i64) } {
+        0 => Ok(()),
+        _ => Err(std::io::Error::last_os_error()),
+    }
+}
+
+/// Lets writes to `file` go through the page cache from here on: what the file system says when it takes no direct ones.
+pub fn leave_direct(file: &std::fs::File) {
+    let fd = file.as_raw_fd();
+    // SAFETY: a descriptor that is open as long as `file`; only its status flags change.
+    unsafe { libc::fcntl(fd, libc::F_SETFL, libc::fcntl(fd, libc::F_GETFL) & !libc::O_DIRECT) };
+}
+
+/// Memory straight from the kernel, zero and page-aligned. It is the kernel's again when dropped, so that a budget can be kept: what
+/// an allocator frees, it may keep.
+#[derive(Debug)]
+pub struct Pages {
+    start: NonNull<u8>,
+    len: usize,
+}
+
+impl Pages {
+    /// `len` bytes (not 0); the kernel provides a page when it is first touched.
+    pub fn new(len: usize) -> std::io::Result<Self> {
+        // SAFETY: an anonymous private mapping at an address of the kernel's choice touches no memory that is in use.
+        let start = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                len,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+                -1,
+                0,
+            )
+        };
+        match NonNull::new(start.cast()).filter(|_| start != libc::MAP_FAILED) {
+            Some(start) => Ok(Self { start, len }),
+            None => Err(std::io::Error::last_os_error()),
+        }
+    }
+}
+
+impl std::ops::Deref for Pages {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        // SAFETY: a mapping of `len` readable, initialised (zero) bytes that lives as long as `self`.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
+    }
+}
+
+impl std::ops::DerefMut for Pages {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as above, writable, and `self` is borrowed alone.
+        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.len) }
+    }
+}
+
+// SAFETY: the mapping belongs to the value alone and to no thread.
+unsafe impl Send for Pages {}
+// SAFETY: shared access only reads.
+unsafe impl Sync for Pages {}
+
+impl Drop for Pages {
+    fn drop(&mut self) {
+        // SAFETY: the mapping made in `new`, unmapped once; nobody borrows it any more.
+        unsafe { libc::munmap(self.start.as_ptr().cast(), self.len) };
+    }
 }
 
 /// Bytes of a page and ticks of a second, for /proc.

@@ -15,7 +15,10 @@
 pub mod abi;
 pub mod analyze;
 pub mod boundary;
+#[expect(unsafe_code, reason = "tensors of the host")]
+pub mod capture;
 pub mod clock;
+pub mod codec;
 pub mod config;
 pub mod error;
 pub mod export;
@@ -32,7 +35,9 @@ pub mod log;
 pub mod mark;
 #[expect(unsafe_code, reason = "calls into the host's ggml and llama; the timer's pointers")]
 pub mod observe;
+pub mod pipeline;
 pub mod queue;
 pub mod read;
 pub mod record;
+pub mod select;
 pub mod session;

@@ -16,10 +16,13 @@ use crate::ggml::symbol;
 use crate::observe::{self, state, steps};
 use crate::record::sink::Sink;
 use crate::record::writer::{self, Command, Options};
-use crate::{clock, host, log, mark, record};
+use crate::{capture, clock, host, log, mark, record};
 
 /// The longest that the end of the host may wait for a slow disk.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The longest that it may wait until the activations in memory are in their file: they were asked for, and there may be a gigabyte.
+const CAPTURE_PATIENCE: Duration = Duration::from_secs(30);
 
 /// How recording came about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -144,6 +147,7 @@ pub fn start(config: &Config, mode: Mode) -> Result<Started> {
     // What was pushed while the last recording ended.
     record::queue().drain(drop);
     let session_id = clock::session_id(now);
+    let session = capture::start::Session { id: session_id.clone(), program: program.clone() };
     let first = first_line(config, mode, now, &session_id, program);
     let options = Options {
         sink,
@@ -164,8 +168,22 @@ pub fn start(config: &Config, mode: Mode) -> Result<Started> {
     *running = Some(Running { commands, thread: Some(thread), mode, began_ns: now });
     // A callback that gets the message may call us again.
     drop(running);
+    begin_capture(config, mode, &session, now);
     log::info(format!("recording at {} into {}", config.level.name(), path.display()));
     Ok(Started::Now)
+}
+
+/// Begins to capture, if the settings ask for it. What is wrong with them is told; events are recorded all the same.
+fn begin_capture(config: &Config, mode: Mode, session: &capture::start::Session, now: u64) {
+    let list = std::env::var_os("LLAMA_RESOURCE_CAPTURE_LIST").filter(|p| !p.is_empty()).map(PathBuf::from);
+    if mode == Mode::ApiWithoutHooks || (config.capture.path.is_none() && list.is_none()) {
+        return;
+    }
+    let unix_s = clock::unix_us(now) / 1_000_000;
+    let path = config.resolved_capture_path(std::process::id(), unix_s, &session.program).unwrap_or_default();
+    if let Err(e) = capture::start::begin(&config.capture, path, session.clone(), config.text, list) {
+        log::error(format!("{e}. No activations are captured; the host goes on"));
+    }
 }
 
 fn first_line(config: &Config, mode: Mode, now: u64, session_id: &str, program: String) -> Line {
@@ -203,6 +221,7 @@ pub fn stop() -> bool {
         mark::before_the_end();
         tell_the_end(&running);
     }
+    end_capture();
     boundary::set_phase(Phase::Stopped);
     record::set_writer(None);
     let Some(thread) = running.thread.take() else { return true };
@@ -236,6 +255,18 @@ pub fn stop_own() -> Option<Mode> {
         stop();
     }
     Some(mode)
+}
+
+/// Closes the stream, and says what became of everything that was wanted.
+fn end_capture() {
+    let Some((path, counts)) = capture::start::end(CAPTURE_PATIENCE) else { return };
+    let lost = counts.all_dropped().tensors;
+    let captured = format!("captured {} of {} tensors into {}", counts.captured.tensors, counts.seen.tensors, path.display());
+    if lost == 0 {
+        log::info(captured);
+    } else {
+        log::warn(format!("{captured}; {lost} were dropped (`llama-resource stream info` says why)"));
+    }
 }
 
 /// Last words of a recording that is in order: unfinished requests, batches, and what was never seen.

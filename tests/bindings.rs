@@ -28,6 +28,7 @@ fn committed_bindings_equal_the_pinned_headers() {
         .allowlist_type("ggml_init_params")
         .allowlist_type("ggml_backend_buffer_usage")
         .allowlist_type("llama_batch")
+        .allowlist_type("llama_token_data_array")
         .allowlist_var("GGML_MAX_(DIMS|SRC|NAME)")
         .default_enum_style(bindgen::EnumVariation::Consts)
         .prepend_enum_name(false)

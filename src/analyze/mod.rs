@@ -12,6 +12,7 @@ pub mod moe;
 pub mod requests;
 pub mod session;
 pub mod stats;
+pub mod stream;
 pub mod threads;
 pub mod time;
 

@@ -6,6 +6,7 @@
 pub mod gaps;
 pub mod html;
 pub mod json;
+pub mod stream;
 pub mod table;
 pub mod text;
 pub mod units;

@@ -10,6 +10,7 @@ pub mod level;
 pub mod resource;
 pub mod server;
 pub mod session;
+pub mod stream;
 pub mod summary;
 
 pub use event::Line;

@@ -8,6 +8,9 @@ use super::symbol::Symbol;
 /// A pointer of the host that we only pass around.
 pub type Ptr = *mut c_void;
 
+/// What a scheduler calls for each node: asking whether it is wanted, then showing it.
+pub type EvalCallback = unsafe extern "C-unwind" fn(t: *mut ggml_tensor, ask: bool, user_data: Ptr) -> bool;
+
 macro_rules! api {
     ($($(#[$doc:meta])* fn $name:ident($($arg:ident: $ty:ty),*) $(-> $ret:ty)?;)*) => {
         $(
@@ -85,6 +88,14 @@ api! {
     fn ggml_backend_dev_type(device: Ptr) -> i32;
     /// Backend that a scheduler gave a node to.
     fn ggml_backend_sched_get_tensor_backend(sched: Ptr, node: *mut ggml_tensor) -> Ptr;
+    /// Waits until a scheduler's backends have done their work.
+    fn ggml_backend_sched_synchronize(sched: Ptr);
+    /// Sets the callback that a scheduler calls for each node.
+    fn ggml_backend_sched_set_eval_callback(sched: Ptr, callback: Option<EvalCallback>, user_data: Ptr);
+    /// Copies a tensor's bytes to the CPU, once its backend has come to it.
+    fn ggml_backend_tensor_get_async(backend: Ptr, t: *const ggml_tensor, data: Ptr, offset: usize, size: usize);
+    /// Copies a tensor's bytes to the CPU.
+    fn ggml_backend_tensor_get(t: *const ggml_tensor, data: Ptr, offset: usize, size: usize);
     /// Type of a buffer.
     fn ggml_backend_buffer_get_type(buffer: Ptr) -> Ptr;
     /// Size of a buffer.
@@ -142,6 +153,8 @@ api! {
     fn llama_model_get_vocab(model: Ptr) -> Ptr;
     /// Whether a token ends a generation.
     fn llama_vocab_is_eog(vocab: Ptr, token: i32) -> bool;
+    /// Text of a token; its length, negative if the buffer is too small.
+    fn llama_token_to_piece(vocab: Ptr, token: i32, buf: *mut c_char, size: i32, lstrip: i32, special: bool) -> i32;
 }
 
 /// Copies a C string of the host.

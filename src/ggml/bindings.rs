@@ -178,6 +178,21 @@ pub type llama_token = i32;
 pub type llama_seq_id = i32;
 #[repr(C)]
 #[derive(Copy, Clone)]
+pub struct llama_token_data {
+    pub id: llama_token,
+    pub logit: f32,
+    pub p: f32,
+}
+#[repr(C)]
+#[derive(Copy, Clone)]
+pub struct llama_token_data_array {
+    pub data: *mut llama_token_data,
+    pub size: usize,
+    pub selected: i64,
+    pub sorted: bool,
+}
+#[repr(C)]
+#[derive(Copy, Clone)]
 pub struct llama_batch {
     pub n_tokens: i32,
     pub token: *mut llama_token,

@@ -144,6 +144,19 @@ impl TensorPtr {
         if view.is_null() { self.raw().buffer.cast() } else { unsafe { (*view).buffer.cast() } }
     }
 
+    /// Bytes that its elements span, gaps of a view included.
+    #[must_use]
+    pub fn span_bytes(&self) -> usize {
+        // SAFETY: a live tensor.
+        unsafe { api::ggml_nbytes(self.0) }.unwrap_or(0)
+    }
+
+    /// Marks it as an output, so that the allocator keeps its memory until the graph is over.
+    pub fn set_output(self) {
+        // SAFETY: a live tensor of a graph that the host is about to allocate; ggml sets a flag in it.
+        unsafe { api::ggml_set_output(self.0.cast_mut()) };
+    }
+
     /// Name, up to the first byte that is not UTF-8.
     #[must_use]
     pub fn name(&self) -> &str {

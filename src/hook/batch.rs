@@ -3,15 +3,15 @@
 use super::Ptr;
 use crate::observe::{self, contexts::Row};
 
-fn added(batch: Ptr, seq: i32, index: i32) {
+fn added(batch: Ptr, seq: i32, token: i32, index: i32) {
     if index < 0 {
         return;
     }
     let mut host = observe::host();
     let rows = host.contexts.builder(batch);
     // Filled before we were started: rows that we did not see have no sequence.
-    rows.resize(index as usize, Row { seq: -1, more: Vec::new(), pos: None, output: false });
-    rows.push(Row { seq, more: Vec::new(), pos: None, output: false });
+    rows.resize(index as usize, Row { seq: -1, more: Vec::new(), pos: None, token: -1, output: false });
+    rows.push(Row { seq, more: Vec::new(), pos: None, token, output: false });
 }
 
 fn change(batch: Ptr, index: i32, f: impl FnOnce(&mut Row)) {
@@ -33,12 +33,12 @@ hooks! {
     /// A row without token or embedding yet. After the real call, which gives its index.
     fn llama_batch_ext_add(batch: Ptr, seq: i32) -> i32;
     before {}
-    after |(), index| { added(batch, seq, *index) }
+    after |(), index| { added(batch, seq, -1, *index) }
 
     /// A token.
     fn llama_batch_ext_add_token(batch: Ptr, seq: i32, token: i32) -> i32;
     before {}
-    after |(), index| { added(batch, seq, *index) }
+    after |(), index| { added(batch, seq, token, *index) }
 
     /// A further sequence of a row.
     fn llama_batch_ext_add_seq(batch: Ptr, index: i32, seq: i32) -> bool;
@@ -74,5 +74,5 @@ hooks! {
     /// An embedding.
     fn llama_batch_ext_add_embd(batch: Ptr, seq: i32, embd: Embd) -> i32;
     before {}
-    after |(), index| { added(batch, seq, *index) }
+    after |(), index| { added(batch, seq, -1, *index) }
 }

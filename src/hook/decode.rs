@@ -74,6 +74,8 @@ fn rows_of(batch: &Batch) -> Vec<Row> {
                 more: (1..usize::try_from(n_seq).unwrap_or(1)).map(seq_of).collect(),
                 // SAFETY: llama.h: pos is null or has n_tokens entries.
                 pos: (!b.pos.is_null()).then(|| unsafe { *b.pos.add(i) }),
+                // SAFETY: llama.h: token is null (embeddings) or has n_tokens entries.
+                token: if b.token.is_null() { -1 } else { unsafe { *b.token.add(i) } },
                 // SAFETY: llama.h: logits is null (only the last row) or has n_tokens entries.
                 output: if b.logits.is_null() { i + 1 == n } else { unsafe { *b.logits.add(i) != 0 } },
             }

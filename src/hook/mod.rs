@@ -14,6 +14,7 @@ mod table;
 
 pub mod batch;
 pub mod buffer;
+pub mod capture;
 pub mod cpu;
 pub mod decode;
 pub mod lookup;

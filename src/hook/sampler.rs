@@ -9,8 +9,8 @@
 use std::cell::Cell;
 
 use super::Ptr;
-use crate::clock;
-use crate::observe;
+use crate::ggml::bindings::llama_token_data_array;
+use crate::{capture, clock, observe};
 
 /// How far a sample has come on this thread.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -23,6 +23,8 @@ enum Stage {
 thread_local! {
     static STAGE: Cell<Stage> = const { Cell::new(Stage::Nothing) };
     /// Samplers call each other (a chain its members): only the outermost call is the host's.
+    /// Token and probability that the outermost sampler has chosen last.
+    static CHOSEN: Cell<(i32, f32)> = const { Cell::new((-1, 0.0)) };
     static DEPTH: Cell<u32> = const { Cell::new(0) };
 }
 
@@ -48,8 +50,24 @@ fn applied() {
     let now = clock::now_ns();
     let mut host = observe::host();
     if let Some((row, t_ns)) = host.contexts.get(ctx as Ptr).sampler_applied(row, now) {
-        host.sampled(ctx as Ptr, row, -1, t_ns);
+        let _ = host.sampled(ctx as Ptr, row, -1, t_ns);
     }
+}
+
+/// The outermost sampler has chosen: with what probability, if it computed one.
+fn chosen(candidates: Ptr) {
+    // SAFETY: the host passes a llama_token_data_array; llama.h has had these fields since 2024.
+    let Some(array) = (unsafe { candidates.cast::<llama_token_data_array>().as_ref() }) else { return };
+    let Some(i) = usize::try_from(array.selected).ok().filter(|&i| i < array.size && !array.data.is_null()) else { return };
+    // SAFETY: llama.h: `data` has `size` entries.
+    let entry = unsafe { array.data.add(i).read() };
+    CHOSEN.set((entry.id, entry.p));
+}
+
+/// The probability of the token that was chosen last. Greedy sampling computes none and leaves 0 or what was there before.
+fn probability_of(token: i32) -> Option<f32> {
+    let (id, p) = CHOSEN.replace((-1, 0.0));
+    (id == token && p > 0.0 && p <= 1.0).then_some(p)
 }
 
 fn accepted(token: i32) {
@@ -57,7 +75,12 @@ fn accepted(token: i32) {
     let now = clock::now_ns();
     let mut host = observe::host();
     host.contexts.get(ctx as Ptr).take_applied();
-    host.sampled(ctx as Ptr, row, token, now);
+    let sampled = host.sampled(ctx as Ptr, row, token, now);
+    let vocab = host.contexts.get(ctx as Ptr).vocab();
+    drop(host);
+    if let Some(s) = sampled.filter(|_| capture::is_on()) {
+        capture::token(&s, token, probability_of(token), now, vocab);
+    }
 }
 
 fn embedding_read(ctx: Ptr, row: Option<i32>, seq: Option<i32>) {
@@ -100,6 +123,12 @@ hooks! {
     before {
         applied();
         Some(Call::begin())
+    }
+    after |call, ()| {
+        if call.as_ref().is_some_and(|(_, outermost)| *outermost) && capture::is_on() {
+            chosen(candidates);
+        }
+        drop(call);
     }
 
     /// A sampler is told the token. The outermost call after an apply is the host's choice.

@@ -2,17 +2,27 @@
 
 use super::Ptr;
 use crate::boundary::observe as guarded;
+use crate::capture;
 use crate::ggml::symbol::Symbol;
 use crate::observe::{self, steps, timer};
 
 hooks! {
     /// A graph was built and gets its memory. Not called for a graph that runs again as it is.
     fn ggml_backend_sched_alloc_graph(sched: Ptr, graph: Ptr) -> bool;
-    before { observe::host().buffers.graph_begins(sched) }
+    before {
+        observe::host().buffers.graph_begins(sched);
+        if capture::is_on() {
+            capture::run::graph_begins(sched, graph);
+        }
+    }
     after |(), _| {
         let mut host = observe::host();
         host.buffers.graph_ends();
         host.schedulers.graph_allocated(sched);
+        drop(host);
+        if capture::is_on() {
+            capture::run::graph_allocated(sched);
+        }
     }
 
     /// A scheduler is freed; before the real call, so that its address is not taken for a new one's.
@@ -21,6 +31,8 @@ hooks! {
         let mut host = observe::host();
         host.buffers.sched_freed(sched);
         host.schedulers.remove(sched);
+        drop(host);
+        capture::sched_freed(sched);
     }
 
     /// One backend runs its part of a graph: on the CPU backend the last operation ends here.
@@ -41,6 +53,8 @@ pub unsafe extern "C-unwind" fn ggml_backend_sched_graph_compute_async(sched: Pt
         observe::state::call_seen();
         steps::begin(sched, graph)
     });
+    let captured = capture::is_on()
+        && guarded(false, || capture::run::begins(sched, graph, step.as_ref().and_then(steps::Step::number)));
     let address = REAL.address();
     if address.is_null() {
         observe::state::missing("ggml_backend_sched_graph_compute_async");
@@ -55,6 +69,9 @@ pub unsafe extern "C-unwind" fn ggml_backend_sched_graph_compute_async(sched: Pt
     guarded((), || {
         if let Some(step) = step {
             steps::end(step);
+        }
+        if captured {
+            capture::run::ends(sched, status);
         }
     });
     status

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use super::kv::Shadow;
+use super::ubatch::{Place, Remaining};
 use crate::clock;
 use crate::format::server::{Batch, KvCacheUsage};
 use crate::format::{Level, Line};
@@ -19,6 +20,8 @@ pub struct Row {
     pub more: Vec<i32>,
     /// Position; `None` if the host leaves it to llama.cpp.
     pub pos: Option<i32>,
+    /// Token id; -1 for an embedding.
+    pub token: i32,
     /// Whether an output was asked for.
     pub output: bool,
 }
@@ -52,6 +55,7 @@ pub struct Context {
     /// The cells.
     pub kv: Shadow,
     rows: Vec<Row>,
+    remaining: Remaining,
     /// Sequences that sample from a row, and how many have.
     samplers_of_row: HashMap<usize, (Vec<i32>, usize)>,
     /// A sampler was applied to this row at this time, and no accept has followed yet.
@@ -162,6 +166,7 @@ impl Context {
             serving: None,
             kv: Shadow::default(),
             rows: Vec::new(),
+            remaining: Remaining::default(),
             samplers_of_row: HashMap::new(),
             applied: None,
             running: None,
@@ -220,6 +225,7 @@ impl Context {
     /// A call begins with these rows.
     pub fn batch_begins(&mut self, rows: Vec<Row>) {
         self.flush_batch();
+        self.remaining.begin(rows.len());
         self.rows = rows;
         self.samplers_of_row.clear();
         self.batches += 1;
@@ -364,6 +370,42 @@ impl Context {
     #[must_use]
     pub fn seq_of_row(&self, i: usize) -> Option<i32> {
         Some(self.rows.get(i)?.seq)
+    }
+
+    /// Position of row `i` of the last batch.
+    #[must_use]
+    pub fn position_of_row(&self, i: usize) -> Option<i32> {
+        self.rows.get(i)?.pos
+    }
+
+    /// The next `n` rows of the running batch that are computed, by the tokens and positions that the graph got.
+    pub fn ubatch(&mut self, n: usize, tokens: Option<&[i32]>, positions: Option<&[i32]>) -> Vec<Place> {
+        self.remaining.take(&self.rows, n, tokens, positions)
+    }
+
+    /// Rows of sequence `seq` in the running batch, and how many have an output.
+    #[must_use]
+    pub fn rows_of(&self, seq: i32) -> (usize, usize) {
+        let own = || self.rows.iter().filter(|r| r.seq == seq);
+        (own().count(), own().filter(|r| r.output).count())
+    }
+
+    /// Whether it is in a warm-up that the host announced.
+    #[must_use]
+    pub const fn is_warming_up(&self) -> bool {
+        self.warming_up
+    }
+
+    /// What its first `llama_set_sampler` told: whether it serves requests. `None` before.
+    #[must_use]
+    pub const fn serving(&self) -> Option<bool> {
+        self.serving
+    }
+
+    /// The vocabulary of its model, null if there is none.
+    #[must_use]
+    pub fn vocab(&self) -> Ptr {
+        self.vocab as Ptr
     }
 
     /// `to` got a copy of `from`'s prompt and samples from the same row.

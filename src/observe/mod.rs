@@ -13,6 +13,7 @@ pub mod routing;
 pub mod state;
 pub mod steps;
 pub mod timer;
+pub mod ubatch;
 pub mod workers;
 
 use parking_lot::{Mutex, MutexGuard};
@@ -32,18 +33,31 @@ pub struct Host {
     pub schedulers: steps::Schedulers,
 }
 
+/// A token that was chosen: for which request, sequence and position.
+#[derive(Clone, Copy, Debug)]
+pub struct Sampled {
+    /// Number of the request.
+    pub request: u64,
+    /// Sequence.
+    pub seq: i32,
+    /// Position that the token will have, where known.
+    pub pos: Option<i32>,
+}
+
 impl Host {
-    /// A token was chosen from row `row` of the last batch; `token` is -1 where the host does not say which.
-    pub fn sampled(&mut self, ctx: Ptr, row: i32, token: i32, t_ns: u64) {
+    /// A token was chosen from row `row` of the last batch; `token` is -1 where the host does not say which. For which request.
+    pub fn sampled(&mut self, ctx: Ptr, row: i32, token: i32, t_ns: u64) -> Option<Sampled> {
         let others_serve = self.contexts.any_serving();
         let context = self.contexts.get(ctx);
         if !context.counts(others_serve) {
-            return;
+            return None;
         }
         let (id, ends) = (context.id, context.is_end(token));
-        if let Some(seq) = context.row_index(row).and_then(|i| context.sampled_from(i)) {
-            self.requests.sampled(id, seq, token, ends, t_ns);
-        }
+        let row = context.row_index(row)?;
+        let seq = context.sampled_from(row)?;
+        let pos = context.position_of_row(row).map(|p| p + 1);
+        self.requests.sampled(id, seq, token, ends, t_ns);
+        Some(Sampled { request: self.requests.number(id, seq), seq, pos })
     }
 
     /// A sample that was applied and never accepted was one all the same, now that the host goes on (a batch, a cut, the end).

@@ -82,26 +82,42 @@ pub unsafe fn end(loading: Loading, model: Ptr) {
     }));
 }
 
-#[derive(Default)]
-struct About {
-    description: Option<String>,
-    name: Option<String>,
-    architecture: Option<String>,
-    size_bytes: Option<u64>,
-    n_params: Option<u64>,
-    n_layer: Option<i32>,
-    n_embd: Option<i32>,
-    n_head: Option<i32>,
-    n_head_kv: Option<i32>,
-    n_ctx_train: Option<i32>,
-    n_expert: Option<i32>,
-    n_expert_used: Option<i32>,
+/// What a model tells of itself.
+#[derive(Clone, Debug, Default)]
+pub struct About {
+    /// One line of llama.cpp's own.
+    pub description: Option<String>,
+    /// `general.name`.
+    pub name: Option<String>,
+    /// `general.architecture`.
+    pub architecture: Option<String>,
+    /// Bytes of all tensors.
+    pub size_bytes: Option<u64>,
+    /// Parameters.
+    pub n_params: Option<u64>,
+    /// Blocks.
+    pub n_layer: Option<i32>,
+    /// Width.
+    pub n_embd: Option<i32>,
+    /// Attention heads.
+    pub n_head: Option<i32>,
+    /// Heads of keys and values.
+    pub n_head_kv: Option<i32>,
+    /// Context that it was trained with.
+    pub n_ctx_train: Option<i32>,
+    /// Experts.
+    pub n_expert: Option<i32>,
+    /// Experts of a token.
+    pub n_expert_used: Option<i32>,
 }
 
 impl About {
+    /// Asks the model.
+    ///
     /// # Safety
     /// `model` is a live llama_model.
-    unsafe fn of(model: Ptr) -> Self {
+    #[must_use]
+    pub unsafe fn of(model: Ptr) -> Self {
         // SAFETY: the caller's promise, for each of the calls below.
         let architecture = unsafe { meta(model, "general.architecture") };
         // SAFETY: the caller's promise.

@@ -51,6 +51,8 @@ struct Sequence {
 #[derive(Debug, Default)]
 pub struct Requests {
     sequences: HashMap<(u64, i32), Sequence>,
+    /// Numbers given to requests that are not told yet.
+    reserved: HashMap<(u64, i32), u64>,
     next_id: u64,
     ended: u64,
 }
@@ -214,6 +216,25 @@ impl Requests {
         }
     }
 
+    /// Number of the request on a sequence, 0 if none was told.
+    #[must_use]
+    pub fn number(&self, ctx: u64, seq: i32) -> u64 {
+        self.sequences.get(&(ctx, seq)).and_then(|s| s.request.as_ref()).map_or(0, |r| r.id)
+    }
+
+    /// Number that the request of a sequence has, or will have once it is told: its first rows are computed before that. `rows` and
+    /// `outputs` are the running batch's of this sequence, by which [`Self::processed`] will see a new request.
+    pub fn upcoming(&mut self, ctx: u64, seq: i32, serving: bool, rows: usize, outputs: usize) -> u64 {
+        let running = self.sequences.get(&(ctx, seq)).and_then(|s| s.request.as_ref());
+        if let Some(r) = running.filter(|r| r.id != 0 && (serving || r.generated == 0 || rows <= 1 || outputs > 1)) {
+            return r.id;
+        }
+        *self.reserved.entry((ctx, seq)).or_insert_with(|| {
+            self.next_id += 1;
+            self.next_id
+        })
+    }
+
     /// Cached over prompt tokens of the sequence's request, in thousandths.
     #[must_use]
     pub fn hit_permille(&self, ctx: u64, seq: i32) -> Option<u32> {
@@ -249,8 +270,10 @@ impl Requests {
         if std::mem::replace(&mut r.told, true) {
             return;
         }
-        self.next_id += 1;
-        r.id = self.next_id;
+        r.id = self.reserved.remove(&(ctx, seq)).unwrap_or_else(|| {
+            self.next_id += 1;
+            self.next_id
+        });
         record::push_line(Line::RequestStart(RequestStart {
             timestamp: String::new(),
             session_id: String::new(),

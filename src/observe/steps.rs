@@ -170,7 +170,9 @@ impl Schedulers {
     }
 }
 
-fn graph_nodes(graph: Ptr) -> Option<Vec<TensorPtr>> {
+/// The nodes of a graph that the host has just handed to the scheduler.
+#[must_use]
+pub fn graph_nodes(graph: Ptr) -> Option<Vec<TensorPtr>> {
     // SAFETY: the graph that the host has just handed to the scheduler.
     let n = unsafe { api::ggml_graph_n_nodes(graph) }?;
     // SAFETY: as above.
@@ -196,6 +198,12 @@ pub struct Step {
 }
 
 impl Step {
+    /// Number of the ubatch; `None` for a graph that processes no tokens.
+    #[must_use]
+    pub const fn number(&self) -> Option<u64> {
+        self.number
+    }
+
     /// The timer that must run while the host computes, if the step is timed.
     #[must_use]
     pub fn timer(&self) -> Option<&Timer> {

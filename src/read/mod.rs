@@ -7,6 +7,7 @@ pub mod account;
 pub mod common;
 pub mod lines;
 pub mod log;
+pub mod stream;
 
 pub use account::{Account, BadLine, SessionAccount};
 pub use log::{Entry, Error, Log};

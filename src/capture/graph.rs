@@ -1,0 +1,292 @@
+//! What is wanted of a graph: worked out once when the graph is built, kept by the graph's fingerprint.
+
+use std::collections::{HashMap, HashSet};
+use std::ffi::c_void;
+use std::sync::Arc;
+
+use super::names;
+use super::shape::{self, Known, Shape};
+use crate::codec::DType;
+use crate::format::stream::Slice;
+use crate::ggml::view::TensorPtr;
+use crate::graph::{Node, Tensor, class, name};
+use crate::pipeline::{Reason, Spec};
+use crate::select::{Candidate, SAMPLED_ELEMENTS, Selection};
+
+/// One wanted node.
+#[derive(Clone, Debug)]
+pub struct Wanted {
+    /// Its number among the graph's nodes.
+    pub node: usize,
+    /// The node whose memory it looks into, if it is a view.
+    pub root: Option<usize>,
+    /// What it is; shared by all graphs.
+    pub spec: Arc<Spec>,
+    /// Shape and tokens.
+    pub shape: Shape,
+    /// Bytes of the values, packed.
+    pub bytes: usize,
+    /// Bytes that keeping it takes (its root's).
+    pub kept_bytes: usize,
+    /// Why only the callback can read it.
+    pub callback_only: Option<&'static str>,
+}
+
+/// Tensors that were wanted and cannot be captured, by reason.
+pub type Refused = Vec<(Reason, String, u64)>;
+
+/// A source of a node: node and source number.
+type At = (usize, usize);
+
+/// What is wanted of a graph.
+#[derive(Clone, Debug)]
+pub struct GraphPlan {
+    /// Tokens of the ubatch.
+    pub n_tokens: usize,
+    /// Where the token ids, the positions and the rows with an output are found.
+    pub tokens_at: Option<At>,
+    /// See above.
+    pub positions_at: Option<At>,
+    /// See above.
+    pub outputs_at: Option<At>,
+    /// In graph order.
+    pub wanted: Vec<Wanted>,
+    /// Reason, name and bytes of each tensor that was wanted and is left out.
+    pub refused: Refused,
+}
+
+/// What survives from graph to graph.
+#[derive(Debug, Default)]
+pub struct Memory {
+    known: Known,
+    specs: HashMap<(String, u8), Arc<Spec>>,
+    /// Terms of the selection that matched something, as bits.
+    pub matched: u64,
+}
+
+/// What the plan is made by.
+#[derive(Debug)]
+pub struct Wish {
+    /// Which tensors.
+    pub selection: Selection,
+    /// Elements of each row that are stored, 0 for all; `None`: what the term of the selection says.
+    pub elements: Option<u32>,
+}
+
+fn root_of(t: TensorPtr) -> TensorPtr {
+    let mut root = t;
+    while let Some(inner) = root.view_src() {
+        root = inner;
+    }
+    root
+}
+
+/// Makes the plan; `n_layer`: blocks of the model, where known. `None` if the graph processes no tokens.
+#[must_use]
+pub fn plan(nodes: &[TensorPtr], wish: &Wish, n_layer: Option<i32>, memory: &mut Memory) -> Option<GraphPlan> {
+    let uses_flag = nodes.iter().any(TensorPtr::has_compute_flag);
+    let inputs = Inputs::find(nodes, uses_flag)?;
+    let index: HashMap<*const c_void, usize> = nodes.iter().enumerate().map(|(i, t)| (t.address(), i)).collect();
+    let selected = behind_selection(nodes, inputs.outputs.map(|(_, t)| t));
+    let overwritten = overwritten(nodes, uses_flag);
+    let mut out = GraphPlan {
+        n_tokens: inputs.n_tokens,
+        tokens_at: inputs.tokens.map(|(at, _)| at),
+        positions_at: inputs.positions.map(|(at, _)| at),
+        outputs_at: inputs.outputs.map(|(at, _)| at),
+        wanted: Vec::new(),
+        refused: Vec::new(),
+    };
+    let n_outputs = inputs.outputs.map_or(inputs.n_tokens as u64, |(_, t)| t.view().elements());
+    let computing: HashSet<&str> =
+        nodes.iter().filter(|t| t.is_computed(uses_flag) && !class::is_view_op(t.op())).map(TensorPtr::name).collect();
+    let hits: Vec<Hit> = nodes
+        .iter()
+        .enumerate()
+        .filter(|(_, t)| t.is_computed(uses_flag) || class::is_view_op(t.op()))
+        .filter_map(|(i, t)| hit(i, t, wish, n_layer, computing.contains(t.name()), memory))
+        .collect();
+    let hit_nodes: HashSet<*const c_void> = hits.iter().map(|h| nodes[h.node].address()).collect();
+    let names: Vec<(String, &str)> = hits.iter().map(|h| (h.name.clone(), h.op)).collect();
+    let stores = names::unique(&names);
+    let mut occurrences: HashMap<(String, &str), u16> = HashMap::new();
+    for (h, store) in hits.into_iter().zip(stores) {
+        let t = nodes[h.node];
+        let occurrence = occurrences.entry((t.name().to_owned(), h.op)).or_insert(0);
+        let number = *occurrence;
+        *occurrence += 1;
+        let view = t.view();
+        let bytes = view.packed_bytes();
+        let root = root_of(t);
+        let is_view = class::is_view_op(h.op);
+        let refuse = |reason| (reason, store.clone(), bytes);
+        if is_view && view.elements() == root.view().elements() && hit_nodes.contains(&root.address()) {
+            // The same values again under another shape.
+            out.refused.push(refuse(Reason::View));
+            continue;
+        }
+        let root_node = index.get(&root.address()).copied();
+        let Some(root_node) = root_node.filter(|&i| nodes[i].is_computed(uses_flag)) else {
+            // A view into weights or into the cache: a flag would stick to what lives longer than the graph.
+            out.refused.push(refuse(Reason::ExternalView));
+            continue;
+        };
+        let Some(dtype) = DType::parse(view.type_name) else {
+            out.refused.push(refuse(Reason::Type));
+            continue;
+        };
+        if t.nb()[0] != dtype.size() {
+            out.refused.push(refuse(Reason::NotContiguous));
+            continue;
+        }
+        let behind = selected.contains(&t.address());
+        let Some(shape) = shape::of(&store, t.ne(), inputs.n_tokens as u64, n_outputs, behind, &mut memory.known) else {
+            out.refused.push(refuse(Reason::Type));
+            continue;
+        };
+        let callback_only = if overwritten.contains(&root.address()) {
+            Some("overwritten in place")
+        } else if !is_view && root.address() != t.address() {
+            Some("computed into another tensor")
+        } else {
+            None
+        };
+        let elements = wish.elements.unwrap_or(if h.sampled { SAMPLED_ELEMENTS } else { 0 });
+        let slice = crate::select::slice(shape.ne[0], elements);
+        out.wanted.push(Wanted {
+            node: h.node,
+            root: (root.address() != t.address()).then_some(root_node),
+            spec: memory.spec(store, &h, t.name(), number, dtype, slice),
+            shape,
+            bytes: usize::try_from(bytes).unwrap_or(usize::MAX),
+            kept_bytes: usize::try_from(root.view().nbytes).unwrap_or(usize::MAX),
+            callback_only,
+        });
+    }
+    Some(out)
+}
+
+/// A node that the selection names.
+struct Hit {
+    node: usize,
+    name: String,
+    op: &'static str,
+    class: class::Class,
+    sampled: bool,
+}
+
+fn hit(i: usize, t: &TensorPtr, wish: &Wish, n_layer: Option<i32>, twin: bool, memory: &mut Memory) -> Option<Hit> {
+    let op = t.op();
+    let sources: Vec<Option<TensorPtr>> = (0..t.n_src()).map(|k| t.src(k)).collect();
+    let views: Vec<Tensor<'_>> =
+        sources.iter().map(|s| s.as_ref().map_or_else(Tensor::default, TensorPtr::view)).collect();
+    let node = Node { out: t.view(), src: &views };
+    let class = class::classify(&node);
+    let stored = names::stable(t.name(), op, views.first().map(|v| v.name), class.layer);
+    let candidate = Candidate {
+        name: &stored,
+        base: name::parse(&stored).base,
+        layer: class.layer,
+        component: class.component,
+        op,
+        n_layer,
+        twin,
+    };
+    let matches = wish.selection.matches(&candidate);
+    memory.matched |= matches;
+    let term = wish.selection.chosen(matches)?;
+    let sampled = wish.selection.is_sampled(term);
+    Some(Hit { node: i, name: stored, op, class, sampled })
+}
+
+impl Memory {
+    fn spec(&mut self, store: String, h: &Hit, tensor: &str, occurrence: u16, dtype: DType, slice: Option<Slice>) -> Arc<Spec> {
+        let make = || {
+            Arc::new(Spec {
+                name: store.clone(),
+                tensor: tensor.to_owned(),
+                op: h.op.to_owned(),
+                layer: h.class.layer,
+                component: h.class.component as u8,
+                occurrence,
+                dtype,
+                slice,
+            })
+        };
+        let kept = self.specs.entry((store.clone(), dtype as u8)).or_insert_with(make);
+        if kept.slice != slice || kept.op != h.op || kept.occurrence != occurrence {
+            *kept = make();
+        }
+        kept.clone()
+    }
+}
+
+struct Inputs {
+    n_tokens: usize,
+    tokens: Option<(At, TensorPtr)>,
+    positions: Option<(At, TensorPtr)>,
+    outputs: Option<(At, TensorPtr)>,
+}
+
+impl Inputs {
+    /// The graph's inputs are found as sources of the nodes that are computed; a graph that has both a token path and an embedding path
+    /// computes only one.
+    fn find(nodes: &[TensorPtr], uses_flag: bool) -> Option<Self> {
+        let (mut tokens, mut positions, mut outputs, mut embeddings) = (None, None, None, None);
+        for (i, t) in nodes.iter().enumerate().filter(|(_, t)| t.is_computed(uses_flag)) {
+            for k in 0..t.n_src() {
+                let Some(s) = t.src(k) else { continue };
+                let slot = match s.name() {
+                    "inp_tokens" => &mut tokens,
+                    "inp_pos" => &mut positions,
+                    "out_ids" | "inp_out_ids" => &mut outputs,
+                    "inp_embd" => &mut embeddings,
+                    _ => continue,
+                };
+                if slot.is_none() && s.op() == "NONE" {
+                    *slot = Some(((i, k), s));
+                }
+            }
+        }
+        let count = |t: TensorPtr, dim: usize| usize::try_from(t.ne()[dim]).ok();
+        let n_tokens = tokens.and_then(|(_, t)| count(t, 0)).or_else(|| embeddings.and_then(|(_, t)| count(t, 1)))?;
+        (n_tokens > 0).then_some(Self { n_tokens, tokens, positions, outputs })
+    }
+}
+
+/// Nodes behind the choice of the rows that have an output.
+fn behind_selection(nodes: &[TensorPtr], outputs: Option<TensorPtr>) -> HashSet<*const c_void> {
+    let mut behind = HashSet::new();
+    let Some(outputs) = outputs else { return behind };
+    for t in nodes {
+        let selects = t.op() == "GET_ROWS" && t.src(1) == Some(outputs);
+        let follows = || (0..t.n_src()).filter_map(|k| t.src(k)).any(|s| behind.contains(&s.address()));
+        if selects || follows() {
+            behind.insert(t.address());
+        }
+    }
+    behind
+}
+
+/// Tensors that some node writes into after they were computed: kept memory would hold the later values.
+fn overwritten(nodes: &[TensorPtr], uses_flag: bool) -> HashSet<*const c_void> {
+    nodes
+        .iter()
+        .filter(|t| t.is_computed(uses_flag) && !class::is_view_op(t.op()) && t.view_src().is_some())
+        .map(|t| root_of(*t).address())
+        .collect()
+}
+
+impl Wanted {
+    /// Tokens that it has.
+    #[must_use]
+    pub fn tokens(&self) -> usize {
+        if self.shape.token_dim == 0 { 0 } else { self.shape.ne[usize::from(self.shape.token_dim)] as usize }
+    }
+
+    /// Whether a token's values lie together.
+    #[must_use]
+    pub fn tokens_are_outermost(&self) -> bool {
+        self.shape.ne[usize::from(self.shape.token_dim) + 1..].iter().all(|&n| n == 1)
+    }
+}

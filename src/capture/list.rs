@@ -1,0 +1,66 @@
+//! Tells what would be captured, for `llama-resource doctor --tensors`: a JSON file about the first graph with tokens.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use serde_json::{Value, json};
+
+use super::Capture;
+use super::graph::Wanted;
+use super::live::{Live, Way};
+use super::shape::Rows;
+use crate::format::stream::Route;
+use crate::graph::class::Component;
+
+static WRITTEN: AtomicBool = AtomicBool::new(false);
+
+/// Writes the list of `live`, once in a process. The file appears whole or not at all.
+pub fn write(capture: &Capture, live: &Live) {
+    let Some(path) = &capture.list else { return };
+    if WRITTEN.swap(true, Ordering::Relaxed) {
+        return;
+    }
+    let mut nodes: Vec<Value> = live.plan.wanted.iter().zip(&live.ways).map(|(w, way)| node(w, way, live)).collect();
+    nodes.extend(live.plan.refused.iter().map(|(reason, name, bytes)| {
+        json!({
+            "name": name, "store": name, "bytes_per_token": bytes / live.plan.n_tokens.max(1) as u64,
+            "route": "refused", "reason": reason.name(),
+        })
+    }));
+    let text = json!({
+        "n_layer": super::start::n_layer(),
+        "arch": super::start::architecture(),
+        "n_tokens": live.plan.n_tokens,
+        "nodes": nodes,
+        "unmatched_terms": capture.unmatched(),
+    });
+    let mut temporary = path.clone().into_os_string();
+    temporary.push(".part");
+    let written = std::fs::write(&temporary, text.to_string()).and_then(|()| std::fs::rename(&temporary, path));
+    if let Err(e) = written {
+        crate::log::error(format!("the list of tensors {} cannot be written: {e}", path.display()));
+    }
+}
+
+fn node(w: &Wanted, way: &Way, live: &Live) -> Value {
+    let (route, reason) = match way {
+        Way::By(Route::Retain) => ("retain", None),
+        Way::By(_) => ("callback", w.callback_only),
+        Way::Refused(reason) => ("refused", Some(reason.name())),
+    };
+    let tokens = if w.tokens() > 0 { w.tokens() } else { live.plan.n_tokens };
+    let stored = super::copy::bytes(w, None);
+    json!({
+        "name": w.spec.tensor,
+        "store": w.spec.name,
+        "op": w.spec.op,
+        "component": Component::from_u8(w.spec.component).name(),
+        "layer": w.spec.layer,
+        "occurrence": w.spec.occurrence,
+        "dtype": w.spec.dtype.name(),
+        "ne": w.shape.ne,
+        "rows": match w.shape.rows { Rows::Tokens => "tokens", Rows::Outputs => "outputs", Rows::Other => "other" },
+        "bytes_per_token": stored / tokens.max(1),
+        "route": route,
+        "reason": reason,
+    })
+}

@@ -1,0 +1,118 @@
+//! A graph that a scheduler holds: its plan, its nodes' addresses, and by which route each wanted node is read.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::graph::{GraphPlan, Wanted};
+use crate::config::RouteChoice as Choice;
+use crate::format::stream::Route;
+use crate::ggml::view::TensorPtr;
+use crate::pipeline::Reason;
+
+/// How a wanted node is read in this graph.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// So.
+    By(Route),
+    /// Not at all, for this reason.
+    Refused(Reason),
+}
+
+/// A graph with its memory. Its tensors live until the scheduler gets another graph.
+#[derive(Debug)]
+pub struct Live {
+    /// Address of the graph.
+    pub graph: usize,
+    /// What is wanted of it.
+    pub plan: Arc<GraphPlan>,
+    /// The wanted nodes.
+    pub tensors: Vec<TensorPtr>,
+    /// How each is read.
+    pub ways: Vec<Way>,
+    /// Token ids, positions, rows with an output.
+    pub inputs: [Option<TensorPtr>; 3],
+    /// Wanted nodes that are read in the callback, by address.
+    pub by_callback: HashMap<usize, usize>,
+    /// Some node is kept by the allocator.
+    pub retains: bool,
+}
+
+impl Live {
+    /// Puts `plan` on the nodes of a graph that is about to be allocated. `limit`: bytes that the allocator may keep for us.
+    /// `may_retain`: the flags come early enough.
+    #[must_use]
+    pub fn new(graph: usize, plan: Arc<GraphPlan>, nodes: &[TensorPtr], choice: Choice, limit: usize, may_retain: bool) -> Self {
+        let at = |(node, source): (usize, usize)| nodes.get(node).and_then(|t| t.src(source));
+        let tensors: Vec<TensorPtr> = plan.wanted.iter().filter_map(|w| nodes.get(w.node).copied()).collect();
+        let ways = ways(&plan.wanted, choice, limit, may_retain);
+        let by = |route| Way::By(route);
+        let by_callback = tensors
+            .iter()
+            .zip(&ways)
+            .enumerate()
+            .filter(|(_, (_, way))| **way == by(Route::Callback))
+            .map(|(i, (t, _))| (t.address() as usize, i))
+            .collect();
+        Self {
+            graph,
+            inputs: [plan.tokens_at, plan.positions_at, plan.outputs_at].map(|p| p.and_then(at)),
+            retains: ways.contains(&by(Route::Retain)),
+            plan,
+            tensors,
+            ways,
+            by_callback,
+        }
+    }
+
+    /// Flags what the allocator is to keep.
+    pub fn flag(&self, nodes: &[TensorPtr]) {
+        for (w, way) in self.plan.wanted.iter().zip(&self.ways) {
+            if *way == Way::By(Route::Retain)
+                && let Some(t) = nodes.get(w.root.unwrap_or(w.node))
+            {
+                t.set_output();
+            }
+        }
+    }
+
+    /// The same graph, when it turned out that the allocator did not heed the flags.
+    #[must_use]
+    pub fn without_retention(&self, choice: Choice) -> Self {
+        let ways = ways(&self.plan.wanted, choice, 0, false);
+        let by_callback = self
+            .tensors
+            .iter()
+            .zip(&ways)
+            .enumerate()
+            .filter(|(_, (_, way))| **way == Way::By(Route::Callback))
+            .map(|(i, (t, _))| (t.address() as usize, i))
+            .collect();
+        Self {
+            graph: self.graph,
+            plan: self.plan.clone(),
+            tensors: self.tensors.clone(),
+            ways,
+            inputs: self.inputs,
+            by_callback,
+            retains: false,
+        }
+    }
+}
+
+fn ways(wanted: &[Wanted], choice: Choice, limit: usize, may_retain: bool) -> Vec<Way> {
+    let keepable = || wanted.iter().filter(|w| w.callback_only.is_none());
+    let kept: usize = keepable().fold(0, |sum, w| sum.saturating_add(w.kept_bytes));
+    // All or nothing: a graph that is cut for one big tensor is cut for all at little more cost.
+    let retain = may_retain && kept <= limit;
+    wanted
+        .iter()
+        .map(|w| match (choice, w.callback_only) {
+            (Choice::Callback, _) | (Choice::Auto, Some(_)) => Way::By(Route::Callback),
+            (Choice::Auto, None) => Way::By(if retain { Route::Retain } else { Route::Callback }),
+            (Choice::Retain, Some(_)) => Way::Refused(Reason::NeedsCallback),
+            (Choice::Retain, None) if retain => Way::By(Route::Retain),
+            (Choice::Retain, None) if !may_retain => Way::Refused(Reason::NotRetained),
+            (Choice::Retain, None) => Way::Refused(Reason::RetainMemory),
+        })
+        .collect()
+}

@@ -1,0 +1,182 @@
+//! Activations: finds the wanted nodes in the host's graphs, reads their values, and hands them to the pipeline.
+//!
+//! Before it: `hook` (graphs allocated, graphs run). After it: `pipeline` (codec workers, file). Two routes give the same bytes:
+//!
+//! - **retain**: the nodes are flagged as outputs while the graph's memory is planned, so the allocator keeps them, and all are read
+//!   after one synchronise. The graph is not cut.
+//! - **callback**: the scheduler is given an eval callback that is shown each wanted node right after it was computed. That cuts the graph
+//!   at every one, and needs no memory.
+//!
+//! `auto` takes the first where it is safe and fits the memory budget, node by node.
+
+pub mod copy;
+pub mod graph;
+pub mod list;
+pub mod live;
+pub mod names;
+pub mod rows;
+pub mod run;
+pub mod shape;
+pub mod start;
+pub mod step;
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use parking_lot::{Mutex, RwLock};
+
+use crate::config::CaptureConfig;
+use crate::format::stream::SampledToken;
+use crate::ggml::api::{self, EvalCallback, Ptr};
+use crate::observe::Sampled;
+use crate::pipeline::{Pipeline, Reason};
+
+use graph::{GraphPlan, Memory, Wish};
+use live::Live;
+
+/// Plans of graphs that are kept in case they come again.
+const KEPT_PLANS: usize = 64;
+
+/// A capture that is on.
+#[derive(Debug)]
+pub struct Capture {
+    /// The settings.
+    pub config: CaptureConfig,
+    /// Which tensors.
+    pub wish: Wish,
+    /// Bytes that the host's allocator may keep for us.
+    pub retain_limit: usize,
+    /// Text of tokens may be written.
+    pub text: bool,
+    /// Only tell what would be captured, into this file.
+    pub list: Option<PathBuf>,
+    start: start::Start,
+    graphs: Mutex<Graphs>,
+}
+
+/// Graphs by scheduler, and what was learned from them.
+#[derive(Debug, Default)]
+struct Graphs {
+    memory: Memory,
+    plans: Vec<(u64, Option<Arc<GraphPlan>>)>,
+    live: HashMap<usize, Arc<Live>>,
+}
+
+static ON: AtomicBool = AtomicBool::new(false);
+static CURRENT: RwLock<Option<Arc<Capture>>> = RwLock::new(None);
+
+/// The callback that the host itself has set on each scheduler.
+static THEIRS: Mutex<Option<HashMap<usize, (EvalCallback, usize)>>> = Mutex::new(None);
+
+impl Capture {
+    /// Where the values go; started at the first step. `None` if that failed.
+    #[must_use]
+    pub fn pipeline(&self) -> Option<&Pipeline> {
+        self.start.pipeline(self)
+    }
+
+    /// Why rows are left out: the one of the two filters that is set, the requests if both are.
+    #[must_use]
+    pub fn row_reason(&self) -> Reason {
+        if self.config.requests.is_all() { Reason::Stride } else { Reason::Request }
+    }
+
+    /// Whether a graph with tokens was planned.
+    #[must_use]
+    pub fn has_seen_a_graph(&self) -> bool {
+        self.graphs.lock().plans.iter().any(|(_, p)| p.is_some())
+    }
+
+    /// Terms of the selection that have matched nothing so far.
+    #[must_use]
+    pub fn unmatched(&self) -> Vec<String> {
+        let matched = self.graphs.lock().memory.matched;
+        self.wish.selection.unmatched(matched).map(str::to_owned).collect()
+    }
+}
+
+/// Whether a capture is on: one load.
+#[inline]
+#[must_use]
+pub fn is_on() -> bool {
+    ON.load(Ordering::Relaxed)
+}
+
+/// The capture that is on.
+#[must_use]
+pub fn current() -> Option<Arc<Capture>> {
+    if is_on() { CURRENT.read().clone() } else { None }
+}
+
+/// Begins to capture.
+pub fn begin(capture: Capture) {
+    *CURRENT.write() = Some(Arc::new(capture));
+    ON.store(true, Ordering::Release);
+}
+
+/// Ends the capture; the last one to let go of it closes the stream.
+pub fn end() -> Option<Arc<Capture>> {
+    ON.store(false, Ordering::Release);
+    CURRENT.write().take()
+}
+
+/// The host sets its own callback on a scheduler (null: none).
+pub fn theirs_set(sched: Ptr, callback: Option<EvalCallback>, user_data: Ptr) {
+    let mut theirs = THEIRS.lock();
+    let theirs = theirs.get_or_insert_default();
+    match callback {
+        Some(f) => _ = theirs.insert(sched as usize, (f, user_data as usize)),
+        None => _ = theirs.remove(&(sched as usize)),
+    }
+}
+
+/// The host's own callback on a scheduler.
+#[must_use]
+pub fn theirs(sched: Ptr) -> Option<(EvalCallback, Ptr)> {
+    THEIRS.lock().as_ref()?.get(&(sched as usize)).map(|&(f, data)| (f, data as Ptr))
+}
+
+/// A scheduler is gone.
+pub fn sched_freed(sched: Ptr) {
+    if let Some(theirs) = THEIRS.lock().as_mut() {
+        theirs.remove(&(sched as usize));
+    }
+    if let Some(capture) = current() {
+        capture.graphs.lock().live.remove(&(sched as usize));
+    }
+}
+
+/// A token was chosen for a request.
+pub fn token(sampled: &Sampled, token: i32, probability: Option<f32>, t_ns: u64, vocab: Ptr) {
+    let Some(capture) = current().filter(|c| c.list.is_none()) else { return };
+    if !capture.config.requests.wants(sampled.request) {
+        return;
+    }
+    let text = capture.text.then(|| piece(vocab, token)).flatten();
+    let chosen = SampledToken {
+        seq: sampled.seq,
+        pos: sampled.pos.unwrap_or(-1),
+        token,
+        request: sampled.request,
+        probability,
+        t_ns,
+    };
+    if let Some(pipeline) = capture.pipeline() {
+        pipeline.token(chosen, text);
+    }
+}
+
+/// Text of a token.
+fn piece(vocab: Ptr, token: i32) -> Option<Box<str>> {
+    if vocab.is_null() || token < 0 {
+        return None;
+    }
+    let mut bytes = [0_u8; 128];
+    let size = bytes.len() as i32;
+    // SAFETY: the vocabulary of a live model, and a buffer of `size` bytes.
+    let n = unsafe { api::llama_token_to_piece(vocab, token, bytes.as_mut_ptr().cast(), size, 0, true) }?;
+    let text = bytes.get(..usize::try_from(n).ok()?)?;
+    Some(String::from_utf8_lossy(text).into())
+}

@@ -1,0 +1,261 @@
+//! What the hooks call: a graph gets its memory, a graph runs, a node is shown.
+
+use std::cell::{Cell, RefCell};
+use std::ffi::c_void;
+use std::sync::Arc;
+
+use super::live::Live;
+use super::rows::StepRows;
+use super::step::{self, Step};
+use super::{Capture, KEPT_PLANS, graph, list, start};
+use crate::format::stream::Route;
+use crate::ggml::api::{self, EvalCallback, Ptr};
+use crate::ggml::bindings::ggml_tensor;
+use crate::ggml::layout;
+use crate::ggml::view::TensorPtr;
+use crate::observe::{self, state, steps};
+use crate::pipeline::Reason;
+
+/// What the allocator does with a graph that was flagged on this thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Plan {
+    /// Nothing was flagged.
+    Untouched,
+    /// Flagged; the memory plan that the allocator holds may be of another graph, or of the same without flags.
+    Stale,
+    /// The allocator has planned this graph anew, with its flags.
+    Fresh,
+}
+
+thread_local! {
+    static PLAN: Cell<Plan> = const { Cell::new(Plan::Untouched) };
+    static STEP: RefCell<Option<Step>> = const { RefCell::new(None) };
+    static THEIRS_ASKED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// A graph was built and is about to get its memory: flags what is to be kept.
+pub fn graph_begins(sched: Ptr, graph: Ptr) {
+    let Some(capture) = super::current() else { return };
+    if layout::check().is_err() {
+        return;
+    }
+    let Some(nodes) = steps::graph_nodes(graph) else { return };
+    let live = plan(&capture, graph, &nodes, retention_possible());
+    let mut graphs = capture.graphs.lock();
+    match live {
+        Some(live) => {
+            if live.retains {
+                live.flag(&nodes);
+                PLAN.set(Plan::Stale);
+            }
+            graphs.live.insert(sched as usize, Arc::new(live));
+        }
+        None => _ = graphs.live.remove(&(sched as usize)),
+    }
+}
+
+/// The graph has its memory.
+pub fn graph_allocated(sched: Ptr) {
+    if PLAN.replace(Plan::Untouched) != Plan::Stale {
+        return;
+    }
+    // Neither of the allocator's functions was seen: its calls do not go through the PLT, and it may have placed the graph by an old plan.
+    let Some(capture) = super::current() else { return };
+    state::tell(
+        "capture",
+        "degraded",
+        "the allocator's own calls do not go through the PLT in this build, so nothing can be kept for reading; the callback is used, which cuts the graph",
+        None,
+    );
+    RETENTION_REFUSED.store(true, std::sync::atomic::Ordering::Relaxed);
+    let mut graphs = capture.graphs.lock();
+    if let Some(live) = graphs.live.get(&(sched as usize)) {
+        let live = live.without_retention(capture.config.route);
+        graphs.live.insert(sched as usize, Arc::new(live));
+    }
+}
+
+static RETENTION_REFUSED: std::sync::atomic::AtomicBool = std::sync::atomic::AtomicBool::new(false);
+
+/// ggml aborts on what retention makes it do when it debugs reallocations.
+fn retention_possible() -> bool {
+    static DEBUGS: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
+    let debugs = *DEBUGS.get_or_init(|| std::env::var_os("GGML_SCHED_DEBUG_REALLOC").is_some());
+    !debugs && !RETENTION_REFUSED.load(std::sync::atomic::Ordering::Relaxed)
+}
+
+/// The allocator is asked to place a graph by the plan that it holds. True: it must plan anew first.
+#[must_use]
+pub fn must_replan() -> bool {
+    PLAN.get() == Plan::Stale && {
+        PLAN.set(Plan::Fresh);
+        true
+    }
+}
+
+/// The allocator plans a graph anew.
+pub fn replanned() {
+    if PLAN.get() == Plan::Stale {
+        PLAN.set(Plan::Fresh);
+    }
+}
+
+fn plan(capture: &Capture, graph: Ptr, nodes: &[TensorPtr], may_retain: bool) -> Option<Live> {
+    let fingerprint = nodes.iter().fold(nodes.len() as u64, |h, t| t.fingerprint(h));
+    let mut graphs = capture.graphs.lock();
+    let graphs = &mut *graphs;
+    let plan = match graphs.plans.iter().position(|(f, _)| *f == fingerprint) {
+        Some(i) => {
+            let entry = graphs.plans.remove(i);
+            graphs.plans.push(entry.clone());
+            entry.1
+        }
+        None => {
+            let plan = graph::plan(nodes, &capture.wish, start::n_layer(), &mut graphs.memory).map(Arc::new);
+            if graphs.plans.len() >= KEPT_PLANS {
+                graphs.plans.remove(0);
+            }
+            graphs.plans.push((fingerprint, plan.clone()));
+            plan
+        }
+    }?;
+    Some(Live::new(graph as usize, plan, nodes, capture.config.route, capture.retain_limit, may_retain))
+}
+
+/// A graph is about to run. `number`: of the ubatch. True if a step of it is captured: [`ends`] must follow.
+#[must_use]
+pub fn begins(sched: Ptr, graph: Ptr, number: Option<u64>) -> bool {
+    // A step that an exception of the host cut off.
+    if let Some(old) = STEP.take() {
+        // SAFETY: not computed, so nothing is read.
+        unsafe { old.finish(false) };
+    }
+    let Some(capture) = super::current() else { return false };
+    if layout::check().is_err() {
+        return false;
+    }
+    let known = capture.graphs.lock().live.get(&(sched as usize)).filter(|l| l.graph == graph as usize).cloned();
+    let live = match known {
+        Some(live) => live,
+        // Built before the capture began: its memory is planned, only the callback can read it.
+        None => {
+            let Some(live) = steps::graph_nodes(graph).and_then(|n| plan(&capture, graph, &n, false)) else { return false };
+            let live = Arc::new(live);
+            capture.graphs.lock().live.insert(sched as usize, live.clone());
+            live
+        }
+    };
+    if live.plan.wanted.is_empty() && live.plan.refused.is_empty() {
+        return false;
+    }
+    if capture.list.is_some() {
+        list::write(&capture, &live);
+        return false;
+    }
+    step_begins(&capture, live, sched, number)
+}
+
+fn step_begins(capture: &Arc<Capture>, live: Arc<Live>, sched: Ptr, number: Option<u64>) -> bool {
+    let Some(pipeline) = capture.pipeline() else { return false };
+    let account = pipeline.account();
+    let bytes: u64 = live.plan.wanted.iter().map(|w| w.bytes as u64).sum();
+    account.seen(live.plan.wanted.len() as u64, bytes);
+    for (reason, _, bytes) in &live.plan.refused {
+        account.seen(1, *bytes);
+        account.skipped(*reason, 1, *bytes);
+    }
+    let ctx = steps::context();
+    if let Some(reason) = not_a_request(ctx) {
+        // The batch's rows are taken all the same, so that the next ubatch finds its own.
+        if !ctx.is_null() {
+            observe::host().contexts.get(ctx).ubatch(live.plan.n_tokens, None, None);
+        }
+        account.skipped(reason, live.plan.wanted.len() as u64, bytes);
+        return false;
+    }
+    let rows = StepRows::new(&capture.config, &live, ctx);
+    if !step::admit(pipeline, &live) {
+        return false;
+    }
+    if !live.by_callback.is_empty() {
+        // SAFETY: a live scheduler; the callback's state is this thread's, and it is taken off again in `ends`.
+        unsafe { api::ggml_backend_sched_set_eval_callback(sched, Some(shown), sched) };
+    }
+    let number = number.unwrap_or_else(|| steps::TOTALS.last_step.load(std::sync::atomic::Ordering::Relaxed));
+    let step = Step::new(capture.clone(), live, sched, number, rows);
+    STEP.set(Some(step));
+    true
+}
+
+/// Why rows of this context are nobody's request.
+fn not_a_request(ctx: Ptr) -> Option<Reason> {
+    if ctx.is_null() {
+        return None;
+    }
+    let mut host = observe::host();
+    let others_serve = host.contexts.any_serving();
+    let context = host.contexts.get(ctx);
+    if context.is_warming_up() || (context.serving().is_none() && is_server()) {
+        // llama-server makes batches of its own before its first slot is ready.
+        return Some(Reason::WarmUp);
+    }
+    (!context.counts(others_serve)).then_some(Reason::Draft)
+}
+
+/// Whether this process is llama-server, whose contexts say when they begin to serve.
+fn is_server() -> bool {
+    static IS: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
+    *IS.get_or_init(|| {
+        let name = std::env::current_exe().ok().and_then(|p| Some(p.file_name()?.to_string_lossy().into_owned()));
+        name.is_some_and(|n| n.starts_with("llama-server") || n.starts_with("llama_server"))
+    })
+}
+
+/// The graph has run, with this status of ggml.
+pub fn ends(sched: Ptr, status: i32) {
+    let Some(step) = STEP.take() else { return };
+    if !step.live.by_callback.is_empty() {
+        let (callback, data) = match super::theirs(sched) {
+            Some((f, data)) => (Some(f), data),
+            None => (None, std::ptr::null_mut()),
+        };
+        // SAFETY: a live scheduler, and what the host had set on it.
+        unsafe { api::ggml_backend_sched_set_eval_callback(sched, callback, data) };
+    }
+    // SAFETY: the hook calls this right after the graph has run.
+    unsafe { step.finish(status == 0) };
+}
+
+/// The callback that we set: asked for each node, shown those that are wanted. `sched` is its user data.
+unsafe extern "C-unwind" fn shown(t: *mut ggml_tensor, ask: bool, sched: Ptr) -> bool {
+    let theirs = crate::boundary::guard(None, || super::theirs(sched));
+    if ask {
+        let ours = crate::boundary::observe(false, || wanted(t.cast()).is_some());
+        // SAFETY: the host's own callback, with ggml's own arguments; it may throw.
+        let their = theirs.is_some_and(|(f, data)| unsafe { f(t, true, data) });
+        THEIRS_ASKED.set(their);
+        return ours || their;
+    }
+    crate::boundary::observe((), || {
+        if let Some(i) = wanted(t.cast()) {
+            STEP.with_borrow_mut(|s| {
+                if let Some(step) = s {
+                    // SAFETY: ggml shows a node right after its backend has computed it.
+                    unsafe { step.take(i, Route::Callback) };
+                }
+            });
+        }
+    });
+    match theirs {
+        // SAFETY: as above.
+        Some((f, data)) if THEIRS_ASKED.get() => unsafe { f(t, false, data) },
+        // Carry on: `false` would leave out the rest of the graph.
+        _ => true,
+    }
+}
+
+fn wanted(t: *const c_void) -> Option<usize> {
+    STEP.with_borrow(|s| s.as_ref()?.live.by_callback.get(&(t as usize)).copied())
+}
+
+const _: EvalCallback = shown;

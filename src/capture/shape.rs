@@ -1,0 +1,108 @@
+//! Which dimension of a node counts the tokens of the ubatch, and whether its rows are all tokens or only those with an output.
+
+use std::collections::HashMap;
+
+/// What the rows of a tensor stand for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rows {
+    /// Every token of the ubatch.
+    Tokens,
+    /// The tokens whose output was asked for: behind the last layer's row selection.
+    Outputs,
+    /// Neither: a recurrent state, a pooled vector, a mask.
+    Other,
+}
+
+/// A tensor's shape as it is stored, and what its rows are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    /// ggml's shape; two neighbouring dimensions that count the tokens together (tokens of a sequence, sequences) are one.
+    pub ne: [u32; 4],
+    /// The dimension that counts tokens, 0 if none does.
+    pub token_dim: u8,
+    /// What it counts.
+    pub rows: Rows,
+}
+
+/// The dimension of each tensor that was once found beyond doubt: with as many tokens as heads, a shape alone does not tell.
+pub type Known = HashMap<Box<str>, u8>;
+
+/// Finds the tokens in `ne`. `selected`: the node lies behind the row selection, so its rows are outputs.
+#[must_use]
+pub fn of(name: &str, ne: [i64; 4], n_tokens: u64, n_outputs: u64, selected: bool, known: &mut Known) -> Option<Shape> {
+    let mut dims = [0u32; 4];
+    for (to, from) in dims.iter_mut().zip(ne) {
+        *to = u32::try_from(from).ok()?;
+    }
+    let (count, rows) = if selected { (n_outputs, Rows::Outputs) } else { (n_tokens, Rows::Tokens) };
+    if let Some(dim) = token_dim(name, dims, count, known) {
+        return Some(Shape { ne: dims, token_dim: dim as u8, rows });
+    }
+    // Recurrent layers see [.., tokens of a sequence, sequences]: one after the other that is the order of the ubatch.
+    for dim in 1..3 {
+        if u64::from(dims[dim]) * u64::from(dims[dim + 1]) == count && dims[dim + 1] > 1 {
+            let mut merged = dims;
+            merged[dim] *= merged[dim + 1];
+            if dim + 2 < 4 {
+                merged[dim + 1] = merged[dim + 2];
+            }
+            merged[3] = 1;
+            return Some(Shape { ne: merged, token_dim: dim as u8, rows });
+        }
+    }
+    Some(Shape { ne: dims, token_dim: 0, rows: Rows::Other })
+}
+
+fn token_dim(name: &str, ne: [u32; 4], count: u64, known: &mut Known) -> Option<usize> {
+    let fits = |d: &usize| u64::from(ne[*d]) == count;
+    let candidates: Vec<usize> = (1..4).filter(fits).collect();
+    if let ([one], true) = (candidates.as_slice(), count > 1) {
+        known.insert(name.into(), *one as u8);
+        return Some(*one);
+    }
+    if let Some(&dim) = known.get(name).filter(|d| candidates.contains(&usize::from(**d))) {
+        return Some(usize::from(dim));
+    }
+    if count == 1 {
+        // One token: its dimension is the first of length 1, behind those that make up a row.
+        return candidates.first().copied();
+    }
+    // As many tokens as heads: attention scores are [cells, tokens, heads], everything else has its tokens last.
+    if name.starts_with("kq") { candidates.first().copied() } else { candidates.last().copied() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Known, Rows, Shape, of};
+
+    fn shape(name: &str, ne: [i64; 4], tokens: u64, known: &mut Known) -> (u8, [u32; 4]) {
+        let Shape { ne, token_dim, rows } = of(name, ne, tokens, 1, false, known).unwrap();
+        assert_eq!(rows == Rows::Other, token_dim == 0);
+        (token_dim, ne)
+    }
+
+    #[test]
+    fn tokens_are_found_by_their_number() {
+        let known = &mut Known::new();
+        assert_eq!(shape("l_out-0", [576, 5, 1, 1], 5, known).0, 1);
+        assert_eq!(shape("Qcur-0", [64, 9, 5, 1], 5, known).0, 2);
+        assert_eq!(shape("kq-0", [256, 5, 9, 1], 5, known).0, 1);
+        // One token.
+        assert_eq!(shape("l_out-1", [576, 1, 1, 1], 1, known).0, 1);
+        assert_eq!(shape("Qcur-1", [64, 9, 1, 1], 1, known).0, 2);
+        assert_eq!(shape("kq-1", [256, 1, 9, 1], 1, known).0, 1);
+        // Recurrent: two sequences of three tokens.
+        assert_eq!(shape("conv-0", [128, 3, 2, 1], 6, known), (1, [128, 6, 1, 1]));
+        assert_eq!(shape("ssm-0", [16, 8, 3, 2], 6, known), (2, [16, 8, 6, 1]));
+        assert_eq!(shape("state-0", [16, 128, 2, 1], 7, known).0, 0);
+    }
+
+    #[test]
+    fn as_many_tokens_as_heads_is_decided_by_what_was_seen_before() {
+        let known = &mut Known::new();
+        assert_eq!(shape("x-0", [64, 9, 9, 1], 9, known).0, 2);
+        assert_eq!(shape("kq-0", [256, 9, 9, 1], 9, known).0, 1);
+        assert_eq!(shape("odd-0", [64, 4, 9, 1], 4, known).0, 1);
+        assert_eq!(shape("odd-0", [64, 9, 9, 1], 9, known).0, 1);
+    }
+}

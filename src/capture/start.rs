@@ -1,0 +1,182 @@
+//! Begins and ends a capture: the settings are checked when recording starts, the stream begins with the first step, when the model is known.
+
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::graph::Wish;
+use super::{Capture, Graphs};
+use crate::config::{CaptureConfig, RouteChoice};
+use crate::error::{Error, Result};
+use crate::ggml::api;
+use crate::observe::models::About;
+use crate::observe::steps;
+use crate::pipeline::{Counts, Options, Pipeline};
+use crate::{clock, log};
+
+/// What the stream's header says of the recording.
+#[derive(Clone, Debug)]
+pub struct Session {
+    /// Id of the session in the event log.
+    pub id: String,
+    /// Name of the program.
+    pub program: String,
+}
+
+/// The pipeline, from the first step on.
+#[derive(Debug)]
+pub(super) struct Start {
+    path: PathBuf,
+    session: Session,
+    pipeline: OnceLock<Option<Pipeline>>,
+}
+
+impl Start {
+    pub(super) fn pipeline(&self, capture: &Capture) -> Option<&Pipeline> {
+        self.pipeline
+            .get_or_init(|| {
+                let started = Pipeline::start(options(capture, self));
+                started
+                    .inspect_err(|e| log::error(format!("{e}. No activations are captured; the host goes on")))
+                    .ok()
+            })
+            .as_ref()
+    }
+}
+
+/// Share of the memory budget that the host's allocator may keep for us; the pipeline has the rest.
+const RETAINED: u64 = 4;
+
+/// Begins to capture into `path` by `config`. Nothing is read before the first step.
+pub fn begin(config: &CaptureConfig, path: PathBuf, session: Session, text: bool, list: Option<PathBuf>) -> Result<()> {
+    if list.is_none() {
+        check(&path, config.resume)?;
+    }
+    let capture = Capture {
+        config: config.clone(),
+        wish: Wish { selection: config.tensors.clone(), elements: config.sample_elements },
+        retain_limit: usize::try_from(config.max_memory / RETAINED).unwrap_or(usize::MAX),
+        text,
+        list,
+        start: Start { path, session, pipeline: OnceLock::new() },
+        graphs: parking_lot::Mutex::new(Graphs::default()),
+    };
+    super::begin(capture);
+    Ok(())
+}
+
+/// A path that cannot be written is told now, not after the model was loaded.
+fn check(path: &Path, resume: bool) -> Result<()> {
+    use std::os::unix::fs::OpenOptionsExt;
+    std::fs::OpenOptions::new().create(true).append(true).mode(0o600).open(path).map_err(|e| {
+        Error::new("opening the stream", path.display().to_string(), e, "name a file in a directory that exists and can be written")
+    })?;
+    let written = std::fs::metadata(path).map_or(0, |m| m.len());
+    if written > 0 && !resume {
+        return Err(Error::new(
+            "opening the stream",
+            path.display().to_string(),
+            format!("it holds {written} bytes already"),
+            "name another file, or set LLAMA_RESOURCE_CAPTURE_RESUME=1 to go on behind its last checkpoint",
+        ));
+    }
+    Ok(())
+}
+
+fn options(capture: &Capture, start: &Start) -> Options {
+    let config = &capture.config;
+    let params = config.codec_params();
+    // What only the callback reads needs nothing kept.
+    let retained = if config.route == RouteChoice::Callback { 0 } else { config.max_memory / RETAINED };
+    Options {
+        path: start.path.clone(),
+        header: header(config, start),
+        params,
+        max_memory: usize::try_from(config.max_memory - retained).unwrap_or(usize::MAX),
+        policy: config.policy,
+        workers: config.codec_threads,
+        checkpoint_tokens: config.checkpoint_tokens,
+        resume: config.resume,
+        tokens_path: None,
+    }
+}
+
+fn header(config: &CaptureConfig, start: &Start) -> Value {
+    let params = config.codec_params();
+    let now = clock::now_ns();
+    // SAFETY: no argument.
+    let version = unsafe { api::text(api::ggml_version()) };
+    // SAFETY: no argument.
+    let commit = unsafe { api::text(api::ggml_commit()) };
+    let model = about().map(|a| {
+        json!({
+            "architecture": a.architecture, "name": a.name, "description": a.description, "n_layer": a.n_layer,
+            "n_embd": a.n_embd, "n_head": a.n_head, "n_head_kv": a.n_head_kv, "n_params": a.n_params,
+            "size_bytes": a.size_bytes, "n_expert": a.n_expert, "n_expert_used": a.n_expert_used,
+        })
+    });
+    json!({
+        "library_version": env!("CARGO_PKG_VERSION"),
+        "session_id": start.session.id,
+        "created_unix_us": clock::unix_us(now),
+        "t_ns": now,
+        "model": model,
+        "host": {
+            "program": start.session.program, "pid": std::process::id(), "ggml_version": version, "ggml_commit": commit,
+        },
+        "selection": config.tensors.text(),
+        "route": config.route.name(),
+        "codec": params.codec.name(),
+        "error_bound": params.error_bound,
+        "max_memory": config.max_memory,
+        "policy": config.policy.name(),
+        "token_stride": config.token_stride.get(),
+    })
+}
+
+/// The model of the context whose decode call runs on this thread.
+fn about() -> Option<About> {
+    let ctx = steps::context();
+    if ctx.is_null() {
+        return None;
+    }
+    // SAFETY: the context of the call that is running.
+    let model = unsafe { api::llama_get_model(ctx) }.filter(|m| !m.is_null())?;
+    // SAFETY: the model of a live context.
+    Some(unsafe { About::of(model) })
+}
+
+/// Blocks of the model that runs on this thread.
+#[must_use]
+pub fn n_layer() -> Option<i32> {
+    let ctx = steps::context();
+    // SAFETY: the context of the call that is running; null is not asked.
+    let model = (!ctx.is_null()).then(|| unsafe { api::llama_get_model(ctx) })?.filter(|m| !m.is_null())?;
+    // SAFETY: the model of a live context.
+    unsafe { api::llama_model_n_layer(model) }.filter(|&n| n > 0)
+}
+
+/// Architecture of the model that runs on this thread.
+#[must_use]
+pub fn architecture() -> Option<String> {
+    about()?.architecture
+}
+
+/// Ends the capture and closes its stream. Gives the final account, if any step was captured.
+pub fn end(patience: Duration) -> Option<(PathBuf, Counts)> {
+    let capture = super::end()?;
+    for term in capture.unmatched() {
+        // A list or an idle server has seen no graph to match anything in.
+        if capture.has_seen_a_graph() {
+            log::warn(format!("`{term}` in LLAMA_RESOURCE_TENSORS matched no tensor of any graph"));
+        }
+    }
+    if capture.list.is_some() {
+        return None;
+    }
+    let pipeline = capture.pipeline()?;
+    let totals = pipeline.finish(patience);
+    Some((capture.start.path.clone(), totals.account))
+}

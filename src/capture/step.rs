@@ -1,0 +1,289 @@
+//! One step: its wanted tensors out of the host and into the pipeline.
+//!
+//! What the allocator keeps is read at once when the graph is over; what only the callback can read is read node by node while it runs.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::copy::{self, Read};
+use super::live::{Live, Way};
+use super::rows::StepRows;
+use super::Capture;
+use crate::clock;
+use crate::format::stream::{Route, Row};
+use crate::ggml::api::{self, Ptr};
+use crate::pipeline::{Account, Buffer, Job, Piece, Pipeline, Reason, Refused};
+
+/// A step that is being captured.
+#[derive(Debug)]
+pub struct Step {
+    capture: Arc<Capture>,
+    /// The graph that runs.
+    pub live: Arc<Live>,
+    sched: Ptr,
+    number: u64,
+    rows: StepRows,
+    /// Bytes that are still to come, so that buffers are asked for in one piece.
+    to_come: usize,
+    filling: Option<Filling>,
+    /// Asynchronous reads into the buffer that is being filled are on their way.
+    pending: bool,
+    tokens_told: bool,
+    /// Wanted nodes that were neither read nor refused yet.
+    open: Vec<bool>,
+}
+
+#[derive(Debug)]
+struct Filling {
+    buffer: Buffer,
+    used: usize,
+    pieces: Vec<Piece>,
+    /// Tables of tokens: the step's two, and one for each group of a tensor that needs several pieces.
+    sets: Vec<Arc<[Row]>>,
+}
+
+impl Step {
+    /// A step of the graph `live` begins, whose rows are `rows`.
+    #[must_use]
+    pub fn new(capture: Arc<Capture>, live: Arc<Live>, sched: Ptr, number: u64, rows: StepRows) -> Self {
+        let mut step = Self {
+            open: vec![true; live.plan.wanted.len()],
+            capture,
+            live,
+            sched,
+            number,
+            rows,
+            to_come: 0,
+            filling: None,
+            pending: false,
+            tokens_told: false,
+        };
+        step.leave_out();
+        step
+    }
+
+    /// Counts what is not read of this step, and sums up what is.
+    fn leave_out(&mut self) {
+        let live = self.live.clone();
+        for (i, (w, way)) in live.plan.wanted.iter().zip(&live.ways).enumerate() {
+            match way {
+                Way::Refused(reason) => self.skip(i, *reason),
+                Way::By(_) if w.bytes == 0 => self.skip(i, Reason::Empty),
+                Way::By(_) if self.rows.is_empty(w) => self.skip(i, self.capture.row_reason()),
+                Way::By(_) => self.to_come += copy::bytes(w, self.rows.kept(w)),
+            }
+        }
+    }
+
+    fn count(&self, f: impl FnOnce(&Account)) {
+        if let Some(pipeline) = self.capture.pipeline() {
+            f(pipeline.account());
+        }
+    }
+
+    /// Settles node `i`, once.
+    fn settle(&mut self, i: usize, f: impl FnOnce(&Account, u64)) {
+        if let (Some(open), Some(w)) = (self.open.get_mut(i), self.live.plan.wanted.get(i)) {
+            let bytes = w.bytes as u64;
+            if std::mem::replace(open, false) {
+                self.count(|a| f(a, bytes));
+            }
+        }
+    }
+
+    fn skip(&mut self, i: usize, reason: Reason) {
+        self.settle(i, |a, bytes| a.skipped(reason, 1, bytes));
+    }
+
+    /// The host's callback shows node `t`, or we look at it after the graph: reads wanted node `i`.
+    ///
+    /// # Safety
+    /// The node is computed, and its memory still holds its values.
+    pub unsafe fn take(&mut self, i: usize, route: Route) {
+        let live = self.live.clone();
+        let (Some(w), Some(&t)) = (live.plan.wanted.get(i), live.tensors.get(i)) else { return };
+        if !self.open.get(i).copied().unwrap_or(false) {
+            return;
+        }
+        let all: Option<Vec<u32>> = self.rows.kept(w).map(<[u32]>::to_vec);
+        let bytes = copy::bytes(w, all.as_deref());
+        self.to_come = self.to_come.saturating_sub(bytes);
+        let Some(largest) = self.capture.pipeline().map(Pipeline::largest) else { return };
+        let backend = self.backend(t);
+        if bytes <= largest {
+            // SAFETY: the caller's promise.
+            if unsafe { self.put(i, all.as_deref(), bytes, backend, route, None) } {
+                self.close(i, w.bytes, bytes);
+            }
+            return;
+        }
+        // More than a buffer holds: by groups of tokens, if these are what the rows are grouped by.
+        let n = all.as_ref().map_or(w.tokens(), Vec::len);
+        let each = bytes / n.max(1);
+        if w.shape.token_dim == 0 || each > largest || !w.tokens_are_outermost() {
+            self.drop_one(i, Reason::TooLarge);
+            return;
+        }
+        let all = all.unwrap_or_else(|| (0..n as u32).collect());
+        let size = (largest / each.max(1)).max(1);
+        for (number, group) in all.chunks(size).enumerate() {
+            let at = number * size..number * size + group.len();
+            // SAFETY: the caller's promise.
+            if !unsafe { self.put(i, Some(group), each * group.len(), backend, route, Some((at, n))) } {
+                return;
+            }
+        }
+        self.close(i, w.bytes, bytes);
+    }
+
+    /// Node `i` is read: bytes that the filters left out are accounted for.
+    fn close(&mut self, i: usize, seen: usize, stored: usize) {
+        let rows = self.capture.row_reason();
+        let sliced = self.live.plan.wanted.get(i).and_then(|w| Some((w.spec.slice?, w.shape.ne[0])));
+        self.settle(i, |account, _| {
+            // Of the rows that are kept, what a slice leaves out; the rest are rows that are not.
+            let whole = sliced.map_or(stored, |(s, ne0)| stored / copy::slice_len(&s).max(1) * ne0 as usize);
+            for (reason, bytes) in [(Reason::Slice, whole - stored), (rows, seen.saturating_sub(whole))] {
+                if bytes > 0 {
+                    account.skipped(reason, 0, bytes as u64);
+                }
+            }
+        });
+    }
+
+    fn drop_one(&mut self, i: usize, reason: Reason) {
+        self.settle(i, |a, bytes| a.dropped(reason, 1, bytes));
+    }
+
+    fn backend(&self, t: crate::ggml::view::TensorPtr) -> Ptr {
+        // SAFETY: a live scheduler and a node of its graph.
+        unsafe { api::ggml_backend_sched_get_tensor_backend(self.sched, t.address().cast_mut().cast()) }
+            .unwrap_or(std::ptr::null_mut())
+    }
+
+    /// Reads node `i` into the buffer, or a `group` of its tokens: which ones, and of how many. False if that failed; the node is then
+    /// accounted for.
+    ///
+    /// # Safety
+    /// As for [`Self::take`].
+    unsafe fn put(
+        &mut self,
+        i: usize,
+        kept: Option<&[u32]>,
+        bytes: usize,
+        backend: Ptr,
+        route: Route,
+        group: Option<(Range<usize>, usize)>,
+    ) -> bool {
+        let live = self.live.clone();
+        let (Some(w), Some(&t)) = (live.plan.wanted.get(i), live.tensors.get(i)) else { return false };
+        if self.filling.as_ref().is_none_or(|f| f.buffer.len() - f.used < bytes) {
+            self.push();
+            let capture = self.capture.clone();
+            let Some(pipeline) = capture.pipeline() else { return false };
+            let ask = (bytes + self.to_come).min(pipeline.largest()).max(bytes);
+            match pipeline.reserve(ask) {
+                Ok(buffer) => self.filling = Some(Filling { buffer, used: 0, pieces: Vec::new(), sets: self.rows.sets.to_vec() }),
+                Err(refused) => {
+                    self.drop_one(i, Reason::from(refused));
+                    return false;
+                }
+            }
+        }
+        let Some(f) = &mut self.filling else { return false };
+        let offset = f.used;
+        let Some(to) = f.buffer.get_mut(offset..offset + bytes) else { return false };
+        // SAFETY: the caller's promise; a pending read is over before the buffer is handed on (`push`).
+        match unsafe { copy::read(t, w, kept, backend, to) } {
+            Read::Done => {}
+            Read::Pending => self.pending = true,
+            Read::Failed => {
+                self.drop_one(i, Reason::Unread);
+                return false;
+            }
+        }
+        f.used += bytes.next_multiple_of(16);
+        let mut rows = self.rows.set(w);
+        if let (Some((at, _)), Some(set)) = (&group, rows) {
+            let own = self.rows.sets.get(usize::from(set)).and_then(|s| s.get(at.clone())).unwrap_or_default();
+            rows = u8::try_from(f.sets.len()).ok();
+            f.sets.push(own.into());
+        }
+        f.pieces.push(Piece {
+            spec: w.spec.clone(),
+            offset,
+            len: bytes,
+            ne: copy::shape(w, kept),
+            token_dim: w.shape.token_dim,
+            rows,
+            route,
+            completes: group.is_none_or(|(at, of)| at.end == of),
+        });
+        true
+    }
+
+    /// Hands the buffer on.
+    fn push(&mut self) {
+        let Some(f) = self.filling.take() else { return };
+        if std::mem::take(&mut self.pending) {
+            // SAFETY: the scheduler of the graph that has run.
+            unsafe { api::ggml_backend_sched_synchronize(self.sched) };
+        }
+        let tokens = if std::mem::replace(&mut self.tokens_told, true) { 0 } else { self.rows.sets[0].len() as u32 };
+        let Some(pipeline) = self.capture.pipeline() else { return };
+        pipeline.push(Job {
+            step: self.number,
+            t_ns: clock::now_ns(),
+            row_sets: f.sets,
+            pieces: f.pieces,
+            data: f.buffer,
+            tokens,
+        });
+    }
+
+    /// The graph is over: reads what was kept and hands everything on.
+    ///
+    /// # Safety
+    /// The graph has been computed, and nothing has run on its scheduler since.
+    pub unsafe fn finish(mut self, computed: bool) {
+        let live = self.live.clone();
+        if computed && live.retains {
+            // SAFETY: the scheduler of the graph that has run.
+            unsafe { api::ggml_backend_sched_synchronize(self.sched) };
+            for (i, way) in live.ways.iter().enumerate() {
+                if *way == Way::By(Route::Retain) {
+                    // SAFETY: the caller's promise, and the allocator kept its memory.
+                    unsafe { self.take(i, Route::Retain) };
+                }
+            }
+        }
+        self.push();
+        // What the host's callback, an error or an exception cut off.
+        for i in 0..self.open.len() {
+            if self.open[i] {
+                self.drop_one(i, Reason::Unread);
+            }
+        }
+    }
+}
+
+/// Whether the pipeline is there to take a step; false counts all of it as dropped.
+pub fn admit(pipeline: &Pipeline, live: &Live) -> bool {
+    if pipeline.admit() {
+        return true;
+    }
+    for w in &live.plan.wanted {
+        pipeline.account().dropped(Reason::Sampled, 1, w.bytes as u64);
+    }
+    false
+}
+
+impl From<Refused> for Reason {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::Full => Self::Full,
+            Refused::TooLarge => Self::TooLarge,
+            Refused::Failed => Self::IoError,
+        }
+    }
+}

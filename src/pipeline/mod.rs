@@ -1,0 +1,331 @@
+//! The way out of the host: pooled buffers, a bounded queue, codec workers, one ordered writer. Safe code; knows nothing of llama.cpp.
+//!
+//! ```text
+//!   host's thread                lri-cap-collect          lri-cap-codecN        lri-cap-write
+//!
+//!   reserve ─ copy ─ push ─────► segment of jobs ───────► packet of a tensor ─► in order ─► .stream
+//!      ▲                                                        │
+//!      └───────────────── pool ◄── buffers come back ───────────┘
+//! ```
+//!
+//! The host's thread takes a buffer, fills it and hands it over; it waits only under [`Policy::Block`], and never after a failure. What a
+//! step gave is either in the file or counted as dropped ([`Account`]).
+
+mod account;
+mod checkpoint;
+mod cut;
+mod file;
+mod pool;
+mod resume;
+mod segment;
+mod share;
+mod start;
+mod threads;
+mod tokens;
+mod worker;
+mod writer;
+
+#[cfg(test)]
+mod tests;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, SendTimeoutError, Sender, TrySendError, bounded};
+use parking_lot::Mutex;
+
+pub use crate::config::Policy;
+pub use account::{Account, Amount, Counts, Reason};
+pub use pool::{Buffer, Refused};
+
+use crate::codec::{self, DType};
+use crate::error::{Error, Result};
+use crate::format::stream::{Route, Row, SampledToken, Slice};
+use crate::log;
+use segment::Message;
+
+/// Slots of the queue that jobs cannot take: for tokens and commands.
+const ROOM_FOR_TOKENS: usize = 3072;
+
+/// What to write, and at what cost.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The stream. A file with content is refused unless `resume` is set.
+    pub path: PathBuf,
+    /// Fields of the header packet beyond format and version: a JSON object.
+    pub header: serde_json::Value,
+    /// Codec and bound.
+    pub params: codec::Params,
+    /// Bytes that the pipeline may use, everything included.
+    pub max_memory: usize,
+    /// What to do when they are used up.
+    pub policy: Policy,
+    /// Threads that encode; 0 is taken as 1.
+    pub workers: usize,
+    /// A checkpoint every so many tokens of the steps.
+    pub checkpoint_tokens: Option<u64>,
+    /// Go on where the last checkpoint of an existing stream stands.
+    pub resume: bool,
+    /// Where the chosen tokens go; `None` derives it from `path`: `X.stream` has `X_tokens.json`.
+    pub tokens_path: Option<PathBuf>,
+}
+
+/// A tensor of the host's graphs, described once.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Spec {
+    /// Name of its packets, unique for the tensor.
+    pub name: String,
+    /// ggml's name.
+    pub tensor: String,
+    /// Operation (`ggml_op_desc`).
+    pub op: String,
+    /// Block of the model.
+    pub layer: Option<i32>,
+    /// `graph::class::Component` as a number.
+    pub component: u8,
+    /// Which of the nodes with this name and operation, from 0.
+    pub occurrence: u16,
+    /// Type of the values.
+    pub dtype: DType,
+    /// Elements of each row that are stored; `None` for all.
+    pub slice: Option<Slice>,
+}
+
+/// One tensor of a step.
+#[derive(Clone, Debug)]
+pub struct Piece {
+    /// Which tensor.
+    pub spec: Arc<Spec>,
+    /// Where its values are in [`Job::data`].
+    pub offset: usize,
+    /// Their bytes.
+    pub len: usize,
+    /// Their shape.
+    pub ne: [u32; 4],
+    /// Which dimension counts tokens; 0 if none does.
+    pub token_dim: u8,
+    /// Whose rows they are: an index into [`Job::row_sets`]; `None` if that is not known.
+    pub rows: Option<u8>,
+    /// How they were read.
+    pub route: Route,
+    /// The last (or only) piece of its tensor in this step: a tensor that needs several counts once.
+    pub completes: bool,
+}
+
+/// What a step of the host gave, or a part of it.
+#[derive(Debug)]
+pub struct Job {
+    /// Number of the step in the event log.
+    pub step: u64,
+    /// When it was read, CLOCK_MONOTONIC.
+    pub t_ns: u64,
+    /// Tables of tokens that pieces refer to.
+    pub row_sets: Vec<Arc<[Row]>>,
+    /// The tensors.
+    pub pieces: Vec<Piece>,
+    /// Their values.
+    pub data: Buffer,
+    /// Tokens of the step, in one of its jobs only.
+    pub tokens: u32,
+}
+
+/// What the threads share.
+#[derive(Debug)]
+struct Shared {
+    account: Account,
+    pool: Arc<pool::Pool>,
+    policy: Policy,
+    failed: AtomicBool,
+    problem: Mutex<Option<Error>>,
+    /// Steps that policy `sample` was asked about.
+    steps: AtomicU64,
+    packets: AtomicU64,
+    bytes: AtomicU64,
+    /// Tokens in the queue.
+    tokens_queued: AtomicUsize,
+    tokens_lost: AtomicU64,
+}
+
+impl Shared {
+    fn failed(&self) -> bool {
+        self.failed.load(Ordering::Acquire)
+    }
+
+    /// The stream ends here. Told once.
+    fn fail(&self, problem: Error) {
+        if !self.failed.swap(true, Ordering::AcqRel) {
+            log::error(format!("{problem}. The stream ends here; the host goes on"));
+            *self.problem.lock() = Some(problem);
+        }
+        self.pool.fail();
+    }
+}
+
+/// What a finished stream holds.
+#[derive(Clone, Debug, Default)]
+pub struct Totals {
+    /// What became of everything seen, over all runs of the stream.
+    pub account: Counts,
+    /// Packets in the file.
+    pub packets: u64,
+    /// Bytes of the file.
+    pub bytes: u64,
+    /// Chosen tokens that found no room in the queue.
+    pub tokens_lost: u64,
+    /// Whether the stream was closed in order.
+    pub clean: bool,
+    /// What went wrong.
+    pub problem: Option<Error>,
+}
+
+/// A stream that is being written.
+#[derive(Debug)]
+pub struct Pipeline {
+    shared: Arc<Shared>,
+    inbox: Sender<Message>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    closed: Receiver<bool>,
+}
+
+impl Pipeline {
+    /// Opens the stream, writes its first packet (which shows whether it can be written at all) and starts the threads.
+    ///
+    /// # Errors
+    /// When the file cannot be opened or written, the budget is too small, or a thread cannot be started.
+    pub fn start(options: Options) -> Result<Self> {
+        start::start(options)
+    }
+
+    /// Whether this step should be captured. False only under [`Policy::Sample`] while memory is short; the caller then counts the step
+    /// as dropped, [`Reason::Sampled`].
+    #[must_use]
+    pub fn admit(&self) -> bool {
+        if self.shared.policy != Policy::Sample {
+            return true;
+        }
+        let step = self.shared.steps.fetch_add(1, Ordering::Relaxed);
+        // The fuller, the fewer: every step up to half of the budget, none beyond seven eighths.
+        match self.shared.pool.fill() {
+            0..512 => true,
+            512..640 => step.is_multiple_of(2),
+            640..768 => step.is_multiple_of(4),
+            768..896 => step.is_multiple_of(8),
+            _ => false,
+        }
+    }
+
+    /// A buffer of `bytes`. Its content is left over from its last use. Hold one at a time: under [`Policy::Block`] a second one may
+    /// wait for the first.
+    ///
+    /// # Errors
+    /// [`Refused`] says why there is none. Only [`Policy::Block`] waits.
+    pub fn reserve(&self, bytes: usize) -> std::result::Result<Buffer, Refused> {
+        match self.shared.pool.take(bytes) {
+            Err(Refused::Full) if self.shared.policy == Policy::Block => {
+                // What is being gathered holds memory that we wait for. A full queue means that the collector is awake.
+                let _ = self.inbox.try_send(Message::Pressed);
+                self.shared.pool.wait(bytes)
+            }
+            result => result,
+        }
+    }
+
+    /// Bytes of the largest buffer that can be had; the caller splits what is larger.
+    #[must_use]
+    pub fn largest(&self) -> usize {
+        self.shared.pool.largest()
+    }
+
+    /// Hands a step over. Its tensors are captured or counted as dropped from here on. Never waits: the pool bounds the queue.
+    pub fn push(&self, mut job: Job) {
+        let bytes = job.pieces.iter().map(|p| p.len as u64).sum();
+        let amount = Amount::new(job.pieces.iter().filter(|p| p.completes).count() as u64, bytes);
+        let rows: usize = job.row_sets.iter().map(|r| size_of_val::<[Row]>(r)).sum();
+        job.data.handed_over(rows + job.pieces.capacity() * size_of::<Piece>());
+        self.shared.account.enter(amount);
+        if self.inbox.try_send(Message::Job(job)).is_err() {
+            // Only when the collector is gone.
+            self.shared.account.lost(if self.shared.failed() { Reason::IoError } else { Reason::Internal }, amount);
+        }
+    }
+
+    /// A token was chosen; `text` where it may be written. Under [`Policy::Block`] it waits for room, under the others it is lost and
+    /// counted when there is none.
+    pub fn token(&self, token: SampledToken, text: Option<Box<str>>) {
+        let queued = self.shared.tokens_queued.fetch_add(1, Ordering::AcqRel);
+        let mut message = Message::Token(token, text);
+        if queued < ROOM_FOR_TOKENS - 64 {
+            match self.inbox.try_send(message) {
+                Ok(()) => return,
+                Err(TrySendError::Full(m) | TrySendError::Disconnected(m)) => message = m,
+            }
+        }
+        while self.shared.policy == Policy::Block && !self.shared.failed() {
+            match self.inbox.send_timeout(message, Duration::from_millis(100)) {
+                Ok(()) => return,
+                Err(SendTimeoutError::Timeout(m)) => message = m,
+                Err(SendTimeoutError::Disconnected(_)) => break,
+            }
+        }
+        self.shared.tokens_queued.fetch_sub(1, Ordering::AcqRel);
+        self.shared.tokens_lost.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The running account: the caller counts what it sees, skips and drops.
+    #[must_use]
+    pub fn account(&self) -> &Account {
+        &self.shared.account
+    }
+
+    /// Packets and bytes in the file so far.
+    #[must_use]
+    pub fn written(&self) -> (u64, u64) {
+        (self.shared.packets.load(Ordering::Relaxed), self.shared.bytes.load(Ordering::Relaxed))
+    }
+
+    /// Whether the stream has ended early; [`Totals::problem`] says why.
+    #[must_use]
+    pub fn has_failed(&self) -> bool {
+        self.shared.failed()
+    }
+
+    /// Waits until everything pushed before is in the file (the kernel has it; a checkpoint also waits for the disk). False after a
+    /// failure, or when it takes longer than `patience`.
+    pub fn flush(&self, patience: Duration) -> bool {
+        let (done, answer) = bounded(1);
+        self.inbox.send_timeout(Message::Flush(done), patience).is_ok() && answer.recv_timeout(patience) == Ok(true)
+    }
+
+    /// Ends the stream: everything pushed is written, then account, index and end. A disk that takes longer than `patience` is left
+    /// alone, and what is still on its way is counted as dropped. A second call finds nothing to do.
+    pub fn finish(&self, patience: Duration) -> Totals {
+        let told = self.inbox.send_timeout(Message::Finish, patience).is_ok();
+        let clean = match self.closed.recv_timeout(if told { patience } else { Duration::ZERO }) {
+            Ok(clean) => {
+                for thread in std::mem::take(&mut *self.threads.lock()) {
+                    let _ = thread.join();
+                }
+                clean
+            }
+            // All threads have ended without an answer: one of them panicked.
+            Err(RecvTimeoutError::Disconnected) => false,
+            Err(RecvTimeoutError::Timeout) => {
+                let problem = format!("not closed within {} s", patience.as_secs_f64());
+                self.shared.fail(Error::new("closing", "the stream", problem, "check the disk"));
+                false
+            }
+        };
+        self.shared.account.close(Reason::IoError);
+        Totals {
+            account: self.shared.account.totals(),
+            packets: self.shared.packets.load(Ordering::Relaxed),
+            bytes: self.shared.bytes.load(Ordering::Relaxed),
+            tokens_lost: self.shared.tokens_lost.load(Ordering::Relaxed),
+            clean,
+            problem: self.shared.problem.lock().clone(),
+        }
+    }
+}

@@ -1,0 +1,322 @@
+//! Buffers between the host's thread and the workers, inside one budget. A steady state allocates nothing: buffers come back and are
+//! handed out again by size class; a class that is no longer used gives its memory to another.
+
+use std::collections::BTreeMap;
+use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex};
+
+use crate::host::Pages;
+
+/// Why there is no buffer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// The budget is used up at this moment.
+    Full,
+    /// More than [`super::Pipeline::largest`]: never.
+    TooLarge,
+    /// The stream can no longer be written, or is being closed.
+    Failed,
+}
+
+/// Smallest buffer: a page.
+const SMALLEST: usize = 4096;
+
+/// Buffers that may be out at the same time; what bounds the queue behind them.
+pub(super) const MOST_OUT: usize = 1024;
+
+/// How long a waiting host may look at memory that only hosts hold before it gives up: two threads that each wait for the other's.
+const STANDSTILL: Duration = Duration::from_secs(5);
+
+/// All buffers of a pipeline.
+#[derive(Debug)]
+pub(super) struct Pool {
+    state: Mutex<State>,
+    freed: Condvar,
+    budget: usize,
+    largest: usize,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Bytes of buffers, out or free.
+    allocated: usize,
+    /// Bytes that came with jobs beside their buffers.
+    beside: usize,
+    free: BTreeMap<usize, Vec<Pages>>,
+    out: usize,
+    /// Of those out, the ones that a host's thread still fills.
+    filling: usize,
+    waiting: usize,
+    failed: bool,
+}
+
+impl State {
+    fn free_bytes(&self) -> usize {
+        self.free.iter().map(|(class, list)| class * list.len()).sum()
+    }
+}
+
+impl Pool {
+    pub(super) fn new(budget: usize, largest: usize) -> Arc<Self> {
+        Arc::new(Self { state: Mutex::default(), freed: Condvar::new(), budget, largest })
+    }
+
+    /// The largest buffer that can ever be had.
+    pub(super) const fn largest(&self) -> usize {
+        self.largest
+    }
+
+    /// Share of the budget that is out, in 1/1024.
+    pub(super) fn fill(&self) -> usize {
+        let state = self.state.lock();
+        (state.allocated - state.free_bytes() + state.beside) * 1024 / self.budget.max(1)
+    }
+
+    /// Whether a host's thread waits for memory.
+    pub(super) fn is_awaited(&self) -> bool {
+        self.state.lock().waiting > 0
+    }
+
+    /// A buffer of `bytes`, now or not at all.
+    pub(super) fn take(self: &Arc<Self>, bytes: usize) -> Result<Buffer, Refused> {
+        if bytes > self.largest {
+            return Err(Refused::TooLarge);
+        }
+        let mut state = self.state.lock();
+        self.take_locked(&mut state, bytes)
+    }
+
+    /// A buffer of `bytes`, when there is one.
+    pub(super) fn wait(self: &Arc<Self>, bytes: usize) -> Result<Buffer, Refused> {
+        if bytes > self.largest {
+            return Err(Refused::TooLarge);
+        }
+        let mut state = self.state.lock();
+        state.waiting += 1;
+        let result = loop {
+            match self.take_locked(&mut state, bytes) {
+                Err(Refused::Full) => {}
+                result => break result,
+            }
+            let timed_out = self.freed.wait_for(&mut state, STANDSTILL).timed_out();
+            if timed_out && state.out == state.filling && state.out > 0 {
+                break self.take_locked(&mut state, bytes);
+            }
+        };
+        state.waiting -= 1;
+        result
+    }
+
+    fn take_locked(self: &Arc<Self>, state: &mut State, bytes: usize) -> Result<Buffer, Refused> {
+        if state.failed {
+            return Err(Refused::Failed);
+        }
+        if state.out >= MOST_OUT {
+            return Err(Refused::Full);
+        }
+        let class = class_of(bytes);
+        let pages = match Self::reuse(state, class) {
+            Some(pages) => pages,
+            None => self.allocate(state, class).ok_or(Refused::Full)?,
+        };
+        state.out += 1;
+        state.filling += 1;
+        Ok(Buffer { pages: Some(pages), len: bytes, beside: 0, filling: true, pool: Arc::clone(self) })
+    }
+
+    /// The one that came back last is warm in the caches. One of up to twice the size will do.
+    fn reuse(state: &mut State, class: usize) -> Option<Pages> {
+        state.free.range_mut(class..=class * 2).find_map(|(_, list)| list.pop())
+    }
+
+    fn allocate(&self, state: &mut State, class: usize) -> Option<Pages> {
+        if state.allocated - state.free_bytes() + state.beside + class > self.budget {
+            return None;
+        }
+        while state.allocated + state.beside + class > self.budget {
+            // The largest free one first: the fewest calls.
+            let (&freed, list) = state.free.iter_mut().rev().find(|(_, list)| !list.is_empty())?;
+            list.pop();
+            state.allocated -= freed;
+        }
+        let pages = Pages::new(class).ok()?;
+        state.allocated += class;
+        Some(pages)
+    }
+
+    /// No buffer is given any more; who waits is told.
+    pub(super) fn fail(&self) {
+        self.state.lock().failed = true;
+        self.freed.notify_all();
+    }
+
+    fn give_back(&self, pages: Pages, beside: usize, filling: bool) {
+        let mut state = self.state.lock();
+        state.out -= 1;
+        state.filling -= usize::from(filling);
+        state.beside -= beside;
+        state.free.entry(pages.len()).or_default().push(pages);
+        let awaited = state.waiting > 0;
+        drop(state);
+        if awaited {
+            self.freed.notify_all();
+        }
+    }
+
+    #[cfg(test)]
+    fn allocated(&self) -> usize {
+        self.state.lock().allocated
+    }
+}
+
+/// Sizes in quarters of a power of two, whole pages: at most a fifth of a buffer is unused.
+fn class_of(bytes: usize) -> usize {
+    let bytes = bytes.max(SMALLEST);
+    let step = (bytes.next_power_of_two() / 8).max(SMALLEST);
+    bytes.div_ceil(step) * step
+}
+
+/// The largest size that fits into `budget` as a whole class.
+pub(super) fn largest_class(budget: usize) -> usize {
+    let step = (budget.next_power_of_two() / 8).max(SMALLEST);
+    let class = budget / step * step;
+    if class_of(class) <= budget { class } else { class.saturating_sub(step) }
+}
+
+/// Memory of the pool that the caller fills and hands over with a [`super::Job`]. Its content is whatever was in it before.
+#[derive(Debug)]
+pub struct Buffer {
+    pages: Option<Pages>,
+    len: usize,
+    beside: usize,
+    filling: bool,
+    pool: Arc<Pool>,
+}
+
+impl Buffer {
+    /// The host has filled it. `beside` more bytes of the budget are in use until it comes back.
+    pub(super) fn handed_over(&mut self, beside: usize) {
+        let mut state = self.pool.state.lock();
+        state.filling -= usize::from(std::mem::take(&mut self.filling));
+        state.beside += beside;
+        self.beside += beside;
+    }
+}
+
+impl Deref for Buffer {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        self.pages.as_deref().and_then(|p| p.get(..self.len)).unwrap_or_default()
+    }
+}
+
+impl DerefMut for Buffer {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        self.pages.as_deref_mut().and_then(|p| p.get_mut(..self.len)).unwrap_or_default()
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        if let Some(pages) = self.pages.take() {
+            self.pool.give_back(pages, self.beside, self.filling);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Pool, Refused, SMALLEST, class_of, largest_class};
+    use std::time::{Duration, Instant};
+
+    const MB: usize = 1 << 20;
+
+    #[test]
+    fn classes_hold_their_sizes_and_waste_little() {
+        for bytes in (1..5 * MB).step_by(977) {
+            let class = class_of(bytes);
+            assert!(class >= bytes && class % SMALLEST == 0);
+            assert!(bytes < 16 * SMALLEST || class - bytes <= class / 4, "{bytes} in {class}");
+            assert_eq!(class_of(class), class);
+            let largest = largest_class(bytes.max(SMALLEST));
+            assert!(class_of(largest) <= bytes.max(SMALLEST) && largest * 4 >= bytes * 3 - 4 * SMALLEST);
+        }
+    }
+
+    #[test]
+    fn the_budget_is_never_passed_and_sizes_share_it() {
+        let pool = Pool::new(8 * MB, 2 * MB);
+        let held: Vec<_> = (0..4).map(|_| pool.take(2 * MB).unwrap()).collect();
+        assert_eq!(pool.take(1).unwrap_err(), Refused::Full);
+        assert_eq!(pool.take(2 * MB + 1).unwrap_err(), Refused::TooLarge);
+        drop(held);
+        // The memory of the large ones is taken for small ones, and back.
+        let small: Vec<_> = (0..256).map(|_| pool.take(20_000).unwrap()).collect();
+        assert!(pool.allocated() <= 8 * MB);
+        drop(small);
+        let held: Vec<_> = (0..4).map(|_| pool.take(2 * MB).unwrap()).collect();
+        assert!(pool.allocated() <= 8 * MB && held.len() == 4);
+        assert!(pool.fill() >= 1024);
+    }
+
+    #[test]
+    fn what_comes_with_a_job_counts_as_well() {
+        let pool = Pool::new(MB, MB / 4);
+        let mut one = pool.take(MB / 4).unwrap();
+        one.handed_over(MB / 2 + 1);
+        assert_eq!(pool.take(MB / 4).unwrap_err(), Refused::Full);
+        drop(one);
+        assert_eq!((0..4).map(|_| pool.take(MB / 4)).collect::<Vec<_>>().iter().filter(|b| b.is_ok()).count(), 4);
+    }
+
+    #[test]
+    fn a_buffer_is_used_again() {
+        let pool = Pool::new(MB, MB / 2);
+        let mut first = pool.take(100_000).unwrap();
+        assert_eq!(first.len(), 100_000);
+        first[99_999] = 7;
+        let at = first.as_ptr();
+        drop(first);
+        let again = pool.take(99_000).unwrap();
+        assert_eq!(again.as_ptr(), at);
+    }
+
+    #[test]
+    fn a_waiting_host_gets_what_comes_back_or_the_failure() {
+        let pool = Pool::new(MB, MB);
+        let mut held = pool.take(MB).unwrap();
+        held.handed_over(0);
+        std::thread::scope(|s| {
+            let waiter = s.spawn(|| pool.wait(MB).map(|b| b.len()));
+            while !pool.is_awaited() {
+                std::thread::yield_now();
+            }
+            drop(held);
+            assert_eq!(waiter.join().unwrap(), Ok(MB));
+        });
+        let held = pool.take(MB).unwrap();
+        std::thread::scope(|s| {
+            let waiter = s.spawn(|| pool.wait(MB).map(|b| b.len()));
+            while !pool.is_awaited() {
+                std::thread::yield_now();
+            }
+            pool.fail();
+            assert_eq!(waiter.join().unwrap(), Err(Refused::Failed));
+        });
+        drop(held);
+        assert_eq!(pool.take(1).unwrap_err(), Refused::Failed);
+    }
+
+    #[test]
+    fn hosts_that_wait_for_each_other_are_let_go() {
+        let pool = Pool::new(MB, MB);
+        let _filling = pool.take(MB).unwrap();
+        let began = Instant::now();
+        assert_eq!(pool.wait(MB).unwrap_err(), Refused::Full);
+        assert!(began.elapsed() < Duration::from_secs(8));
+    }
+}

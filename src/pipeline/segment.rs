@@ -1,0 +1,262 @@
+//! Gathers jobs until they are worth encoding, then cuts them into packets: all steps of a tensor together, tensors in the order in which
+//! they first came.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+
+use super::cut::{self, Chunk};
+use super::share::Shares;
+use super::worker::Task;
+use super::writer::{Item, Progress, What};
+use super::{Amount, Job, Reason, Shared, Spec};
+use crate::format::stream::SampledToken;
+
+/// The longest that a job waits for others.
+const PATIENCE: Duration = Duration::from_millis(800);
+
+/// How often a waiting host is looked after. Only while one waits.
+const UNDER_PRESSURE: Duration = Duration::from_millis(10);
+
+/// Tokens of a segment.
+const MOST_TOKENS: usize = 4096;
+
+/// What the collector can be told.
+#[derive(Debug)]
+pub(super) enum Message {
+    /// A step.
+    Job(Job),
+    /// A token was chosen.
+    Token(SampledToken, Option<Box<str>>),
+    /// A host waits for memory.
+    Pressed,
+    /// Write everything that came before, then answer.
+    Flush(Sender<bool>),
+    /// The same, and end the stream.
+    Finish,
+}
+
+/// A chosen token with its text.
+pub(super) type Told = (SampledToken, Option<Box<str>>);
+
+/// One tensor's pieces: job and number of the piece.
+#[derive(Debug)]
+struct Group {
+    spec: Arc<Spec>,
+    pieces: Vec<(u32, u32)>,
+}
+
+/// The collector's thread.
+#[derive(Debug)]
+pub(super) struct Collector {
+    pub(super) shared: Arc<Shared>,
+    pub(super) inbox: Receiver<Message>,
+    pub(super) tasks: Sender<Task>,
+    pub(super) out: Sender<Item>,
+    pub(super) shares: Shares,
+    pub(super) checkpoint_tokens: Option<u64>,
+    pub(super) progress: Progress,
+    pub(super) gathering: Gathering,
+}
+
+/// What is being gathered.
+#[derive(Debug, Default)]
+pub(super) struct Gathering {
+    order: u64,
+    jobs: Vec<Arc<Job>>,
+    groups: Vec<Group>,
+    by_spec: HashMap<usize, usize>,
+    by_name: HashMap<String, usize>,
+    tokens: Vec<Told>,
+    bytes: usize,
+    since: Option<Instant>,
+    /// Tokens of steps since the last checkpoint.
+    unchecked: u64,
+}
+
+impl Collector {
+    pub(super) fn run(mut self) {
+        loop {
+            let message = match self.gathering.since.map(|since| since + PATIENCE) {
+                None => self.inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                Some(due) => {
+                    let wait = due.saturating_duration_since(Instant::now());
+                    let awaited = self.shared.pool.is_awaited();
+                    self.inbox.recv_timeout(if awaited { wait.min(UNDER_PRESSURE) } else { wait })
+                }
+            };
+            match message {
+                Ok(Message::Job(job)) => self.job(job),
+                Ok(Message::Token(token, text)) => {
+                    self.shared.tokens_queued.fetch_sub(1, Ordering::AcqRel);
+                    self.gathering.tokens.push((token, text));
+                    self.gathering.since.get_or_insert_with(Instant::now);
+                }
+                Ok(Message::Pressed) | Err(RecvTimeoutError::Timeout) => {}
+                Ok(Message::Flush(done)) => {
+                    self.seal();
+                    self.send(What::Flush(done));
+                }
+                Ok(Message::Finish) | Err(RecvTimeoutError::Disconnected) => {
+                    self.seal();
+                    self.send(What::Finish(self.progress));
+                    return;
+                }
+            }
+            self.seal_if_due();
+        }
+    }
+
+    fn seal_if_due(&mut self) {
+        let Some(since) = self.gathering.since else { return };
+        let idle_workers = || self.tasks.is_empty() && self.inbox.is_empty() && self.shared.pool.is_awaited();
+        if self.gathering.bytes >= self.shares.segment || self.gathering.tokens.len() >= MOST_TOKENS || idle_workers() {
+            self.seal();
+        } else if since.elapsed() >= PATIENCE {
+            self.seal();
+            // Nothing may follow for long: a checkpoint that waits for the end of its step has waited long enough.
+            if self.inbox.is_empty() {
+                self.checkpoint_if_due();
+            }
+            self.send(What::Settle);
+        }
+    }
+
+    fn job(&mut self, job: Job) {
+        if job.step != self.progress.last_step {
+            // Between two steps, so that a resumed stream goes on with a whole one.
+            self.checkpoint_if_due();
+        }
+        self.progress.last_step = job.step;
+        self.progress.step_tokens += u64::from(job.tokens);
+        self.gathering.unchecked += u64::from(job.tokens);
+        let job = Arc::new(job);
+        let at = self.gathering.jobs.len() as u32;
+        for (i, piece) in job.pieces.iter().enumerate() {
+            let amount = Amount::new(1, piece.len as u64);
+            let end = piece.offset.checked_add(piece.len);
+            if cut::bytes_of(piece) != Some(piece.len) || end.is_none_or(|end| end > job.data.len()) {
+                self.shared.account.lost(Reason::Internal, amount);
+            } else if piece.len == 0 {
+                self.shared.account.captured(amount);
+            } else {
+                self.gathering.add(&piece.spec, (at, i as u32));
+            }
+        }
+        self.gathering.bytes += job.data.len();
+        self.gathering.jobs.push(job);
+        self.gathering.since.get_or_insert_with(Instant::now);
+    }
+
+    fn checkpoint_if_due(&mut self) {
+        if self.checkpoint_tokens.is_some_and(|every| self.gathering.unchecked >= every) {
+            self.seal();
+            self.gathering.unchecked = 0;
+            self.send(What::Checkpoint(self.progress));
+        }
+    }
+
+    /// Everything gathered goes to the workers.
+    fn seal(&mut self) {
+        let jobs = std::mem::take(&mut self.gathering.jobs);
+        let mut groups = std::mem::take(&mut self.gathering.groups);
+        for group in &mut groups {
+            self.packets(group, &jobs);
+        }
+        drop(jobs);
+        if !self.gathering.tokens.is_empty() {
+            let tokens = std::mem::take(&mut self.gathering.tokens);
+            self.send(What::Tokens(tokens));
+        }
+        let g = &mut self.gathering;
+        g.by_spec.clear();
+        g.by_name.clear();
+        (g.bytes, g.since) = (0, None);
+    }
+
+    /// The pieces of a tensor as packets that are neither too large nor too small.
+    fn packets(&mut self, group: &mut Group, jobs: &[Arc<Job>]) {
+        let mut open: Option<Task> = None;
+        let mut open_bytes = 0;
+        for (at, number) in group.pieces.drain(..) {
+            let Some((job, piece)) = jobs.get(at as usize).and_then(|j| Some((j, j.pieces.get(number as usize)?))) else {
+                continue;
+            };
+            let mut chunks = Vec::new();
+            if !cut::cut(job, number as usize, self.shares.packet, &mut |c| chunks.push(c)) {
+                self.shared.account.lost(Reason::TooLarge, Amount::new(1, piece.len as u64));
+                continue;
+            }
+            for chunk in chunks {
+                let row_len = cut::row_len(&chunk.ne, chunk.token_dim);
+                let fits = open.as_ref().is_some_and(|t| {
+                    t.row_len == row_len
+                        && t.route == piece.route
+                        && t.chunks.first().is_some_and(|c: &Chunk| c.ne.first() == chunk.ne.first())
+                        && (Arc::ptr_eq(&t.spec, &piece.spec) || t.spec == piece.spec)
+                        && open_bytes + chunk.len <= self.shares.gather
+                });
+                if !fits && let Some(task) = open.take() {
+                    self.task(task);
+                }
+                if open.is_none() {
+                    open_bytes = 0;
+                }
+                open_bytes += chunk.len;
+                open.get_or_insert_with(|| Task {
+                    order: 0,
+                    spec: Arc::clone(&piece.spec),
+                    route: piece.route,
+                    row_len,
+                    chunks: Vec::new(),
+                })
+                .chunks
+                .push(chunk);
+            }
+        }
+        if let Some(task) = open {
+            self.task(task);
+        }
+    }
+
+    fn task(&mut self, mut task: Task) {
+        task.order = self.next_order();
+        // Workers end after us only; after a panic of theirs the stream has failed, and what is lost is counted at its end.
+        let _ = self.tasks.send(task);
+    }
+
+    fn send(&mut self, what: What) {
+        let order = self.next_order();
+        let _ = self.out.send(Item { order, what });
+    }
+
+    fn next_order(&mut self) -> u64 {
+        let order = self.gathering.order;
+        self.gathering.order += 1;
+        order
+    }
+}
+
+impl Gathering {
+    fn add(&mut self, spec: &Arc<Spec>, piece: (u32, u32)) {
+        // The jobs keep the specs alive, so an address stands for one of them.
+        let address = Arc::as_ptr(spec) as usize;
+        let at = match self.by_spec.get(&address) {
+            Some(&at) => at,
+            None => {
+                let at = *self.by_name.entry(spec.name.clone()).or_insert(self.groups.len());
+                if at == self.groups.len() {
+                    self.groups.push(Group { spec: Arc::clone(spec), pieces: Vec::new() });
+                }
+                self.by_spec.insert(address, at);
+                at
+            }
+        };
+        if let Some(group) = self.groups.get_mut(at) {
+            group.pieces.push(piece);
+        }
+    }
+}

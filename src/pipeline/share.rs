@@ -1,0 +1,89 @@
+//! How a budget is divided: buffers for the host, a packet in work for each worker, packets that wait for the disk, the disk's own buffer.
+
+use super::pool::largest_class;
+use crate::error::{Error, Result};
+
+const MIB: usize = 1 << 20;
+
+/// Least budget that works at all.
+pub(super) const LEAST: usize = 16 * MIB;
+
+/// Queues, index, names, tokens, stacks.
+const FIXED: usize = 3 * MIB;
+
+/// What an encoder keeps beside its buffers (tables, contexts).
+const ENCODER: usize = MIB;
+
+/// Sizes that follow from the budget.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Shares {
+    /// Bytes of all buffers for the host.
+    pub(super) pool: usize,
+    /// The largest of them.
+    pub(super) largest: usize,
+    /// Raw bytes that are gathered before they become packets.
+    pub(super) segment: usize,
+    /// Raw bytes of a packet, at most.
+    pub(super) packet: usize,
+    /// Raw bytes up to which small pieces are put together.
+    pub(super) gather: usize,
+    /// Encoded packets that may be on their way to the disk.
+    pub(super) outputs: usize,
+    /// Bytes of one write to the disk.
+    pub(super) block: usize,
+}
+
+impl Shares {
+    pub(super) fn of(max_memory: usize, workers: usize) -> Result<Self> {
+        if max_memory < LEAST {
+            return Err(Error::new(
+                "dividing",
+                "the memory budget of the capture",
+                format!("{max_memory} bytes are too few"),
+                format!("allow {} MiB or more", LEAST / MIB),
+            ));
+        }
+        let power = |n: usize| (n + 1).next_power_of_two() / 2;
+        let block = power(max_memory / 64).clamp(256 << 10, 4 * MIB);
+        let outputs = workers + 2;
+        // A worker's packet exists up to three times (gathered, rearranged, entropy-coded), an output once, a little larger.
+        let copies = 3 * workers + outputs + 1;
+        let fixed = FIXED + workers * ENCODER + block;
+        let packet = ((max_memory.saturating_sub(fixed)) / 4 / copies).clamp(64 << 10, 16 * MIB);
+        let pool = max_memory.saturating_sub(fixed + copies * packet);
+        if pool < max_memory / 4 {
+            return Err(Error::new(
+                "dividing",
+                "the memory budget of the capture",
+                format!("{} MiB are too few for {workers} workers", max_memory / MIB),
+                "allow more memory or fewer workers",
+            ));
+        }
+        let segment = (pool / 4).min(64 * MIB);
+        Ok(Self { pool, largest: largest_class(pool / 4), segment, packet, gather: packet.min(2 * MIB), outputs, block })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{LEAST, MIB, Shares};
+
+    #[test]
+    fn every_budget_is_divided_within_itself() {
+        for mib in [16, 17, 33, 64, 100, 256, 1024, 24 * 1024] {
+            for workers in 1..=4 {
+                let Ok(s) = Shares::of(mib * MIB, workers) else {
+                    assert!(mib < 32, "{mib} MiB, {workers} workers");
+                    continue;
+                };
+                let used = s.pool + (3 * workers + s.outputs) * s.packet + s.block;
+                assert!(used <= mib * MIB, "{mib} MiB: {s:?}");
+                assert!(s.pool >= mib * MIB / 4 && s.largest * 4 <= s.pool && s.largest * 6 >= s.pool, "{s:?}");
+                assert!(s.packet <= s.largest && s.block % 4096 == 0 && s.packet <= 16 * MIB, "{s:?}");
+            }
+        }
+        assert_eq!(Shares::of(64 * MIB, 1).unwrap().block, MIB);
+        assert_eq!(Shares::of(1024 * MIB, 1).unwrap().block, 4 * MIB);
+        assert!(Shares::of(LEAST - 1, 1).is_err() && Shares::of(LEAST, 1).is_ok());
+    }
+}

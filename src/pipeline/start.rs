@@ -1,0 +1,186 @@
+//! Start of a stream: a new file, or an old one from its last checkpoint on; its header; the threads.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crossbeam_channel::bounded;
+use serde_json::Value;
+
+use super::account::Account;
+use super::checkpoint::{self, Checkpoint};
+use super::file::{Disk, FileDisk, StreamFile};
+use super::pool::{MOST_OUT, Pool};
+use super::resume;
+use super::segment::Collector;
+use super::share::Shares;
+use super::tokens::{self, History};
+use super::worker::Worker;
+use super::writer::{Progress, Writer, now_s};
+use super::{Options, Pipeline, ROOM_FOR_TOKENS, Shared, threads};
+use crate::error::{Error, Result};
+use crate::format::stream::IndexBuilder;
+use crate::{clock, host, log};
+
+/// Packets to be made that wait for a worker.
+const TASKS: usize = 32;
+
+/// Packets and notes that wait for the writer; outputs bound the packets already.
+const ITEMS: usize = 64;
+
+/// A file to append to, and what its checkpoint says.
+struct Opened {
+    disk: Box<dyn Disk>,
+    from: Option<Checkpoint>,
+    head: Vec<u8>,
+}
+
+pub(super) fn start(options: Options) -> Result<Pipeline> {
+    clock::init();
+    let workers = options.workers.max(1);
+    let shares = Shares::of(options.max_memory, workers)?;
+    // A file that cannot be written must not be made or cut first.
+    let opened = host::without_write_signals(|| open(&options.path, options.resume))?;
+    start_on(options, &shares, opened)
+}
+
+/// For tests: a disk of theirs.
+#[cfg(test)]
+pub(super) fn start_with(options: Options, disk: Box<dyn Disk>) -> Result<Pipeline> {
+    clock::init();
+    let shares = Shares::of(options.max_memory, options.workers.max(1))?;
+    start_on(options, &shares, Opened { disk, from: None, head: Vec::new() })
+}
+
+fn open(path: &Path, resume: bool) -> Result<Opened> {
+    let fail = |e: std::io::Error| Error::new("opening the stream", path.display().to_string(), e, "");
+    let mut disk = FileDisk::open(path)?;
+    let length = if disk.is_regular() { std::fs::metadata(path).map_err(fail)?.len() } else { 0 };
+    if length > 0 && !resume {
+        let remedy = "choose another path, remove the file, or ask to resume it";
+        return Err(Error::new("opening the stream", path.display().to_string(), "the file exists and is not empty", remedy));
+    }
+    if length > 0 {
+        if let Some(found) = resume::find(path, StreamFile::head_len).map_err(fail)? {
+            disk.set_len(found.checkpoint.stream_offset).map_err(fail)?;
+            return Ok(Opened { disk: Box::new(disk), from: Some(found.checkpoint), head: found.head });
+        }
+        let mut aside = path.as_os_str().to_owned();
+        aside.push(".old");
+        let aside = PathBuf::from(aside);
+        log::warn(format!(
+            "{} holds no checkpoint to go on from: it is kept as {}, and the stream begins anew",
+            path.display(),
+            aside.display()
+        ));
+        std::fs::rename(path, &aside).map_err(fail)?;
+        disk = FileDisk::open(path)?;
+    }
+    // Of a stream that is gone.
+    checkpoint::remove(&checkpoint::path_of(path));
+    Ok(Opened { disk: Box::new(disk), from: None, head: Vec::new() })
+}
+
+fn start_on(options: Options, shares: &Shares, opened: Opened) -> Result<Pipeline> {
+    let workers = options.workers.max(1);
+    let from = opened.from.as_ref();
+    let offset = from.map_or(0, |c| c.stream_offset);
+    let file = StreamFile::new(opened.disk, shares.block, offset, &opened.head)
+        .map_err(|e| Error::new("opening the stream", options.path.display().to_string(), e, "allow more memory"))?;
+    let shared = Arc::new(Shared {
+        account: from.map_or_else(Account::default, |c| Account::resumed(&c.account)),
+        pool: Pool::new(shares.pool, shares.largest),
+        policy: options.policy,
+        failed: false.into(),
+        problem: parking_lot::Mutex::default(),
+        steps: 0.into(),
+        packets: from.map_or(0, |c| c.next_packet).into(),
+        bytes: offset.into(),
+        tokens_queued: 0.into(),
+        tokens_lost: 0.into(),
+    });
+    let (inbox, jobs) = bounded(MOST_OUT + ROOM_FOR_TOKENS);
+    let (tasks, to_workers) = bounded(TASKS);
+    let (out, items) = bounded(ITEMS);
+    let (spare, outputs) = bounded(shares.outputs);
+    for _ in 0..shares.outputs {
+        // Never grows in practice; memory is touched as it is used.
+        let _ = spare.send(Vec::with_capacity(shares.packet + shares.packet / 32 + (64 << 10)));
+    }
+    let began_s = from.map_or_else(now_s, |c| c.start_s);
+    let mut writer = Writer {
+        shared: Arc::clone(&shared),
+        inbox: items,
+        spare,
+        file,
+        path: options.path.clone(),
+        history: Some(history(&options, from, began_s)),
+        history_asked: options.tokens_path.is_some(),
+        index: IndexBuilder::new(offset, from.and_then(|c| c.last_index)),
+        sequence: from.map_or(0, |c| c.next_packet),
+        began_s,
+        resume_count: from.map_or(0, |c| c.resume_count + 1),
+        state: super::writer::State::default(),
+    };
+    let fields = header(options.header, from)?;
+    host::without_write_signals(|| writer.header(&fields))?;
+    let collector = Collector {
+        shared: Arc::clone(&shared),
+        inbox: jobs,
+        tasks,
+        out: out.clone(),
+        shares: *shares,
+        checkpoint_tokens: options.checkpoint_tokens.filter(|&n| n > 0),
+        progress: from
+            .map_or_else(Progress::default, |c| Progress { step_tokens: c.step_tokens, last_step: c.last_step }),
+        gathering: super::segment::Gathering::default(),
+    };
+    let (closing, closed) = bounded(1);
+    let mut all = vec![threads::spawn(&shared, "lri-cap-write".to_owned(), move || {
+        let _ = closing.send(writer.run());
+    })?];
+    for i in 0..workers {
+        let worker = Worker {
+            shared: Arc::clone(&shared),
+            params: options.params,
+            tasks: to_workers.clone(),
+            spare: outputs.clone(),
+            out: out.clone(),
+            scratch: super::worker::Scratch::default(),
+        };
+        all.push(threads::spawn(&shared, format!("lri-cap-codec{i}"), move || worker.run())?);
+    }
+    all.push(threads::spawn(&shared, "lri-cap-collect".to_owned(), move || collector.run())?);
+    Ok(Pipeline { shared, inbox, threads: parking_lot::Mutex::new(all), closed })
+}
+
+fn header(fields: Value, from: Option<&Checkpoint>) -> Result<Value> {
+    let Value::Object(mut fields) = fields else {
+        return Err(Error::new("writing the header of", "the stream", "its fields are no JSON object", ""));
+    };
+    if let Some(checkpoint) = from {
+        fields.insert("resumed".to_owned(), true.into());
+        fields.insert("resume_count".to_owned(), (checkpoint.resume_count + 1).into());
+    }
+    Ok(Value::Object(fields))
+}
+
+/// The document of chosen tokens: new, gone on with, or made again from the stream.
+fn history(options: &Options, from: Option<&Checkpoint>, began_s: f64) -> History {
+    let path = options.tokens_path.clone().unwrap_or_else(|| tokens::path_of(&options.path));
+    let Some(checkpoint) = from.filter(|c| c.total_tokens > 0) else { return History::new(path, began_s) };
+    History::resume(&path, began_s, checkpoint.tokens_offset, checkpoint.total_tokens).unwrap_or_else(|| {
+        let mut history = History::new(path.clone(), began_s);
+        let mut problem = None;
+        let read = resume::tokens_before(&options.path, checkpoint.stream_offset, |tokens| {
+            problem = history.add(tokens, now_s()).err().or(problem.take());
+        });
+        log::warn(format!(
+            "{} is not what the checkpoint knows: made again from the stream ({} of {} tokens, without texts){}",
+            path.display(),
+            history.count(),
+            checkpoint.total_tokens,
+            read.err().map(|e| format!(": {e}")).or(problem.map(|e| format!(": {e}"))).unwrap_or_default()
+        ));
+        history
+    })
+}

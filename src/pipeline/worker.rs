@@ -1,0 +1,127 @@
+//! A codec worker: a task of the collector to a packet, all but its number in the file.
+
+use std::sync::Arc;
+
+use crossbeam_channel::{Receiver, Sender};
+
+use super::cut::Chunk;
+use super::writer::{Item, What};
+use super::{Amount, Reason, Shared, Spec};
+use crate::codec::{Encoder, Params};
+use crate::error::Result;
+use crate::format::stream::{self, Part, Route, RowsBlob, TensorMeta};
+
+/// One packet to be made.
+#[derive(Debug)]
+pub(super) struct Task {
+    /// Its place among everything that goes to the writer.
+    pub(super) order: u64,
+    pub(super) spec: Arc<Spec>,
+    pub(super) route: Route,
+    pub(super) row_len: u32,
+    pub(super) chunks: Vec<Chunk>,
+}
+
+impl Task {
+    fn amount(&self) -> Amount {
+        Amount::new(self.chunks.iter().map(|c| c.tensors).sum(), self.chunks.iter().map(|c| c.len as u64).sum())
+    }
+}
+
+/// A worker's thread.
+#[derive(Debug)]
+pub(super) struct Worker {
+    pub(super) shared: Arc<Shared>,
+    pub(super) params: Params,
+    pub(super) tasks: Receiver<Task>,
+    /// Empty outputs. One is taken before the task: whoever has the oldest task can always go on.
+    pub(super) spare: Receiver<Vec<u8>>,
+    pub(super) out: Sender<Item>,
+    pub(super) scratch: Scratch,
+}
+
+/// What a worker keeps from packet to packet.
+#[derive(Debug, Default)]
+pub(super) struct Scratch {
+    encoder: Encoder,
+    gathered: Vec<u8>,
+    rows: RowsBlob,
+    /// Of which steps and rows `rows` was made.
+    rows_of: Vec<(u64, u64, usize, usize)>,
+    rows_of_next: Vec<(u64, u64, usize, usize)>,
+}
+
+impl Worker {
+    pub(super) fn run(mut self) {
+        while let Ok(mut output) = self.spare.recv() {
+            let Ok(task) = self.tasks.recv() else { return };
+            output.clear();
+            let (order, amount, spec) = (task.order, task.amount(), Arc::clone(&task.spec));
+            let made = if self.shared.failed() { None } else { Some(self.scratch.packet(&self.params, &task, &mut output)) };
+            // The buffers go back to the host before the disk is asked for anything.
+            drop(task);
+            let what = match made {
+                Some(Ok(())) => What::Packet { bytes: output, spec, amount },
+                Some(Err(e)) => {
+                    crate::log::warn(format!("{e}. The packet is left out"));
+                    What::Lost { output, reason: Reason::Internal, amount }
+                }
+                None => What::Lost { output, reason: Reason::IoError, amount },
+            };
+            if self.out.send(Item { order, what }).is_err() {
+                return;
+            }
+        }
+    }
+}
+
+impl Scratch {
+    fn packet(&mut self, params: &Params, task: &Task, out: &mut Vec<u8>) -> Result<()> {
+        let spec = &task.spec;
+        let open = stream::begin(out, &spec.name)?;
+        let data = match task.chunks.as_slice() {
+            [one] => one.data(),
+            many => {
+                self.gathered.clear();
+                many.iter().for_each(|c| self.gathered.extend_from_slice(c.data()));
+                &self.gathered
+            }
+        };
+        let encoded = self.encoder.encode(params, spec.dtype, task.row_len as usize, data, out);
+        self.describe_rows(&task.chunks);
+        let part = |c: &Chunk| Part { step: 0, t_ns: 0, ne: c.ne, token_dim: c.token_dim, rows: Vec::new() };
+        let meta = TensorMeta {
+            tensor: spec.tensor.clone(),
+            op: spec.op.clone(),
+            layer: spec.layer,
+            component: spec.component,
+            occurrence: spec.occurrence,
+            dtype: spec.dtype,
+            codec: encoded.codec,
+            route: task.route,
+            row_len: task.row_len,
+            error_bound: match encoded.codec {
+                crate::codec::Codec::Bounded | crate::codec::Codec::Fast => params.error_bound,
+                _ => 0.0,
+            },
+            row_l2: encoded.row_l2,
+            block_max: encoded.block_max,
+            saturated: encoded.saturated,
+            slice: spec.slice,
+            parts: task.chunks.iter().map(part).collect(),
+        };
+        stream::finish_tensor(out, open, 0, &meta, Some(&self.rows))
+    }
+
+    /// All tensors of the same steps have the same rows: they are described once.
+    fn describe_rows(&mut self, chunks: &[Chunk]) {
+        let key = |c: &Chunk| (c.job.step, c.job.t_ns, c.rows().as_ptr() as usize, c.rows().len());
+        self.rows_of_next.clear();
+        self.rows_of_next.extend(chunks.iter().map(key));
+        if self.rows_of_next != self.rows_of || self.rows.parts() != chunks.len() {
+            self.rows.clear();
+            chunks.iter().for_each(|c| self.rows.push(c.job.step, c.job.t_ns, c.rows()));
+            std::mem::swap(&mut self.rows_of, &mut self.rows_of_next);
+        }
+    }
+}

@@ -1,0 +1,272 @@
+"""The account: captured + skipped + dropped = seen, in tensors and bytes, whatever the disk, the budget and the policy do.
+
+A bad disk is a preloaded shim that delays or refuses writes (tests/host/slow_disk.c), and a file system of a few megabytes where one can
+be mounted. What is in a stream after any of it is right: it is compared with the oracle's bytes.
+"""
+
+import os
+import random
+import signal
+import subprocess
+import time
+
+import pytest
+
+from capture import (LIBRARY, Stream, account, align, build, capture_env, capturing, check_account, compare, json_packets, packets, plain,
+                     read_oracle, resource, together, total)
+from server import SMOLLM2, Server
+
+LETTERS = "There was a house by the water, and the people in it were not there when the light was on. "
+GREEDY = {"temperature": 0, "seed": 7, "ignore_eos": True}
+ARGS = ["-c", "1024", "-np", "2", "-ub", "64"]
+
+
+def work(server, n_predict=24, rounds=1):
+    """Prefill and decode in two slots; gives the texts."""
+    texts = []
+    for number in range(rounds):
+        answers = together([lambda p=p: server.post("/completion", {**GREEDY, "prompt": p, "n_predict": n_predict, "cache_prompt": False})
+                            for p in (LETTERS * 3, f"{number} more people")])
+        texts += [answer["content"] for answer in answers]
+    return texts
+
+
+def ended(server, path):
+    """The account of a stream whose server has ended, checked twice: by hand and through `stream info`."""
+    assert server.stop(timeout=60) == 0, server.stderr[-2000:]
+    said, clean = account(path)
+    assert clean, f"no end packet\n{server.stderr[-2000:]}"
+    check_account(said)
+    assert account_of_info(path) == said
+    verify(path)
+    stored = [p for parts in Stream(path).parts.values() for p in parts]
+    assert sum(len(part.bytes) for part in stored) == total(said, "captured")[1], "the file does not hold what it says"
+    return said
+
+
+def account_of_info(path):
+    info = resource("stream", "info", path, "--json").stdout
+    import json
+    found = find(json.loads(info), "seen")
+    assert found, info[:500]
+    return {key: found[key] for key in ("seen", "captured", "skipped", "dropped")}
+
+
+def find(value, key):
+    """The first object below `value` that has `key`."""
+    if isinstance(value, dict):
+        if key in value:
+            return value
+        value = list(value.values())
+    if isinstance(value, list):
+        return next(filter(None, (find(v, key) for v in value)), None)
+    return None
+
+
+def verify(path, check=True):
+    return resource("stream", "verify", path, check=check)
+
+
+@pytest.mark.parametrize("policy", ["block", "drop", "sample"])
+@pytest.mark.parametrize("max_memory", ["16M", "1G"])
+def test_policies(policy, max_memory, tmp_path):
+    path = tmp_path / "acts.stream"
+    with capturing(SMOLLM2, path, ARGS, policy=policy, max_memory=max_memory, codec="zstd") as server:
+        work(server)
+        said = ended(server, path)
+    if policy == "block":
+        assert total(said, "dropped") == (0, 0), said
+    assert total(said, "captured")[0] > 0
+
+
+@pytest.mark.parametrize("policy", ["block", "drop", "sample"])
+def test_a_slow_disk(policy, tmp_path):
+    """Far slower than the host: `block` makes the host wait and loses nothing, the others lose and count."""
+    path = tmp_path / "acts.stream"
+    env = {"DISK_MATCH": "acts.stream", "DISK_RATE": "60000000"}
+    server = shimmed(SMOLLM2, path, env, policy=policy, max_memory="32M")
+    with server:
+        work(server, n_predict=16)
+        said = ended(server, path)
+    lost = total(said, "dropped")
+    if policy == "block":
+        assert lost == (0, 0), said
+    else:
+        assert lost[0] > 0, f"nothing was lost: the disk was not slow enough to try anything: {said}"
+        reasons = set(said["dropped"])
+        assert reasons <= {"full", "sampled", "too_large"}, said
+
+
+def shimmed(model, path, env, order="behind", **settings):
+    """A capturing server with the bad disk preloaded as well."""
+    shim = str(build("slow_disk.c", "-shared", "-fPIC"))
+    server = capturing(model, path, ARGS, env=env, **settings)
+    server.env["LD_PRELOAD"] = f"{LIBRARY}:{shim}"
+    return server
+
+
+@pytest.mark.parametrize("policy", ["block", "drop"])
+def test_a_disk_that_fills_up(policy, tmp_path):
+    """The host goes on as if nothing had happened; what was written is whole, the rest is counted."""
+    path = tmp_path / "acts.stream"
+    with plain(SMOLLM2, ARGS) as server:
+        expected = work(server, n_predict=40)
+    env = {"DISK_MATCH": "acts.stream", "DISK_FULL_AT": str(30_000_000)}
+    server = shimmed(SMOLLM2, path, env, policy=policy, max_memory="64M")
+    with server:
+        assert work(server, n_predict=40) == expected
+        assert server.stop(timeout=60) == 0
+    check_failed(server, path)
+
+
+def check_failed(server, path):
+    """A stream whose disk failed: no end packet can be there, but all before is good, and the log tells the account."""
+    assert "capture" in server.stderr.lower() or "stream" in server.stderr.lower(), "nobody was told"
+    assert path.stat().st_size <= 30_000_000 + 4096
+    kinds = [kind for kind, *_ in packets(path)]
+    assert kinds.count("tensor") > 10 and kinds[0] == "header"
+    assert recovered(path) > 0
+    said, _ = account(path) if {"account", "end"} & set(kinds) else ({}, False)
+    if said:
+        assert total(said, "seen")[0] >= sum(total(said, kind)[0] for kind in ("captured", "skipped", "dropped"))
+
+
+def recovered(path):
+    """Tensors of a stream that was cut off, after `stream recover`."""
+    out = path.with_name("recovered.stream")
+    resource("stream", "recover", path, "--out", out)
+    verify(out)
+    return sum(len(parts) for parts in Stream(out).parts.values())
+
+
+def test_a_small_file_system(tmp_path):
+    """A real one that is full, where an ordinary user may mount it (user and mount namespaces)."""
+    mount = tmp_path / "small"
+    mount.mkdir()
+    launcher = ["unshare", "-rm", "sh", "-c", f'mount -t tmpfs -o size=24m tmpfs "{mount}" && "$@"; code=$?; cp "{mount}"/* "{tmp_path}"; exit $code', "sh"]
+    if subprocess.run([*launcher, "true"], capture_output=True).returncode and not os.access(mount, os.W_OK):
+        pytest.skip("no user namespaces here")
+    if subprocess.run(["unshare", "-rm", "mount", "-t", "tmpfs", "tmpfs", str(mount)], capture_output=True).returncode:
+        pytest.skip("no user namespaces here")
+    env = capture_env(mount / "acts.stream", max_memory="64M", policy="block") | {"LLAMA_RESOURCE_LOG_PATH": str(tmp_path / "log.jsonl"),
+                                                                                   "OMP_WAIT_POLICY": "passive", "LD_PRELOAD": str(LIBRARY)}
+    with Server(SMOLLM2, args=ARGS, env=env, preload=False, launcher=launcher) as server:
+        first = work(server, n_predict=30, rounds=2)
+        child = int(open(f"/proc/{server.pid}/task/{server.pid}/children").read().split()[0])
+        os.kill(child, signal.SIGTERM)
+        server.process.wait(60)
+    with plain(SMOLLM2, ARGS) as server:
+        assert work(server, n_predict=30, rounds=2) == first
+    path = tmp_path / "acts.stream"
+    assert 8_000_000 < path.stat().st_size <= 24 << 20, path.stat().st_size
+    assert recovered(path) > 0
+
+
+def test_a_file_size_limit(tiny_model, tmp_path):
+    """RLIMIT_FSIZE: the signal that comes with it must not end the host. Python's children have it ignored; the shell sets it back."""
+    path = tmp_path / "acts.stream"
+    launcher = ["sh", "-c", 'trap "" XFSZ; ulimit -f 2000; exec "$@"', "sh"]
+    with capturing(tiny_model("llama"), path, ARGS, launcher=launcher, log_path="/dev/null") as server:
+        work(server, n_predict=60, rounds=3)
+        assert server.stop() == 0
+    assert 0 < path.stat().st_size <= 2000 * 1024
+    assert recovered(path) > 0
+
+
+def test_a_disk_that_hangs(tiny_model, tmp_path):
+    """`drop` never waits: the host's answers keep coming while a write hangs, and the exit has an end."""
+    path, release = tmp_path / "acts.stream", tmp_path / "release"
+    env = {"DISK_MATCH": "acts.stream", "DISK_STALL_AT": "1000000", "DISK_RELEASE": str(release)}
+    server = shimmed(tiny_model("llama"), path, env, policy="drop", max_memory="16M")
+    with server:
+        for _ in range(4):
+            work(server, n_predict=40)
+        release.touch()
+        said = ended(server, path)
+    assert total(said, "dropped")[0] > 0 and total(said, "captured")[0] > 0
+
+
+def test_a_budget_smaller_than_a_tensor(tiny_model, tmp_path):
+    """What can never fit is counted as such, or goes in pieces; nothing waits for ever."""
+    path = tmp_path / "acts.stream"
+    with capturing(SMOLLM2, path, ["-c", "1024", "-np", "2", "-ub", "512"], policy="block", max_memory="16M") as server:
+        server.post("/completion", {**GREEDY, "prompt": LETTERS * 20, "n_predict": 2})
+        ended(server, path)
+
+
+def test_a_wrong_setting_is_told(tiny_model, tmp_path):
+    """A selection that nobody understands must not pass as an empty one."""
+    path = tmp_path / "acts.stream"
+    with capturing(tiny_model("llama"), path, ARGS, tensors="no-such-preset-or-name:::") as server:
+        work(server, n_predict=2)
+        assert server.stop() == 0
+        assert "no-such-preset" in server.stderr
+
+
+# --- kill -9 and resume ---
+
+def test_kill_and_resume(tmp_path):
+    """After `kill -9` the file opens, verifies, and goes on; what was on the disk is what the oracle saw, before and after."""
+    path, chance = tmp_path / "acts.stream", random.Random(5)
+    settings = {"tensors": "residual", "codec": "zstd", "checkpoint_tokens": "16"}
+    pairs = []
+    for life in range(3):
+        witness = tmp_path / f"oracle-{life}.bin"
+        before = len(Stream(path).steps) if life else 0
+        resume = {"capture_resume": "1"} if life else {}
+        with capturing(SMOLLM2, path, ARGS, witness=witness, names="l_out", **settings, **resume) as server:
+            if life < 2:
+                server.request("GET", "/health")
+                killer = chance.uniform(0.4, 1.2)
+                stream = server.stream("/completion", {**GREEDY, "prompt": LETTERS, "n_predict": 900})
+                begun = time.monotonic()
+                while time.monotonic() - begun < killer:
+                    next(stream)
+                server.kill()
+            else:
+                work(server, n_predict=12)
+                server.stop()
+        verify(path, check=life == 2)
+        steps = list(Stream(path).steps.items())[before:] if life else list(Stream(path).steps.items())
+        pairs.append((steps, witness))
+    assert len(json_packets(path, "header")) == 3
+    headers = json_packets(path, "header")
+    assert [bool(header.get("resumed")) for header in headers] == [False, True, True]
+    said, clean = account(path)
+    assert clean
+    check_account(said)
+    assert sum(len(steps) for steps, _ in pairs) > 20
+    # The last life ended cleanly, so its steps can be aligned with the oracle's runs.
+    stream = Stream(path)
+    last = read_oracle(pairs[-1][1])
+    own = {name: parts[-len([r for r in last if r.rows]):] for name, parts in stream.parts.items()}
+    stream.parts = {name: [p for p in parts if p.step >= first_step(stream, headers)] for name, parts in own.items()}
+    compare(align(stream, last))
+
+
+def first_step(stream, headers):
+    """The first step of the last life: steps are counted anew by each process, or go on; the rows tell."""
+    steps = sorted(stream.steps)
+    return steps[0] if steps == sorted(set(steps)) else 0
+
+
+@pytest.mark.parametrize("codec", ["zstd", "bounded"])
+def test_kills_at_random(codec, tiny_model, tmp_path):
+    """Each stream opens, every packet of it is whole, and `verify` finds no damage but the missing end. LRI_KILLS sets how many."""
+    chance = random.Random(11)
+    for number in range(int(os.environ.get("LRI_KILLS", "5"))):
+        path = tmp_path / f"{number}.stream"
+        with capturing(tiny_model("llama"), path, ARGS, codec=codec, checkpoint_tokens="32") as server:
+            stream = server.stream("/completion", {**GREEDY, "prompt": LETTERS, "n_predict": 900})
+            begun, life = time.monotonic(), chance.uniform(0, 0.7)
+            while time.monotonic() - begun < life and next(stream, None):
+                pass
+            server.kill()
+        if not path.exists() or not path.stat().st_size:
+            continue  # killed before the header was written
+        result = verify(path, check=False)
+        assert result.returncode in (0, 1) and "panic" not in result.stderr, result.stderr
+        found = list(packets(path))
+        assert found and found[0][0] == "header"
+        if any(kind == "tensor" for kind, *_ in found):
+            assert recovered(path) > 0

@@ -1,0 +1,72 @@
+"""Memory: with everything captured, the host grows by less than the budget, however long it runs and however large its batches are.
+
+LRI_LONG sets the seconds of the long run (600 for the promised ten minutes); a stream of that length takes some tens of gigabytes.
+"""
+
+import os
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from capture import account, capturing, check_account, plain, total
+from server import LIBRARY, SMOLLM2
+
+LETTERS = "There was a house by the water, and the people in it were not there when the light was on. "
+GREEDY = {"temperature": 0, "seed": 7, "ignore_eos": True, "cache_prompt": False}
+SECONDS = float(os.environ.get("LRI_LONG", "15"))
+MB = 1 << 20
+
+
+class Watch(threading.Thread):
+    """The largest resident size of a process, and the last one."""
+
+    def __init__(self, pid):
+        super().__init__(daemon=True)
+        self.path, self.peak, self.last, self.over = Path(f"/proc/{pid}/statm"), 0, 0, False
+        self.start()
+
+    def run(self):
+        while not self.over:
+            try:
+                self.last = int(self.path.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+            except (OSError, IndexError):
+                return
+            self.peak = max(self.peak, self.last)
+            time.sleep(0.02)
+
+
+def load(server, seconds):
+    """Long prompts in large batches, and decode, for so long; gives (peak, tokens)."""
+    watch, tokens, begun, number = Watch(server.pid), 0, time.monotonic(), 0
+    while not number or time.monotonic() - begun < seconds:
+        for prompt, n in ((f"{number} " + LETTERS * 24, 4), ("Once more", 60)):
+            timings = server.post("/completion", {**GREEDY, "prompt": prompt, "n_predict": n})["timings"]
+            tokens += timings["prompt_n"] + timings["predicted_n"]
+        number += 1
+    watch.over = True
+    return watch.peak, tokens
+
+
+@pytest.mark.parametrize("policy", ["block", "drop"])
+@pytest.mark.parametrize("codec", ["bounded"])
+def test_growth_stays_under_the_budget(policy, codec, tmp_path):
+    args = ["-c", "1024", "-np", "1", "-ub", "512"]
+    # The same library without a capture: what is measured is the capture.
+    env = {"LD_PRELOAD": str(LIBRARY), "LLAMA_RESOURCE_LOG_PATH": str(tmp_path / "idle.jsonl")}
+    with plain(SMOLLM2, args, env) as server:
+        without, _ = load(server, 1)
+    path = tmp_path / "acts.stream"
+    seconds = SECONDS if policy == "block" else min(SECONDS, 8)
+    with capturing(SMOLLM2, path, args, tensors="FULL_TENSOR", route="auto", codec=codec, policy=policy, max_memory="64M") as server:
+        peak, tokens = load(server, seconds)
+        assert server.stop(timeout=60) == 0
+    said, clean = account(path)
+    size = path.stat().st_size
+    path.unlink()
+    grown = peak - without
+    print(f"\n{policy}: {tokens} tokens in {seconds:.0f} s, {total(said, 'captured')[1] / 1e9:.2f} GB captured, {size / 1e9:.2f} GB written; "
+          f"resident {without / MB:.0f} MB without, peak {peak / MB:.0f} MB with: {grown / MB:+.1f} MB of 64")
+    assert clean and total(check_account(said), "captured")[0] > 1000
+    assert grown <= 64 * MB, f"the host grew by {grown / MB:.1f} MB"
