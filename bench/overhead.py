@@ -145,8 +145,8 @@ class Subject:
 
 # --- Pairs ---
 
-def measure(options, directory, progress):
-    """All pairs: [{mode, round, phase, plain, mode_ms, plain_cpu, mode_cpu}], accounts by mode, idle CPU by mode."""
+def measure(options, directory, progress, subject=Subject):
+    """All pairs of servers that `subject` starts: [{mode, round, phase, plain, mode_ms, plain_cpu, mode_cpu}], accounts by mode, idle CPU by mode."""
     pairs, accounts, idle, texts = [], {}, {}, {phase: {} for phase in PHASES}
     per_round = options.pairs // options.rounds
     total, done = options.rounds * len(options.modes) * per_round, 0
@@ -157,7 +157,7 @@ def measure(options, directory, progress):
             subjects = {}
             try:
                 for side in ("plain", "mode") if number % 2 else ("mode", "plain"):
-                    subjects[side] = Subject("plain" if side == "plain" else mode, options, directory)
+                    subjects[side] = subject("plain" if side == "plain" else mode, options, directory)
                 warm_up(subjects, options)
                 if number == 0:
                     idle[mode] = subjects["mode"].idle_percent(1.0)

@@ -259,14 +259,12 @@ pub fn stop_own() -> Option<Mode> {
 
 /// Closes the stream, and says what became of everything that was wanted.
 fn end_capture() {
-    let Some((path, counts)) = capture::start::end(CAPTURE_PATIENCE) else { return };
-    let lost = counts.all_dropped().tensors;
-    let captured = format!("captured {} of {} tensors into {}", counts.captured.tensors, counts.seen.tensors, path.display());
-    if lost == 0 {
-        log::info(captured);
-    } else {
-        log::warn(format!("{captured}; {lost} were dropped (`llama-resource stream info` says why)"));
+    let Some(summary) = capture::start::end(CAPTURE_PATIENCE) else { return };
+    let lost: u64 = summary.dropped.iter().map(|d| d.amount.tensors).sum();
+    if lost > 0 {
+        log::warn(format!("{lost} of {} tensors are not in {} (`llama-resource stream info` says why)", summary.seen.tensors, summary.path));
     }
+    record::push_line(Line::CaptureSummary(summary));
 }
 
 /// Last words of a recording that is in order: unfinished requests, batches, and what was never seen.

@@ -16,8 +16,9 @@ const ROOMS: &[Room] = &[
     ("host", &[], "libc, and nothing of ours"),
     ("log", &["host"], "writes to stderr, or to the caller's callback"),
     ("clock", &["host"], "the clock and the time zone are the process's"),
-    ("config", &["format"], "a setting is a level"),
+    ("config", &["codec", "format", "select"], "a setting is a level, a codec, a selection"),
     ("graph", &[], "pure functions over names, shapes and types"),
+    ("select", &["codec", "format", "graph"], "names, components and ops; a preset brings a codec; `format` for the slice of a row"),
     ("ggml", &["graph", "host"], "gives a tensor as `graph` wants it; finds symbols in the process's objects"),
     ("boundary", &[], "guards and the phase; what a first call starts is registered with it"),
     (
@@ -53,7 +54,11 @@ const ROOMS: &[Room] = &[
     ("read", &["format"], "lines back into values"),
     ("analyze", &["format", "read"], "values to results"),
     ("export", &["analyze"], "results to text"),
-    ("bin", &["analyze", "export", "format", "read"], "the companion program never touches the host's side"),
+    (
+        "bin",
+        &["analyze", "config", "export", "format", "read"],
+        "the companion program never touches the host's side; `config` checks flags as the library will",
+    ),
 ];
 
 /// Modules that may contain unsafe code: those whose `mod` line in src/lib.rs says so, one function and one module of the program.

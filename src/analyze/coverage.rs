@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::SessionAccount;
 use crate::format::Line;
+use crate::format::summary::CaptureSummary;
 
 /// Events that were not written.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -61,6 +62,8 @@ pub struct Coverage {
     pub dropped: Vec<Dropped>,
     /// Everything dropped.
     pub dropped_events: u64,
+    /// Activation streams that were closed.
+    pub captures: Vec<CaptureSummary>,
     /// Last state of each part, and every state that cost something.
     pub states: Vec<State>,
     /// The library's own totals; `null` when the log was not closed in order.
@@ -82,6 +85,7 @@ pub struct Fold {
     timed_steps: u64,
     sampled_steps: u64,
     dropped: BTreeMap<(String, String), u64>,
+    captures: Vec<CaptureSummary>,
     states: Vec<State>,
     declared: Option<Declared>,
 }
@@ -99,6 +103,7 @@ impl Fold {
                 let count = self.dropped.entry((e.reason.clone(), e.kind.clone())).or_default();
                 *count = count.saturating_add(e.count);
             }
+            Line::CaptureSummary(e) => self.captures.push(e.clone()),
             Line::InstrumentationState(e) => {
                 let state = State {
                     component: e.component.clone(),
@@ -141,6 +146,7 @@ impl Fold {
             sampled_steps: self.sampled_steps,
             dropped,
             dropped_events,
+            captures: self.captures,
             states: self.states,
             declared: self.declared,
             unsummarized_steps: self.declared.map(|d| d.steps.saturating_sub(self.steps)),

@@ -137,6 +137,7 @@ fn is_context(line: &Line) -> bool {
             | Line::ModelLoad(_)
             | Line::BufferAllocation(_)
             | Line::BufferFree(_)
+            | Line::CaptureSummary(_)
             | Line::InstrumentationState(_)
     )
 }

@@ -60,6 +60,8 @@ pub struct GraphPlan {
 pub struct Memory {
     known: Known,
     specs: HashMap<(String, u8), Arc<Spec>>,
+    /// Length of a row by name, as first seen.
+    widths: HashMap<String, u32>,
     /// Terms of the selection that matched something, as bits.
     pub matched: u64,
 }
@@ -98,72 +100,102 @@ pub fn plan(nodes: &[TensorPtr], wish: &Wish, n_layer: Option<i32>, memory: &mut
         refused: Vec::new(),
     };
     let n_outputs = inputs.outputs.map_or(inputs.n_tokens as u64, |(_, t)| t.view().elements());
-    let computing: HashSet<&str> =
-        nodes.iter().filter(|t| t.is_computed(uses_flag) && !class::is_view_op(t.op())).map(TensorPtr::name).collect();
+    let names = good_names(nodes, uses_flag);
+    let computing: HashSet<&str> = nodes
+        .iter()
+        .filter(|t| t.is_computed(uses_flag) && !class::is_view_op(t.op()))
+        .map(|t| names.get(&t.address()).copied().unwrap_or_else(|| t.name()))
+        .collect();
     let hits: Vec<Hit> = nodes
         .iter()
         .enumerate()
         .filter(|(_, t)| t.is_computed(uses_flag) || class::is_view_op(t.op()))
-        .filter_map(|(i, t)| hit(i, t, wish, n_layer, computing.contains(t.name()), memory))
+        .filter_map(|(i, t)| {
+            let name = names.get(&t.address()).copied().unwrap_or_else(|| t.name());
+            hit(i, t, name, wish, n_layer, computing.contains(name), memory)
+        })
         .collect();
     let hit_nodes: HashSet<*const c_void> = hits.iter().map(|h| nodes[h.node].address()).collect();
-    let names: Vec<(String, &str)> = hits.iter().map(|h| (h.name.clone(), h.op)).collect();
-    let stores = names::unique(&names);
-    let mut occurrences: HashMap<(String, &str), u16> = HashMap::new();
-    for (h, store) in hits.into_iter().zip(stores) {
-        let t = nodes[h.node];
-        let occurrence = occurrences.entry((t.name().to_owned(), h.op)).or_insert(0);
+    let mut found: Vec<(Hit, Found)> = Vec::with_capacity(hits.len());
+    let mut occurrences: HashMap<(&str, &str), u16> = HashMap::new();
+    for h in hits {
+        let t = &nodes[h.node];
+        let occurrence = occurrences.entry((t.name(), h.op)).or_insert(0);
         let number = *occurrence;
         *occurrence += 1;
         let view = t.view();
-        let bytes = view.packed_bytes();
-        let root = root_of(t);
+        let root = root_of(*t);
         let is_view = class::is_view_op(h.op);
-        let refuse = |reason| (reason, store.clone(), bytes);
-        if is_view && view.elements() == root.view().elements() && hit_nodes.contains(&root.address()) {
+        let again = is_view && view.elements() == root.view().elements() && hit_nodes.contains(&root.address());
+        let root_node = index.get(&root.address()).copied().filter(|&i| nodes[i].is_computed(uses_flag));
+        let refusal = match (root_node, DType::parse(view.type_name)) {
             // The same values again under another shape.
-            out.refused.push(refuse(Reason::View));
-            continue;
-        }
-        let root_node = index.get(&root.address()).copied();
-        let Some(root_node) = root_node.filter(|&i| nodes[i].is_computed(uses_flag)) else {
+            _ if again => Err(Reason::View),
             // A view into weights or into the cache: a flag would stick to what lives longer than the graph.
-            out.refused.push(refuse(Reason::ExternalView));
-            continue;
+            (None, _) => Err(Reason::ExternalView),
+            (_, None) => Err(Reason::Type),
+            (_, Some(dtype)) if t.nb()[0] != dtype.size() => Err(Reason::NotContiguous),
+            (Some(root_node), Some(dtype)) => Ok((root_node, dtype)),
         };
-        let Some(dtype) = DType::parse(view.type_name) else {
-            out.refused.push(refuse(Reason::Type));
-            continue;
-        };
-        if t.nb()[0] != dtype.size() {
-            out.refused.push(refuse(Reason::NotContiguous));
-            continue;
+        match refusal {
+            Err(reason) => out.refused.push((reason, h.name, view.packed_bytes())),
+            Ok((root_node, dtype)) => found.push((h, Found { number, root_node, dtype })),
         }
+    }
+    let stores = names::unique(&found.iter().map(|(h, _)| (h.name.clone(), h.op)).collect::<Vec<_>>());
+    for ((h, f), store) in found.into_iter().zip(stores) {
+        let t = nodes[h.node];
+        let root = nodes[f.root_node];
         let behind = selected.contains(&t.address());
-        let Some(shape) = shape::of(&store, t.ne(), inputs.n_tokens as u64, n_outputs, behind, &mut memory.known) else {
-            out.refused.push(refuse(Reason::Type));
+        let n_tokens = inputs.n_tokens as u64;
+        let bytes = t.view().packed_bytes();
+        let Some(shape) = shape::of(&store, h.op, t.ne(), n_tokens, n_outputs, behind, &mut memory.known) else {
+            out.refused.push((Reason::Type, store, bytes));
             continue;
         };
         let callback_only = if overwritten.contains(&root.address()) {
             Some("overwritten in place")
-        } else if !is_view && root.address() != t.address() {
+        } else if !class::is_view_op(h.op) && root.address() != t.address() {
             Some("computed into another tensor")
         } else {
             None
         };
         let elements = wish.elements.unwrap_or(if h.sampled { SAMPLED_ELEMENTS } else { 0 });
         let slice = crate::select::slice(shape.ne[0], elements);
+        let store = memory.of_width(store, shape.ne[0]);
         out.wanted.push(Wanted {
             node: h.node,
-            root: (root.address() != t.address()).then_some(root_node),
-            spec: memory.spec(store, &h, t.name(), number, dtype, slice),
+            root: (root.address() != t.address()).then_some(f.root_node),
+            spec: memory.spec(store, &h, t.name(), f.number, f.dtype, slice),
             shape,
             bytes: usize::try_from(bytes).unwrap_or(usize::MAX),
-            kept_bytes: usize::try_from(root.view().nbytes).unwrap_or(usize::MAX),
+            kept_bytes: root.span_bytes(),
             callback_only,
         });
     }
     Some(out)
+}
+
+/// Names for nodes that ggml named itself, from their views: the attention core has none of its own, and its reshaped view is `kqv_out-3`.
+fn good_names(nodes: &[TensorPtr], uses_flag: bool) -> HashMap<*const c_void, &str> {
+    let mut names = HashMap::new();
+    for view in nodes.iter().filter(|t| class::is_view_op(t.op())) {
+        let root = root_of(*view);
+        let automatic = |t: &TensorPtr| name::is_automatic(name::parse(t.name()).base);
+        if automatic(&root) && !automatic(view) && !view.name().contains(" (") && root.is_computed(uses_flag)
+            && root.view().elements() == view.view().elements()
+        {
+            names.entry(root.address()).or_insert_with(|| view.name());
+        }
+    }
+    names
+}
+
+/// What [`plan`] knows of a hit that can be captured.
+struct Found {
+    number: u16,
+    root_node: usize,
+    dtype: DType,
 }
 
 /// A node that the selection names.
@@ -175,17 +207,25 @@ struct Hit {
     sampled: bool,
 }
 
-fn hit(i: usize, t: &TensorPtr, wish: &Wish, n_layer: Option<i32>, twin: bool, memory: &mut Memory) -> Option<Hit> {
+fn hit(
+    i: usize,
+    t: &TensorPtr,
+    name: &str,
+    wish: &Wish,
+    n_layer: Option<i32>,
+    twin: bool,
+    memory: &mut Memory,
+) -> Option<Hit> {
     let op = t.op();
     let sources: Vec<Option<TensorPtr>> = (0..t.n_src()).map(|k| t.src(k)).collect();
     let views: Vec<Tensor<'_>> =
         sources.iter().map(|s| s.as_ref().map_or_else(Tensor::default, TensorPtr::view)).collect();
     let node = Node { out: t.view(), src: &views };
     let class = class::classify(&node);
-    let stored = names::stable(t.name(), op, views.first().map(|v| v.name), class.layer);
+    let stored = names::stable(name, op, views.first().map(|v| v.name), class.layer);
     let candidate = Candidate {
         name: &stored,
-        base: name::parse(&stored).base,
+        base: crate::graph::name::parse(&stored).base,
         layer: class.layer,
         component: class.component,
         op,
@@ -200,6 +240,13 @@ fn hit(i: usize, t: &TensorPtr, wish: &Wish, n_layer: Option<i32>, twin: bool, m
 }
 
 impl Memory {
+    /// The name of a tensor whose rows are so long: a second length gets a name of its own, since a stream holds one array for each name
+    /// (attention scores grow with the cache).
+    fn of_width(&mut self, store: String, width: u32) -> String {
+        let first = *self.widths.entry(store.clone()).or_insert(width);
+        if first == width { store } else { format!("{store}@{width}") }
+    }
+
     fn spec(&mut self, store: String, h: &Hit, tensor: &str, occurrence: u16, dtype: DType, slice: Option<Slice>) -> Arc<Spec> {
         let make = || {
             Arc::new(Spec {

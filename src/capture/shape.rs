@@ -29,28 +29,42 @@ pub type Known = HashMap<Box<str>, u8>;
 
 /// Finds the tokens in `ne`. `selected`: the node lies behind the row selection, so its rows are outputs.
 #[must_use]
-pub fn of(name: &str, ne: [i64; 4], n_tokens: u64, n_outputs: u64, selected: bool, known: &mut Known) -> Option<Shape> {
+pub fn of(
+    name: &str,
+    op: &str,
+    ne: [i64; 4],
+    n_tokens: u64,
+    n_outputs: u64,
+    selected: bool,
+    known: &mut Known,
+) -> Option<Shape> {
     let mut dims = [0u32; 4];
     for (to, from) in dims.iter_mut().zip(ne) {
         *to = u32::try_from(from).ok()?;
     }
     let (count, rows) = if selected { (n_outputs, Rows::Outputs) } else { (n_tokens, Rows::Tokens) };
+    let other = Shape { ne: dims, token_dim: 0, rows: Rows::Other };
+    // Their results are outputs and the new state, one behind the other.
+    if matches!(op, "SSM_SCAN" | "RWKV_WKV6" | "RWKV_WKV7" | "GATED_LINEAR_ATTN" | "GATED_DELTA_NET") {
+        return Some(other);
+    }
     if let Some(dim) = token_dim(name, dims, count, known) {
         return Some(Shape { ne: dims, token_dim: dim as u8, rows });
     }
     // Recurrent layers see [.., tokens of a sequence, sequences]: one after the other that is the order of the ubatch.
-    for dim in 1..3 {
+    for dim in [2, 1] {
         if u64::from(dims[dim]) * u64::from(dims[dim + 1]) == count && dims[dim + 1] > 1 {
             let mut merged = dims;
             merged[dim] *= merged[dim + 1];
-            if dim + 2 < 4 {
-                merged[dim + 1] = merged[dim + 2];
-            }
+            merged[dim + 1] = if dim == 1 { dims[3] } else { 1 };
             merged[3] = 1;
             return Some(Shape { ne: merged, token_dim: dim as u8, rows });
         }
     }
-    Some(Shape { ne: dims, token_dim: 0, rows: Rows::Other })
+    if count > 1 {
+        known.insert(name.into(), 0);
+    }
+    Some(other)
 }
 
 fn token_dim(name: &str, ne: [u32; 4], count: u64, known: &mut Known) -> Option<usize> {
@@ -60,8 +74,10 @@ fn token_dim(name: &str, ne: [u32; 4], count: u64, known: &mut Known) -> Option<
         known.insert(name.into(), *one as u8);
         return Some(*one);
     }
-    if let Some(&dim) = known.get(name).filter(|d| candidates.contains(&usize::from(**d))) {
-        return Some(usize::from(dim));
+    match known.get(name).map(|&d| usize::from(d)) {
+        Some(0) if count == 1 => return None,
+        Some(dim) if candidates.contains(&dim) => return Some(dim),
+        _ => {}
     }
     if count == 1 {
         // One token: its dimension is the first of length 1, behind those that make up a row.
@@ -76,7 +92,7 @@ mod tests {
     use super::{Known, Rows, Shape, of};
 
     fn shape(name: &str, ne: [i64; 4], tokens: u64, known: &mut Known) -> (u8, [u32; 4]) {
-        let Shape { ne, token_dim, rows } = of(name, ne, tokens, 1, false, known).unwrap();
+        let Shape { ne, token_dim, rows } = of(name, "ADD", ne, tokens, 1, false, known).unwrap();
         assert_eq!(rows == Rows::Other, token_dim == 0);
         (token_dim, ne)
     }
@@ -95,6 +111,10 @@ mod tests {
         assert_eq!(shape("conv-0", [128, 3, 2, 1], 6, known), (1, [128, 6, 1, 1]));
         assert_eq!(shape("ssm-0", [16, 8, 3, 2], 6, known), (2, [16, 8, 6, 1]));
         assert_eq!(shape("state-0", [16, 128, 2, 1], 7, known).0, 0);
+        assert_eq!(shape("state-0", [16, 128, 1, 1], 1, known).0, 0, "what has no tokens has none when there is one");
+        assert_eq!(shape("heads-0", [16, 4, 3, 2], 6, known), (2, [16, 4, 6, 1]));
+        let glued = of("node_36", "SSM_SCAN", [2176, 1, 1, 1], 1, 1, false, known).unwrap();
+        assert_eq!(glued.rows, Rows::Other);
     }
 
     #[test]

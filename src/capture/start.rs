@@ -13,7 +13,8 @@ use crate::error::{Error, Result};
 use crate::ggml::api;
 use crate::observe::models::About;
 use crate::observe::steps;
-use crate::pipeline::{Counts, Options, Pipeline};
+use crate::format::summary::{CaptureAmount, CaptureLoss, CaptureSummary};
+use crate::pipeline::{Amount, Options, Pipeline, Reason};
 use crate::{clock, log};
 
 /// What the stream's header says of the recording.
@@ -164,19 +165,34 @@ pub fn architecture() -> Option<String> {
     about()?.architecture
 }
 
-/// Ends the capture and closes its stream. Gives the final account, if any step was captured.
-pub fn end(patience: Duration) -> Option<(PathBuf, Counts)> {
+/// Ends the capture and closes its stream. Gives what became of everything, if there was a step to capture.
+pub fn end(patience: Duration) -> Option<CaptureSummary> {
     let capture = super::end()?;
-    for term in capture.unmatched() {
-        // A list or an idle server has seen no graph to match anything in.
-        if capture.has_seen_a_graph() {
+    // A list, or an idle server, has seen no graph to match anything in.
+    if capture.has_seen_a_graph() {
+        for term in capture.unmatched() {
             log::warn(format!("`{term}` in LLAMA_RESOURCE_TENSORS matched no tensor of any graph"));
         }
     }
     if capture.list.is_some() {
         return None;
     }
-    let pipeline = capture.pipeline()?;
-    let totals = pipeline.finish(patience);
-    Some((capture.start.path.clone(), totals.account))
+    let totals = capture.pipeline()?.finish(patience);
+    let amount = |a: Amount| CaptureAmount { tensors: a.tensors, bytes: a.bytes };
+    let losses = |list: &[(Reason, Amount)]| {
+        list.iter().map(|(r, a)| CaptureLoss { reason: r.name().to_owned(), amount: amount(*a) }).collect()
+    };
+    Some(CaptureSummary {
+        timestamp: String::new(),
+        session_id: String::new(),
+        t_ns: clock::now_ns(),
+        path: capture.start.path.display().to_string(),
+        selection: capture.config.tensors.text().to_owned(),
+        seen: amount(totals.account.seen),
+        captured: amount(totals.account.captured),
+        skipped: losses(&totals.account.skipped),
+        dropped: losses(&totals.account.dropped),
+        file_bytes: totals.bytes,
+        clean: totals.clean,
+    })
 }

@@ -63,18 +63,18 @@ fn encode_block(sink: &mut Sink, bound: f32, bits: u32, raw: &[u8], row: &mut Ro
         let code = ((most / greatest(bits)).to_bits() + 0xFFFF) >> 16;
         let step = f32::from_bits(code << 16);
         let mut numbers = [0; BLOCK];
-        let (missed, error) = measure::quantise(&values, step, &mut numbers);
+        let (error, missed) = measure::quantise(&values, step, &mut numbers);
         if f64::from(error) <= f64::from(bound) * f64::from(most) {
             sink.extend(&(code as u16).to_le_bytes());
             pack::put(&numbers.map(|n| n as u32), raw.len() / 4, bits as usize, sink);
-            row.add(most, squares, missed);
+            row.add(most, &squares, &missed);
             errors.block = errors.block.max(f64::from(error) / f64::from(most));
             return;
         }
     }
     sink.extend(&RAW.to_le_bytes());
     sink.extend(raw);
-    row.add(most, squares, 0.0);
+    row.add(most, &squares, &[0.0; 16]);
 }
 
 /// Greatest number of steps.

@@ -35,76 +35,82 @@ fn fill(values: &mut [f32; BLOCK], raw: &[u8]) {
     }
 }
 
-/// Greatest magnitude (NaN if there is one) and sum of squares.
+/// Sums of a block, lane by lane.
+pub(super) type Lanes = [f32; 16];
+
+/// Greatest magnitude (infinite or NaN if a value is) and sums of squares.
 #[inline(always)]
-pub(super) fn survey(values: &[f32; BLOCK]) -> (f32, f32) {
-    let (mut sum, mut most) = ([0.0_f32; 16], [0_i32; 16]);
+pub(super) fn survey(values: &[f32; BLOCK]) -> (f32, Lanes) {
+    let (mut sums, mut most) = ([0.0; 16], [0_u32; 16]);
     for lanes in values.as_chunks::<16>().0 {
         for i in 0..16 {
-            let size = (lanes[i].to_bits() & 0x7FFF_FFFF) as i32;
-            sum[i] += lanes[i] * lanes[i];
-            most[i] = if size > most[i] { size } else { most[i] };
+            sums[i] += lanes[i] * lanes[i];
+            most[i] = most[i].max(lanes[i].to_bits() & 0x7FFF_FFFF);
         }
     }
-    let most = most.into_iter().fold(0, |a, b| if b > a { b } else { a });
-    (f32::from_bits(most as u32), tree(sum))
+    (f32::from_bits(most.into_iter().fold(0, u32::max)), sums)
 }
 
-/// Rounds to whole steps (below 2^22 of them); returns the sum of squared errors and the greatest error of what a decoder will give.
+/// Rounds to whole steps (below 2^22 of them); the greatest error and sums of squared errors of what a decoder will give.
 #[inline(always)]
-pub(super) fn quantise(values: &[f32; BLOCK], step: f32, steps: &mut [i32; BLOCK]) -> (f32, f32) {
+pub(super) fn quantise(values: &[f32; BLOCK], step: f32, steps: &mut [i32; BLOCK]) -> (f32, Lanes) {
     let inverse = 1.0 / step;
-    let (mut sum, mut most) = ([0.0_f32; 16], [0.0_f32; 16]);
+    let (mut sums, mut most) = ([0.0; 16], [0_u32; 16]);
     for (values, steps) in values.as_chunks::<16>().0.iter().zip(steps.as_chunks_mut::<16>().0) {
         for i in 0..16 {
             let rounded = values[i] * inverse + ROUND;
             steps[i] = (rounded.to_bits() as i32).wrapping_sub(ROUND.to_bits() as i32);
-            let error = (values[i] - (rounded - ROUND) * step).abs();
-            sum[i] += error * error;
-            most[i] = if error > most[i] { error } else { most[i] };
+            let error = values[i] - (rounded - ROUND) * step;
+            sums[i] += error * error;
+            most[i] = most[i].max(error.to_bits() & 0x7FFF_FFFF);
         }
     }
-    (tree(sum), most.into_iter().fold(0.0, |a, b| if b > a { b } else { a }))
+    (f32::from_bits(most.into_iter().fold(0, u32::max)), sums)
 }
 
-/// Sum of squares and greatest magnitude of the differences.
+/// Greatest magnitude and sums of squares of the differences.
 #[inline(always)]
-pub(super) fn difference(values: &[f32; BLOCK], others: &[f32; BLOCK]) -> (f32, f32) {
+pub(super) fn difference(values: &[f32; BLOCK], others: &[f32; BLOCK]) -> (f32, Lanes) {
     let mut differences = [0.0; BLOCK];
     for i in 0..BLOCK {
         differences[i] = values[i] - others[i];
     }
-    let (most, sum) = survey(&differences);
-    (sum, most)
+    survey(&differences)
 }
 
-/// Sum of 16 lanes, always in the same order.
-#[inline(always)]
-fn tree(mut lanes: [f32; 16]) -> f32 {
-    for half in [8, 4, 2, 1] {
-        for i in 0..half {
-            lanes[i] += lanes[i + half];
+/// Sum of many blocks: lane by lane in f64, the lanes at the end.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Sum([f64; 16]);
+
+impl Sum {
+    #[inline(always)]
+    pub(super) fn add(&mut self, lanes: &Lanes) {
+        for (sum, lane) in self.0.iter_mut().zip(lanes) {
+            *sum += f64::from(*lane);
         }
     }
-    lanes[0]
+
+    pub(super) fn total(&self) -> f64 {
+        self.0.iter().sum()
+    }
 }
 
 /// Error sums of a row, block by block, where the decoder's values are at hand.
 #[derive(Default)]
 pub(super) struct Row {
-    squares: f64,
-    missed: f64,
+    squares: Sum,
+    missed: Sum,
     /// Greatest magnitude.
     most: f32,
 }
 
 impl Row {
-    /// Takes in a block: its greatest magnitude, its sum of squares, that of its errors.
+    /// Takes in a block: its greatest magnitude, its sums of squares, those of its errors.
     #[inline(always)]
-    pub(super) fn add(&mut self, most: f32, squares: f32, missed: f32) {
+    pub(super) fn add(&mut self, most: f32, squares: &Lanes, missed: &Lanes) {
         if most.is_finite() {
-            self.squares += f64::from(squares);
-            self.missed += f64::from(missed);
+            self.squares.add(squares);
+            self.missed.add(missed);
             self.most = if most > self.most { most } else { self.most };
         }
     }
@@ -113,7 +119,7 @@ impl Row {
     #[inline(always)]
     pub(super) fn error(&self, exact: impl FnOnce() -> (f64, f64)) -> f64 {
         let in_range = self.most == 0.0 || SQUARES.contains(&self.most);
-        let (squares, missed) = if in_range { (self.squares, self.missed) } else { exact() };
+        let (squares, missed) = if in_range { (self.squares.total(), self.missed.total()) } else { exact() };
         if missed > 0.0 { (missed / squares).sqrt() } else { 0.0 }
     }
 }

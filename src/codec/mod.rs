@@ -10,7 +10,6 @@ mod measure;
 mod narrow;
 mod pack;
 mod shuffle;
-#[expect(unsafe_code, reason = "calls of functions that were compiled for the processor at hand")]
 mod simd;
 mod unary;
 mod zstandard;

@@ -94,8 +94,8 @@ fn narrow(
             }
             saturated += u64::from(count);
             let (most, squares) = measure::survey(&values);
-            let (missed, error) = measure::difference(&values, &wide);
-            row.add(most, squares, missed);
+            let (error, missed) = measure::difference(&values, &wide);
+            row.add(most, &squares, &missed);
             if most > 0.0 && most < f32::INFINITY {
                 errors.block = errors.block.max(f64::from(error) / f64::from(most));
             }

@@ -35,7 +35,8 @@ impl Isa {
 macro_rules! for_each_isa {
     ($(#[$doc:meta])* $name:ident($($arg:ident: $type:ty),*) -> $result:ty = $body:path) => {
         $(#[$doc])*
-        #[allow(clippy::too_many_arguments, reason = "those of the body and the instructions")]
+        #[allow(unsafe_code, reason = "a call of a function that was compiled for the processor at hand")]
+        #[allow(clippy::too_many_arguments, reason = "those of the body, and the instructions")]
         pub(super) fn $name(isa: Isa, $($arg: $type),*) -> $result {
             #[cfg(target_arch = "x86_64")]
             {

@@ -7,12 +7,12 @@ pub(super) const ESCAPE: u32 = 7;
 
 /// Order in which the numbers of a block stand in the bits: what merging halves gives.
 const ORDER: [u8; BLOCK] = {
-    // Eight numbers of lane 0: merged with the one 32 further, then 16, then 8.
-    const LANE: [u8; 8] = [0, 32, 16, 48, 8, 40, 24, 56];
+    // Lane 0: merged with the one 32 further, then 16, 8 and 4.
+    const LANE: [u8; 16] = [0, 32, 16, 48, 8, 40, 24, 56, 4, 36, 20, 52, 12, 44, 28, 60];
     let mut order = [0; BLOCK];
     let mut i = 0;
     while i < BLOCK {
-        order[i] = LANE[i % 8] + (i / 8) as u8;
+        order[i] = LANE[i % 16] + (i / 16) as u8;
         i += 1;
     }
     order
@@ -53,7 +53,7 @@ impl BitSink {
         }
     }
 
-    /// Appends the lowest `n` bits (1 to 64) of `bits`, whose others are zero.
+    /// Appends the lowest `n` bits (0 to 64) of `bits`, whose others are zero.
     #[inline(always)]
     fn push(&mut self, bits: u64, n: u32) {
         self.word |= bits << self.used;
@@ -71,27 +71,47 @@ impl BitSink {
 /// Appends the first `n` numbers (each at most [`ESCAPE`]).
 #[inline(always)]
 pub(super) fn put(numbers: &[u32; BLOCK], n: usize, out: &mut BitSink) {
-    // Codes and their lengths; 8 bits at most, and none for what is not there.
+    // Codes and their lengths, 8 bits at most. All shift counts are masked to what they are anyway, which compilers like.
     let (mut code, mut len) = ([0_u32; BLOCK], [0_u32; BLOCK]);
     for i in 0..BLOCK {
-        let there = u32::from(i < n);
-        code[i] = there << numbers[i];
-        len[i] = (numbers[i] + 1) * there;
+        code[i] = 1 << (numbers[i] & 31);
+        len[i] = numbers[i] + 1;
+    }
+    if n < BLOCK {
+        for i in n..BLOCK {
+            (code[i], len[i]) = (0, 0);
+        }
     }
     let (mut code2, mut len2) = ([0_u32; 32], [0_u32; 32]);
     for i in 0..32 {
-        code2[i] = code[i] | code[i + 32] << len[i];
+        code2[i] = code[i] | code[i + 32] << (len[i] & 31);
         len2[i] = len[i] + len[i + 32];
     }
     let (mut code4, mut len4) = ([0_u64; 16], [0_u32; 16]);
     for i in 0..16 {
-        code4[i] = u64::from(code2[i]) | u64::from(code2[i + 16]) << len2[i];
+        code4[i] = u64::from(code2[i]) | u64::from(code2[i + 16]) << (len2[i] & 63);
         len4[i] = len2[i] + len2[i + 16];
     }
+    let (mut code8, mut len8) = ([0_u64; 8], [0_u32; 8]);
     for i in 0..8 {
-        let n = len4[i] + len4[i + 8];
-        if n > 0 {
-            out.push(code4[i] | code4[i + 8] << len4[i], n);
+        code8[i] = code4[i] | code4[i + 8] << (len4[i] & 63);
+        len8[i] = len4[i] + len4[i + 8];
+    }
+    let (mut code16, mut len16, mut most) = ([0_u64; 4], [0_u32; 4], 0);
+    for i in 0..4 {
+        code16[i] = code8[i] | code8[i + 4] << (len8[i] & 63);
+        len16[i] = len8[i] + len8[i + 4];
+        most = most.max(len16[i]);
+    }
+    // Nearly always two words' worth fits into one. The first of two being full is no trouble: then both are too long.
+    if most <= 64 {
+        for i in 0..4 {
+            out.push(code16[i], len16[i]);
+        }
+    } else {
+        for i in 0..4 {
+            out.push(code8[i], len8[i]);
+            out.push(code8[i + 4], len8[i + 4]);
         }
     }
 }

@@ -63,6 +63,27 @@ pub fn of_session(session: &Session) -> Vec<Gap> {
             reason => loss(format!("{} x {kind} lost: {}.", count(d.count), super::units::label(reason))),
         });
     }
+    for capture in &c.captures {
+        gaps.push(note(format!(
+            "Activations: {} of {} tensors ({}) are in {} ({}).",
+            count(capture.captured.tensors),
+            count(capture.seen.tensors),
+            bytes(capture.captured.bytes),
+            capture.path,
+            bytes(capture.file_bytes)
+        )));
+        for (verb, list) in [("left out", &capture.skipped), ("lost", &capture.dropped)] {
+            for l in list {
+                let text = format!(
+                    "{} tensors ({}) were {verb}: {}.",
+                    count(l.amount.tensors),
+                    bytes(l.amount.bytes),
+                    super::units::label(&l.reason)
+                );
+                gaps.push(if verb == "lost" { loss(text) } else { note(text) });
+            }
+        }
+    }
     for s in c.states.iter().filter(|s| s.state != "ok") {
         let lost = s.lost.as_ref().map_or_else(String::new, |lost| format!(" Missing because of it: {lost}."));
         let text =

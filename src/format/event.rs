@@ -66,6 +66,8 @@ pub enum Line {
     ThreadImbalance(summary::ThreadImbalance),
     /// Events that were not written, with the reason.
     EventsDropped(summary::EventsDropped),
+    /// What became of the activations that the selection wanted, when the stream is closed.
+    CaptureSummary(summary::CaptureSummary),
     /// What works in this process, what does not and why.
     InstrumentationState(summary::InstrumentationState),
 }
@@ -102,6 +104,7 @@ impl Line {
             Self::HostSample(_) => "host_sample",
             Self::ThreadImbalance(_) => "thread_imbalance",
             Self::EventsDropped(_) => "events_dropped",
+            Self::CaptureSummary(_) => "capture_summary",
             Self::InstrumentationState(_) => "instrumentation_state",
         }
     }

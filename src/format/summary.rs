@@ -199,6 +199,55 @@ pub struct EventsDropped {
     pub count: u64,
 }
 
+/// Tensors and their bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct CaptureAmount {
+    /// Tensors; one counts once a step.
+    pub tensors: u64,
+    /// Their bytes in the host's type.
+    pub bytes: u64,
+}
+
+/// [`CaptureAmount`] with a reason.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct CaptureLoss {
+    /// Why they are not in the stream, in the words of the stream's account.
+    pub reason: String,
+    /// How much.
+    #[serde(flatten)]
+    pub amount: CaptureAmount,
+}
+
+/// What became of the activations that the selection wanted: `seen` is the sum of `captured`, `skipped` and `dropped`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct CaptureSummary {
+    /// Unix time in microseconds, as a string.
+    pub timestamp: String,
+    /// Session of this event.
+    pub session_id: String,
+    /// Monotonic clock in nanoseconds.
+    pub t_ns: u64,
+    /// The stream.
+    pub path: String,
+    /// What was selected.
+    pub selection: String,
+    /// What the selection wanted.
+    pub seen: CaptureAmount,
+    /// What is in the stream.
+    pub captured: CaptureAmount,
+    /// What was left out as asked, or because it cannot be had.
+    pub skipped: Vec<CaptureLoss>,
+    /// What was lost.
+    pub dropped: Vec<CaptureLoss>,
+    /// Bytes of the stream.
+    pub file_bytes: u64,
+    /// The stream was closed in order.
+    pub clean: bool,
+}
+
 /// What works in this process, what does not and why.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]

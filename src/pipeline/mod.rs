@@ -115,6 +115,12 @@ pub struct Piece {
     pub completes: bool,
 }
 
+impl Piece {
+    fn amount(&self) -> Amount {
+        Amount::new(u64::from(self.completes), self.len as u64)
+    }
+}
+
 /// What a step of the host gave, or a part of it.
 #[derive(Debug)]
 pub struct Job {
@@ -188,6 +194,7 @@ pub struct Pipeline {
     inbox: Sender<Message>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     closed: Receiver<bool>,
+    finished: Mutex<Option<Totals>>,
 }
 
 impl Pipeline {
@@ -241,8 +248,8 @@ impl Pipeline {
 
     /// Hands a step over. Its tensors are captured or counted as dropped from here on. Never waits: the pool bounds the queue.
     pub fn push(&self, mut job: Job) {
-        let bytes = job.pieces.iter().map(|p| p.len as u64).sum();
-        let amount = Amount::new(job.pieces.iter().filter(|p| p.completes).count() as u64, bytes);
+        let mut amount = Amount::default();
+        job.pieces.iter().for_each(|p| amount += p.amount());
         let rows: usize = job.row_sets.iter().map(|r| size_of_val::<[Row]>(r)).sum();
         job.data.handed_over(rows + job.pieces.capacity() * size_of::<Piece>());
         self.shared.account.enter(amount);
@@ -295,6 +302,9 @@ impl Pipeline {
     /// Waits until everything pushed before is in the file (the kernel has it; a checkpoint also waits for the disk). False after a
     /// failure, or when it takes longer than `patience`.
     pub fn flush(&self, patience: Duration) -> bool {
+        if self.shared.failed() {
+            return false;
+        }
         let (done, answer) = bounded(1);
         self.inbox.send_timeout(Message::Flush(done), patience).is_ok() && answer.recv_timeout(patience) == Ok(true)
     }
@@ -302,6 +312,10 @@ impl Pipeline {
     /// Ends the stream: everything pushed is written, then account, index and end. A disk that takes longer than `patience` is left
     /// alone, and what is still on its way is counted as dropped. A second call finds nothing to do.
     pub fn finish(&self, patience: Duration) -> Totals {
+        let mut finished = self.finished.lock();
+        if let Some(totals) = finished.as_ref() {
+            return totals.clone();
+        }
         let told = self.inbox.send_timeout(Message::Finish, patience).is_ok();
         let clean = match self.closed.recv_timeout(if told { patience } else { Duration::ZERO }) {
             Ok(clean) => {
@@ -318,14 +332,18 @@ impl Pipeline {
                 false
             }
         };
-        self.shared.account.close(Reason::IoError);
-        Totals {
-            account: self.shared.account.totals(),
-            packets: self.shared.packets.load(Ordering::Relaxed),
-            bytes: self.shared.bytes.load(Ordering::Relaxed),
-            tokens_lost: self.shared.tokens_lost.load(Ordering::Relaxed),
-            clean,
-            problem: self.shared.problem.lock().clone(),
-        }
+        // Nobody gets a buffer any more; what came while we closed is counted.
+        self.shared.pool.fail();
+        self.shared.account.close(if clean { Reason::Stopped } else { Reason::IoError });
+        finished
+            .insert(Totals {
+                account: self.shared.account.totals(),
+                packets: self.shared.packets.load(Ordering::Relaxed),
+                bytes: self.shared.bytes.load(Ordering::Relaxed),
+                tokens_lost: self.shared.tokens_lost.load(Ordering::Relaxed),
+                clean,
+                problem: self.shared.problem.lock().clone(),
+            })
+            .clone()
     }
 }

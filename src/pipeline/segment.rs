@@ -12,7 +12,7 @@ use super::cut::{self, Chunk};
 use super::share::Shares;
 use super::worker::Task;
 use super::writer::{Item, Progress, What};
-use super::{Amount, Job, Reason, Shared, Spec};
+use super::{Job, Reason, Shared, Spec};
 use crate::format::stream::SampledToken;
 
 /// The longest that a job waits for others.
@@ -45,7 +45,6 @@ pub(super) type Told = (SampledToken, Option<Box<str>>);
 /// One tensor's pieces: job and number of the piece.
 #[derive(Debug)]
 struct Group {
-    spec: Arc<Spec>,
     pieces: Vec<(u32, u32)>,
 }
 
@@ -136,7 +135,7 @@ impl Collector {
         let job = Arc::new(job);
         let at = self.gathering.jobs.len() as u32;
         for (i, piece) in job.pieces.iter().enumerate() {
-            let amount = Amount::new(1, piece.len as u64);
+            let amount = piece.amount();
             let end = piece.offset.checked_add(piece.len);
             if cut::bytes_of(piece) != Some(piece.len) || end.is_none_or(|end| end > job.data.len()) {
                 self.shared.account.lost(Reason::Internal, amount);
@@ -187,7 +186,7 @@ impl Collector {
             };
             let mut chunks = Vec::new();
             if !cut::cut(job, number as usize, self.shares.packet, &mut |c| chunks.push(c)) {
-                self.shared.account.lost(Reason::TooLarge, Amount::new(1, piece.len as u64));
+                self.shared.account.lost(Reason::TooLarge, piece.amount());
                 continue;
             }
             for chunk in chunks {
@@ -249,7 +248,7 @@ impl Gathering {
             None => {
                 let at = *self.by_name.entry(spec.name.clone()).or_insert(self.groups.len());
                 if at == self.groups.len() {
-                    self.groups.push(Group { spec: Arc::clone(spec), pieces: Vec::new() });
+                    self.groups.push(Group { pieces: Vec::new() });
                 }
                 self.by_spec.insert(address, at);
                 at

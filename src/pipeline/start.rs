@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crossbeam_channel::bounded;
+use parking_lot::Mutex;
 use serde_json::Value;
 
 use super::account::Account;
@@ -91,7 +92,7 @@ fn start_on(options: Options, shares: &Shares, opened: Opened) -> Result<Pipelin
         pool: Pool::new(shares.pool, shares.largest),
         policy: options.policy,
         failed: false.into(),
-        problem: parking_lot::Mutex::default(),
+        problem: Mutex::default(),
         steps: 0.into(),
         packets: from.map_or(0, |c| c.next_packet).into(),
         bytes: offset.into(),
@@ -150,7 +151,7 @@ fn start_on(options: Options, shares: &Shares, opened: Opened) -> Result<Pipelin
         all.push(threads::spawn(&shared, format!("lri-cap-codec{i}"), move || worker.run())?);
     }
     all.push(threads::spawn(&shared, "lri-cap-collect".to_owned(), move || collector.run())?);
-    Ok(Pipeline { shared, inbox, threads: parking_lot::Mutex::new(all), closed })
+    Ok(Pipeline { shared, inbox, threads: Mutex::new(all), closed, finished: Mutex::default() })
 }
 
 fn header(fields: Value, from: Option<&Checkpoint>) -> Result<Value> {

@@ -33,6 +33,7 @@ macro_rules! of_any {
             Line::HostSample($e) => $value,
             Line::ThreadImbalance($e) => $value,
             Line::EventsDropped($e) => $value,
+            Line::CaptureSummary($e) => $value,
             Line::InstrumentationState($e) => $value,
         }
     };

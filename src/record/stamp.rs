@@ -33,6 +33,7 @@ macro_rules! each_line {
             Line::HostSample($e) => $body,
             Line::ThreadImbalance($e) => $body,
             Line::EventsDropped($e) => $body,
+            Line::CaptureSummary($e) => $body,
             Line::InstrumentationState($e) => $body,
         }
     };

@@ -1,7 +1,8 @@
 """Captures of real servers beside an independent witness: builds and reads the oracle (tests/host/oracle.c), reads our streams, compares.
 
-Nothing here uses our code to understand our files, but for `llama-resource stream export`, which is itself under test: its safetensors
-are read with their own package, and the few packets that hold JSON are taken out of the stream by hand.
+Nothing here uses our code to understand our files, but for `llama-resource stream export`, which is itself under test. A stream is
+read by tests/stream/reader.py, written from the specification, or, for the codecs of our own, exported to safetensors and read with
+their package.
 """
 
 import functools
@@ -12,6 +13,7 @@ import os
 import re
 import struct
 import subprocess
+import sys
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +21,9 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file
 
-from server import LIBRARY, LLAMA_SERVER, REPOSITORY, TARGET, Server
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "stream"))
+import reader  # noqa: E402 (needs the path above)
+from server import LIBRARY, LLAMA_SERVER, REPOSITORY, TARGET, Server  # noqa: E402
 
 PROGRAM = Path(os.environ.get("LLAMA_RESOURCE_TEST_PROGRAM", LIBRARY.parent / "llama-resource"))
 HOST_SOURCES = REPOSITORY / "tests" / "host"
@@ -123,11 +127,10 @@ class Run:
     nodes: list = field(default_factory=list)
     complete: bool = False
 
-    def node(self, name, op=None):
-        """The last node with that name (and operation)."""
-        found = [n for n in self.nodes if n.name == name and op in (None, n.op)]
-        assert found, f"run {self.number} has no node {name} {op or ''}"
-        return found[-1]
+    @functools.cached_property
+    def at(self):
+        """Index in the graph -> node."""
+        return {node.index: node for node in self.nodes}
 
 
 def read_oracle(path):
@@ -193,10 +196,12 @@ def resource(*arguments, check=True, timeout=120):
 
 @dataclass
 class Part:
-    """What one step gave of one tensor: values [rows, ne0] and, row by row, (seq, pos, token)."""
+    """What one step gave of one tensor: values [rows, ne0] and, row by row, (seq, pos, token); -1 where not known."""
     step: int
     values: np.ndarray
     rows: np.ndarray
+    meta: dict = field(default_factory=dict)  # of the packet; empty in an export
+    table: list = None                        # (seq, pos, token) of each token, as the packet has it
 
     @property
     def bytes(self):
@@ -204,30 +209,61 @@ class Part:
 
 
 class Stream:
-    """A stream, read through its export: `parts` by store name, in order."""
+    """A stream: `parts` by store name, in order.
 
-    def __init__(self, path, keep=False):
-        self.path = Path(path)
-        exported = self.path.with_suffix(".safetensors")
-        resource("stream", "export", path, "--to", "safetensors", "--out", exported)
-        self.arrays = load_file(exported)
-        if not keep:
-            exported.unlink()
-        self.parts = {}
-        for name, values in self.arrays.items():
-            if name.endswith(".rows") and name[: -len(".rows")] in self.arrays:
+    Read by the Python reader that was written from the specification (tests/stream/reader.py) where the codec allows it, or, with
+    `exported`, through `llama-resource stream export`.
+    """
+
+    def __init__(self, path, exported=False):
+        self.path, self.parts = Path(path), defaultdict(list)
+        for name, part in self._export() if exported else self._packets():
+            mine = self.parts[name]
+            if mine and mine[-1].step == part.step and mine[-1].values.shape[1:] == part.values.shape[1:]:
+                # A tensor that was too large for one piece comes in several.
+                before = mine[-1]
+                mine[-1] = Part(part.step, np.concatenate([before.values, part.values]), np.concatenate([before.rows, part.rows]), part.meta,
+                                (before.table or []) + (part.table or []))
+            else:
+                mine.append(part)
+        for name, parts in self.parts.items():
+            steps = [part.step for part in parts]
+            if exported:  # where the widths of the rows differ, an array a width
+                parts.sort(key=lambda part: part.step)
+                steps.sort()
+            assert steps == sorted(set(steps)), f"{name}: steps out of order: {steps}"
+
+    def _packets(self):
+        for kind, name, data, metadata in packets(self.path):
+            if kind != "tensor":
                 continue
-            rows = self.arrays[f"{name}.rows"]
+            meta = reader._tensor(reader.Metadata(metadata))
+            values = reader.Packet(0, name, kind, 0, data, meta).values()
+            at = 0
+            for part in meta["parts"]:
+                ne, n = part["ne"], int(np.prod(part["ne"]))
+                table = [row[:3] for row in part["rows"]]
+                assert len(table) in (0, ne[part["token_dim"]]), f"{name}: {len(table)} rows, {ne}, token dimension {part['token_dim']}"
+                yield name, Part(part["step"], values[at : at + n].reshape(-1, ne[0]), spread(part), meta, table)
+                at += n
+            assert at == len(values), f"{name}: {len(values)} values for {at}"
+
+    def _export(self):
+        path = self.path.with_suffix(".safetensors")
+        resource("stream", "export", self.path, "--to", "safetensors", "--out", path)
+        arrays = load_file(path)
+        path.unlink()
+        for name, values in arrays.items():
+            if name.endswith(".rows") and name[: -len(".rows")] in arrays:
+                continue
+            rows = arrays[f"{name}.rows"]
             assert rows.dtype == np.int32 and rows.shape == (len(values), 4), f"{name}: rows {rows.dtype} {rows.shape}, values {values.shape}"
             cuts = np.flatnonzero(np.diff(rows[:, 0])) + 1
-            parts = [Part(int(r[0, 0]), v, r[:, 1:]) for v, r in zip(np.split(values, cuts), np.split(rows, cuts)) if len(r)]
-            steps = [part.step for part in parts]
-            assert steps == sorted(set(steps)), f"{name}: steps out of order: {steps}"
             # Rows of several lengths (attention scores, a convolution's input) come as one array a length: NAME.n256, NAME.n512.
-            self.parts.setdefault(re.sub(r"\.n\d+(\.\d+)?$", "", name), []).extend(parts)
-        for name, parts in self.parts.items():
-            parts.sort(key=lambda part: part.step)
-            assert len({part.step for part in parts}) == len(parts), f"{name}: two widths in one step"
+            name = re.sub(r"\.n\d+(\.\d+)?$", "", name)
+            for v, r in zip(np.split(values, cuts), np.split(rows, cuts)):
+                if len(r):
+                    yield name, Part(int(r[0, 0]), v, r[:, 1:])
 
     @property
     def steps(self):
@@ -237,6 +273,16 @@ class Stream:
             for part in parts:
                 found[part.step][name] = part
         return dict(sorted(found.items()))
+
+
+def spread(part):
+    """The rows table of a part, for each row of values: row r belongs to token (r / product(ne[1..token_dim])) % ne[token_dim]."""
+    ne, dim = part["ne"], part["token_dim"]
+    n = int(np.prod(ne[1:]))
+    if not part["rows"]:
+        return np.full((n, 3), -1, np.int32)
+    table = np.array([row[:3] for row in part["rows"]], np.int32)
+    return table[(np.arange(n) // int(np.prod(ne[1:dim]))) % ne[dim]]
 
 
 KINDS = ["header", "tensor", "tokens", "account", "checkpoint", "index", "end"]
@@ -296,61 +342,30 @@ def align(stream, runs):
     return [(step, parts, run) for (step, parts), run in zip(reversed(steps), reversed(tokens))][::-1]
 
 
-def stable_names(node, layers=200):
-    """Names under which a node may be stored: its own, or, where ggml made that up, one after its weight or its operation."""
-    name = node.name.split(" (")[0]
-    if not re.fullmatch(r"node_\d+|leaf_\d+|", name):
-        return {node.name}
-    weight = re.fullmatch(r"(?:blk\.(\d+)\.)?(.+?)\.weight", node.source)
-    if weight:
-        return {f"{weight[2]}-{weight[1]}" if weight[1] else weight[2]}
-    op = node.op.lower()
-    return {op} | {f"{op}-{layer}" for layer in range(layers)}
+MADE_UP = re.compile(r"(?:node_\d+|leaf_\d+)?(?: \(.*)?")  # names that ggml gives where the model gives none
 
 
-def made_up(node):
-    return re.match(r"node_\d+|leaf_\d+|( \(|$)", node.name) is not None
+def made_up(name):
+    return MADE_UP.fullmatch(name) is not None
 
 
-def resolve(name, part, run, used):
-    """The node of `run` that the stored tensor must be, by the rule of names alone; among nameless ones without a weight, by its bytes."""
-    base, _, suffix = name.rpartition(".")
-    suffixes = [(name, None, 0)]
-    for pattern in (r"(.+)\.([A-Z][A-Z0-9_]*)", r"(.+)\.([A-Z][A-Z0-9_]*)\.(\d+)"):
-        match = re.fullmatch(pattern, name)
-        if match:
-            suffixes.append((match[1], match[2], int(match[3]) if match.lastindex == 3 else 0))
-    for base, op, number in suffixes:
-        candidates = [n for n in run.nodes if base in stable_names(n) and (n.flags & 16 or n.op in VIEW_OPS)]
-        if not candidates:
-            continue
-        if all(made_up(n) for n in candidates) and any(n.op.lower() == base.rpartition("-")[0] or n.op.lower() == base for n in candidates):
-            same = [n for n in candidates if n.taken and n.index not in used and bytes(n.data) == part.bytes]
-            return same[0] if same else None
-        if op is None:
-            return candidates[-1]
-        of_op = [n for n in candidates if n.op == op]
-        if number < len(of_op):
-            return of_op[number]
-    return None
+def resolve(part, run, used):
+    """The node of `run` that a stored tensor is by its own description: ggml's name, operation, occurrence.
+
+    Names that ggml makes up change from graph to graph, so there it is the node of that operation that has the bytes.
+    """
+    name, op = part.meta["tensor"], part.meta["op"]
+    if made_up(name):
+        candidates = [n for n in run.nodes if n.op == op and n.taken and n.index not in used and made_up(n.name)]
+        return next((n for n in candidates if n.data == part.bytes), None)
+    return next((n for n in run.nodes if n.name == name and n.op == op and n.occurrence == part.meta["occurrence"]), None)
 
 
 def unmatched_rows(part, run):
     """What is wrong with the rows of a part, or None: each (seq, pos, token) must be the ubatch's, in its order."""
-    rows = [tuple(row) for row in part.rows.tolist()]
-    if all(row == (-1, -1, -1) for row in rows):
-        return None
-    distinct = [rows[0]]
-    for row in rows[1:]:
-        if row != distinct[-1]:
-            distinct.append(row)
-    for expected in (run.rows, run.outputs):
-        inner = len(rows) // max(len(expected), 1)
-        for repeat in {inner} | {k for k in range(1, inner + 1) if inner % k == 0}:
-            pattern = [row for row in expected for _ in range(repeat)]
-            if pattern and len(rows) % len(pattern) == 0 and pattern * (len(rows) // len(pattern)) == rows:
-                return None
-    return f"rows {rows[:6]}..., ubatch {run.rows[:6]}..., outputs {run.outputs[:6]}..."
+    if part.table and part.table != run.rows and part.table != run.outputs:
+        return f"rows {part.table[:6]}..., ubatch {run.rows[:6]}..., outputs {run.outputs[:6]}..."
+    return None
 
 
 @dataclass
@@ -361,8 +376,6 @@ class Comparison:
     bytes: int = 0
     names: set = field(default_factory=set)
     left: dict = field(default_factory=lambda: defaultdict(int))  # (name without layer, op, why) -> times
-    n_left: int = 0
-    bytes_left: int = 0
     without_rows: set = field(default_factory=set)
 
 
@@ -370,49 +383,50 @@ def compare(pairs):
     """Every captured tensor of every step must have the oracle's bytes and the ubatch's rows; gives a Comparison."""
     result, wrong = Comparison(), []
     for step, parts, run in pairs:
-        used, stored = set(), {}
+        stored = {}  # index in the graph -> name in the stream
         for name, part in parts.items():
-            node = resolve(name, part, run, used)
+            node = resolve(part, run, stored)
             where = f"step {step} (run {run.number}, {len(run.rows)} tokens) {name}"
             if node is None or not node.taken:
-                wrong.append(f"{where}: {'no such node' if node is None else 'the oracle has no bytes'}: {node}"[:300])
+                wrong.append(f"{where}: {'no such node' if node is None else 'the oracle has no bytes'}: {part.meta['tensor']} {part.meta['op']}")
                 continue
-            used.add(node.index)
-            stored[node.index] = node
-            if bytes(node.data) != part.bytes:
+            if node.index in stored:
+                wrong.append(f"{where}: stored twice, as {stored[node.index]} too")
+            stored[node.index] = name
+            if node.data != part.bytes:
                 wrong.append(f"{where}: {difference(node, part)}")
             bad = unmatched_rows(part, run)
             if bad:
                 wrong.append(f"{where}: {bad}")
-            if (part.rows == -1).all():
+            if not part.table:
                 result.without_rows.add(name)
             result.tensors += 1
             result.bytes += len(part.bytes)
             result.names.add(name)
+        wrong += [f"step {step}: {name} is not the last of its name" for i, name in stored.items()
+                  if name == run.at[i].name and any(j > i and run.at[j].name == name for j in stored)]
         for node in run.nodes:
-            if node.index not in used and (node.flags & 16 or node.op in VIEW_OPS):
-                result.left[re.sub(r"-\d+(?=$| )", "", node.name), node.op, why_left(node, stored)] += 1
-                result.n_left += 1
-                result.bytes_left += size(node)
+            if node.index not in stored and (node.flags & 16 or node.op in VIEW_OPS):
+                result.left[re.sub(r"-\d+(?=$| )", "", node.name), node.op, why_left(node, run, stored)] += 1
         result.steps += 1
     assert not wrong, f"{len(wrong)} of {result.tensors} are wrong:\n" + "\n".join(wrong[:20])
     return result
 
 
-def size(node):
-    widths = {"f32": 4, "f16": 2, "bf16": 2, "i32": 4, "i64": 8, "i16": 2, "i8": 1, "f64": 8}
-    return int(np.prod(node.ne)) * widths.get(node.dtype, 0)
-
-
-def why_left(node, stored):
+def why_left(node, run, stored):
+    """Why a node need not be in a stream of everything; "?" if it should be."""
+    if 0 in node.ne:
+        return "empty"
     if not node.computed:
         return "external"
     if node.dtype.startswith("type "):
         return "type"
     if not node.taken:
         return "not contiguous"
-    if node.op in VIEW_OPS and any(len(other.data) == len(node.data) for other in stored.values()):
+    if node.op in VIEW_OPS and ("(" in node.name or made_up(node.name)):
         return "view"
+    if node.op in VIEW_OPS and any(run.at[i].name == node.name or run.at[i].data == node.data for i in stored):
+        return "view of what is stored"
     return "?"
 
 

@@ -2,20 +2,41 @@
 
 /// Patterns, any of which may fit.
 #[derive(Clone, Debug, Default)]
-pub struct Globs(Vec<Vec<char>>);
+pub struct Globs {
+    patterns: Vec<Vec<char>>,
+    /// A name without wildcards, which may hold any character.
+    exactly: Option<String>,
+}
 
 impl Globs {
     /// Patterns separated by commas: `*` is any text, `?` any character, everything else itself. No pattern fits every name.
     #[must_use]
     pub fn new(text: &str) -> Self {
-        Self(text.split(',').map(str::trim).filter(|p| !p.is_empty()).map(|p| p.chars().collect()).collect())
+        let patterns = text.split(',').map(str::trim).filter(|p| !p.is_empty()).map(|p| p.chars().collect()).collect();
+        Self { patterns, exactly: None }
+    }
+
+    /// This name and no other.
+    #[must_use]
+    pub fn exactly(name: &str) -> Self {
+        Self { patterns: Vec::new(), exactly: Some(name.to_owned()) }
+    }
+
+    /// Whether every name fits.
+    #[must_use]
+    pub fn is_all(&self) -> bool {
+        let star = |p: &Vec<char>| !p.is_empty() && p.iter().all(|&c| c == '*');
+        self.exactly.is_none() && (self.patterns.is_empty() || self.patterns.iter().any(star))
     }
 
     /// Whether any of the patterns fits the whole name.
     #[must_use]
     pub fn fits(&self, name: &str) -> bool {
+        if let Some(exactly) = &self.exactly {
+            return exactly == name;
+        }
         let name: Vec<char> = name.chars().collect();
-        self.0.is_empty() || self.0.iter().any(|pattern| fits(pattern, &name))
+        self.patterns.is_empty() || self.patterns.iter().any(|pattern| fits(pattern, &name))
     }
 }
 
@@ -59,6 +80,8 @@ mod tests {
         assert_eq!(all("?cur-1", &["Qcur-1", "cur-1", "ücur-1"]), [true, false, true]);
         assert_eq!(all("x, ffn_out-? ,", &["x", "ffn_out-3", "ffn_out-30"]), [true, true, false]);
         assert_eq!(all("", &["", "a"]), [true, true]);
+        assert!(Globs::exactly("a*").fits("a*") && !Globs::exactly("a*").fits("ab"));
+        assert_eq!(["", "a,**", "a*"].map(|p| Globs::new(p).is_all()), [true, true, false]);
         assert!(Globs::new("*").fits("") && !Globs::new("?").fits(""));
     }
 

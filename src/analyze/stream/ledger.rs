@@ -81,6 +81,21 @@ impl Ledger {
         })
     }
 
+    /// Both together.
+    #[must_use]
+    pub fn plus(&self, other: &Self) -> Self {
+        let mut sum = self.clone();
+        sum.seen = sum.seen.plus(other.seen);
+        sum.captured = sum.captured.plus(other.captured);
+        for (to, from) in [(&mut sum.skipped, &other.skipped), (&mut sum.dropped, &other.dropped)] {
+            for (reason, amount) in from {
+                let entry = to.entry(reason.clone()).or_default();
+                *entry = entry.plus(*amount);
+            }
+        }
+        sum
+    }
+
     /// captured + skipped + dropped.
     #[must_use]
     pub fn accounted(&self) -> Amount {
@@ -111,6 +126,7 @@ mod tests {
         assert_eq!(Ledger::of(&json!({ "account": account })), Some(ledger.clone()));
         assert_eq!(ledger.to_json(), account);
         assert_eq!(Ledger::of(&json!({})), None);
+        assert_eq!(ledger.plus(&ledger).dropped["new_reason"], Amount { tensors: 4, bytes: 40 });
         let short = Ledger { captured: Amount { tensors: 7, bytes: 69 }, ..ledger };
         assert!(!short.is_exact());
     }

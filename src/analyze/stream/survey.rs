@@ -13,7 +13,7 @@ const MOST_LISTED: usize = 100;
 /// Something that is not as it should be.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Problem {
-    /// Number of the packet, or of the one behind the problem.
+    /// Number of the packet.
     pub sequence: u64,
     /// Name of the packet.
     pub name: String,
@@ -30,8 +30,6 @@ pub struct Survey {
     pub resumed: u64,
     /// What the tensors' packets say.
     pub inventory: Inventory,
-    /// The last account.
-    pub ledger: Option<Ledger>,
     /// The last packet, if it is the one that ends a file.
     pub end: Option<Value>,
     /// Packets, of all kinds.
@@ -42,27 +40,35 @@ pub struct Survey {
     pub checkpoints: u64,
     /// Tokens that were chosen.
     pub sampled_tokens: u64,
-    /// What does not agree; at most a hundred.
+    /// What does not agree, at most a hundred. Gaps and damage are in the reader's account.
     pub problems: Vec<Problem>,
     /// All that do not agree.
     pub n_problems: u64,
+    /// The last account.
+    ledger: Option<Ledger>,
     /// Steps of tensors in the file: what accounts call tensors.
     captured: Amount,
     /// That of the moment of the last account.
     captured_then: Amount,
-    next_sequence: Option<u64>,
+    /// Number that the next packet has if none is missing.
+    next_sequence: u64,
     /// Whether packets are missing somewhere; totals cannot agree then, which is no further problem.
     incomplete: bool,
+    /// Accounts of captures whose files stand before this one's in the same file.
+    earlier: Option<Ledger>,
 }
 
 impl Survey {
     /// Adds a packet; `stored` is its length in the file.
     pub fn add(&mut self, packet: &Packet<'_>, stored: u64) {
         self.packets += 1;
-        self.check_sequence(packet);
+        let begins = matches!(packet.content, Content::Header(_)) && packet.sequence == 0;
+        self.incomplete |= packet.sequence != self.next_sequence && !begins;
+        self.next_sequence = packet.sequence.saturating_add(1);
         self.end = None;
         match &packet.content {
             Content::Header(header) if self.header.is_none() => self.header = Some(header.clone()),
+            Content::Header(_) if begins => self.another(),
             Content::Header(_) => self.resumed += 1,
             Content::Tensor { meta, .. } => self.add_tensor(packet, meta, stored),
             Content::Tokens(tokens) => self.sampled_tokens += tokens.len() as u64,
@@ -82,7 +88,7 @@ impl Survey {
         self.note(packet, format!("its values cannot be decoded: {why}"));
     }
 
-    /// Notes that bytes could not be read; what is missing with them is known by its gap in the sequence.
+    /// Notes that bytes could not be read.
     pub fn damaged(&mut self) {
         self.incomplete = true;
     }
@@ -104,18 +110,19 @@ impl Survey {
         }
     }
 
-    fn check_sequence(&mut self, packet: &Packet<'_>) {
-        let expected = self.next_sequence.unwrap_or(0);
-        if packet.sequence != expected {
-            let text = match packet.sequence.checked_sub(expected) {
-                Some(1) => format!("packet {expected} is missing before it"),
-                Some(n) => format!("{n} packets are missing before it, from packet {expected} on"),
-                None => format!("packet {} comes where packet {expected} was expected", packet.sequence),
-            };
-            self.incomplete = true;
-            self.note(packet, text);
+    /// A file that was appended to another has its own account.
+    fn another(&mut self) {
+        self.earlier = self.ledger();
+        (self.ledger, self.captured, self.captured_then) = (None, Amount::default(), Amount::default());
+    }
+
+    /// The last account of the file.
+    #[must_use]
+    pub fn ledger(&self) -> Option<Ledger> {
+        match (&self.earlier, &self.ledger) {
+            (Some(earlier), Some(last)) => Some(earlier.plus(last)),
+            (earlier, last) => last.clone().or_else(|| earlier.clone()),
         }
-        self.next_sequence = Some(packet.sequence.saturating_add(1));
     }
 
     fn add_account(&mut self, packet: &Packet<'_>, account: &Value, last: bool) {
@@ -166,6 +173,6 @@ impl Survey {
         }
         // Whatever else does not agree, the sum does.
         ledger.seen = ledger.accounted();
-        ledger
+        self.earlier.as_ref().map_or(ledger.clone(), |earlier| earlier.plus(&ledger))
     }
 }

@@ -22,18 +22,6 @@ pub fn widen(dtype: DType, bytes: &[u8], out: &mut [f64]) -> usize {
     }
 }
 
-/// Appends values of `dtype` to `out`, rounded to f32. Exact for floats of at most 32 bits and for integers below 2^24.
-pub fn to_f32(dtype: DType, bytes: &[u8], out: &mut Vec<f32>) {
-    if dtype == DType::F32 {
-        return out.extend(bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)));
-    }
-    let mut block = [0.0; 256];
-    for bytes in bytes.chunks(block.len() * dtype.size()) {
-        let n = widen(dtype, bytes, &mut block);
-        out.extend(block[..n].iter().map(|&x| x as f32));
-    }
-}
-
 /// Whether the type holds floating-point numbers.
 #[must_use]
 pub const fn is_float(dtype: DType) -> bool {
@@ -42,7 +30,7 @@ pub const fn is_float(dtype: DType) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{to_f32, widen};
+    use super::widen;
     use crate::codec::DType;
 
     #[test]
@@ -51,15 +39,5 @@ mod tests {
         assert_eq!(widen(DType::I16, &[1, 0, 2, 0, 3, 0], &mut out), 2);
         assert_eq!(out, [1.0, 2.0]);
         assert_eq!(widen(DType::F32, &[0, 0, 128], &mut out), 0);
-    }
-
-    #[test]
-    fn f32_keeps_its_bits_and_the_others_their_values() {
-        let mut out = Vec::new();
-        to_f32(DType::F32, &0x7fc0_1234_u32.to_le_bytes(), &mut out);
-        assert_eq!(out[0].to_bits(), 0x7fc0_1234);
-        to_f32(DType::I32, &(1_i32 << 24).to_le_bytes(), &mut out);
-        to_f32(DType::I8, &[0x80], &mut out);
-        assert_eq!(out[1..], [16_777_216.0, -128.0]);
     }
 }

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::run::{Capture, checked};
+
 /// Shows what llama.cpp really does - memory, compute, KV cache, requests - inside an unmodified llama-server.
 #[derive(Debug, Parser)]
 #[command(
@@ -29,9 +31,11 @@ pub enum Command {
     /// Show what a log says: memory, requests, KV cache, time by component, layer and operation
     Report(Report),
     /// Run a program with the library loaded into it
-    Run(Run),
+    Run(Box<Run>),
     /// Say whether a binary can be instrumented, and what will work
     Doctor(Doctor),
+    /// Look into, check, repair and export activation streams
+    Stream(crate::stream::args::Stream),
 }
 
 /// `report`.
@@ -68,6 +72,14 @@ Examples:
   llama-resource run --report -- llama-bench -m model.gguf -p 64 -n 32
   llama-resource run -- python my_script.py              llama-cpp-python and others: hooks resolve when it loads llama.cpp
 
+Activations, for numpy and others (`llama-resource stream --help`):
+  llama-resource run --capture acts.stream --tensors residual -- llama-server -m model.gguf
+      every row of the residual stream, bit by bit, with the sequence, position and token that it belongs to
+  llama-resource run --capture mlp.stream --tensors 'MLP_ONLY@0-7,logits' --codec bounded --max-memory 256M --policy drop \
+      -- llama-server -m model.gguf
+      eight feed-forward parts and the logits at a relative error of 1e-3, within 256 MiB, never making the server wait
+Which tensors a selection takes from a model is shown by `llama-resource doctor --tensors`, before any run.
+
 The library is looked for beside this program, in ../lib, and where LLAMA_RESOURCE_LIBRARY points. Everything else is the same
 as `LD_PRELOAD=... LLAMA_RESOURCE_LOG_LEVEL=... CMD`: flags become the environment variables of the same name. The exit status
 is the command's own.")]
@@ -79,11 +91,14 @@ pub struct Run {
     #[arg(long, value_name = "PATH")]
     pub log: Option<PathBuf>,
     /// Bytes a second that the log may grow, e.g. 50K, or `unlimited` (LLAMA_RESOURCE_LOG_RATE)
-    #[arg(long, value_name = "RATE")]
+    #[arg(long, value_name = "RATE", value_parser = checked("LLAMA_RESOURCE_LOG_RATE"))]
     pub rate: Option<String>,
     /// When the command ends, show the report on standard error
     #[arg(long)]
     pub report: bool,
+    /// The activation stream
+    #[command(flatten)]
+    pub capture: Capture,
     /// The command and its arguments
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "CMD")]
     pub command: Vec<OsString>,
@@ -96,14 +111,38 @@ Examples:
   llama-resource doctor llama-server                  found in PATH
   llama-resource doctor ./build/bin/llama-server --json
   llama-resource doctor site-packages/llama_cpp/lib/libllama.so
+  llama-resource doctor --tensors residual,logits llama-server model.gguf
+  llama-resource doctor --tensors 'ffn_*@last4' llama-server model.gguf -- -ngl 99 -c 8192
 
-Nothing is executed: the ELF files are read. Exit status: 0 usable, 2 not usable, 1 an error.")]
+Without --tensors nothing is executed: the ELF files are read. With it the binary is started with the model and the library, until
+the first graph with tokens has run (the server's own warm-up), and ended again; nothing is captured. A server gets
+`-c 512 --port 0 -np 1` unless these are given behind `--`.
+
+Exit status: 0 usable (something would be captured), 2 not usable (nothing would be), 1 an error.")]
 pub struct Doctor {
     /// The executable, or the shared library or extension module that a host loads
     pub binary: PathBuf,
     /// Print JSON instead of text
     #[arg(long)]
     pub json: bool,
+    /// List what this selection would capture: tensors, bytes a token, route (as LLAMA_RESOURCE_TENSORS)
+    #[arg(
+        long,
+        value_name = "SELECTION",
+        requires = "model",
+        value_parser = checked("LLAMA_RESOURCE_TENSORS"),
+        allow_hyphen_values = true
+    )]
+    pub tensors: Option<String>,
+    /// The model to list tensors of
+    #[arg(requires = "tensors")]
+    pub model: Option<PathBuf>,
+    /// Seconds until the model must have run
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, requires = "tensors")]
+    pub timeout: u64,
+    /// Further arguments of the binary
+    #[arg(last = true, requires = "tensors", value_name = "ARGS")]
+    pub arguments: Vec<OsString>,
 }
 
 fn level(text: &str) -> Result<String, String> {
@@ -129,6 +168,22 @@ mod tests {
         assert_eq!((run.level.as_deref(), run.log, run.report), (Some("VERBOSE"), None, false));
         assert_eq!(run.command.len(), 4);
         assert!(Cli::try_parse_from(["x", "run", "--level", "loud", "--", "srv"]).is_err());
+        assert!(Cli::try_parse_from(["x", "run", "--rate", "fast", "--", "srv"]).is_err());
         assert!(Cli::try_parse_from(["x", "run"]).is_err());
+    }
+
+    #[test]
+    fn tensors_need_a_model_and_a_model_needs_tensors() {
+        let parse = |words: &[&str]| Cli::try_parse_from([&["x", "doctor"], words].concat());
+        let Ok(cli) = parse(&["--tensors", "-norm,@0-1", "srv", "m.gguf", "--", "-ngl", "0"]) else { unreachable!() };
+        let super::Command::Doctor(doctor) = cli.command else { unreachable!() };
+        assert_eq!((doctor.tensors.as_deref(), doctor.model), (Some("-norm,@0-1"), Some("m.gguf".into())));
+        assert_eq!((doctor.arguments.len(), doctor.timeout), (2, 60));
+        assert!(parse(&["srv"]).is_ok());
+        for bad in
+            [&["srv", "m.gguf"][..], &["--tensors", "auto", "srv"], &["srv", "--", "-ngl"], &["srv", "--timeout", "3"]]
+        {
+            assert!(parse(bad).is_err(), "{bad:?}");
+        }
     }
 }

@@ -6,6 +6,7 @@ mod report;
 mod run;
 #[expect(unsafe_code, reason = "signal handlers need libc")]
 mod signals;
+mod stream;
 
 use std::process::ExitCode;
 
@@ -26,5 +27,6 @@ fn dispatch(command: &args::Command) -> Result<ExitCode, String> {
         args::Command::Report(args) => report::report(args).map(|()| ExitCode::SUCCESS),
         args::Command::Run(args) => run::run(args),
         args::Command::Doctor(args) => doctor::doctor(args),
+        args::Command::Stream(args) => stream::stream(args),
     }
 }

@@ -8,6 +8,10 @@ use std::process::{Command, ExitCode, ExitStatus};
 use crate::report::eprint_line;
 use crate::{args, doctor, report, signals};
 
+mod capture;
+
+pub use self::capture::{Capture, checked};
+
 const LIBRARY: &str = "libllama_resource_instrumentation.so";
 
 /// Runs the subcommand.
@@ -15,6 +19,7 @@ pub fn run(args: &args::Run) -> Result<ExitCode, String> {
     let Some((name, arguments)) = args.command.split_first() else {
         return Err("no command: expected `llama-resource run -- CMD ARGS...`".to_owned());
     };
+    args.capture.check()?;
     let library = library()?;
     check(Path::new(name));
     let mut command = Command::new(name);
@@ -27,6 +32,7 @@ pub fn run(args: &args::Run) -> Result<ExitCode, String> {
     set(&mut command, "LLAMA_RESOURCE_LOG_LEVEL", args.level.as_ref().map(OsStr::new));
     set(&mut command, "LLAMA_RESOURCE_LOG_RATE", args.rate.as_ref().map(OsStr::new));
     set(&mut command, "LLAMA_RESOURCE_LOG_PATH", args.log.as_ref().map(|p| p.as_os_str()));
+    command.envs(args.capture.variables());
     if args.report {
         with_report(command, args)
     } else {
@@ -76,7 +82,7 @@ fn check(name: &Path) {
 }
 
 /// Beside this program, in ../lib, or where LLAMA_RESOURCE_LIBRARY says.
-fn library() -> Result<PathBuf, String> {
+pub fn library() -> Result<PathBuf, String> {
     if let Some(path) = std::env::var_os("LLAMA_RESOURCE_LIBRARY").map(PathBuf::from) {
         return std::path::absolute(&path)
             .ok()
@@ -95,7 +101,7 @@ fn library() -> Result<PathBuf, String> {
 }
 
 /// Ours first; what was preloaded already stays. LD_PRELOAD takes colons and spaces as separators.
-fn preload(library: &Path, before: Option<&OsStr>) -> OsString {
+pub fn preload(library: &Path, before: Option<&OsStr>) -> OsString {
     let mut value = library.as_os_str().to_owned();
     if let Some(before) = before.filter(|b| !b.is_empty()) {
         value.push(":");

@@ -1,4 +1,5 @@
-//! Signals while `run --report` waits: Ctrl-C is the command's business, and SIGTERM is passed on to it.
+//! Signals while `run --report` waits: Ctrl-C is the command's business, and SIGTERM is passed on to it. While `doctor --tensors` waits, both
+//! end the waiting.
 //!
 //! Handlers, not SIG_IGN: an ignored signal would stay ignored in the command, a handled one is reset by exec.
 
@@ -30,14 +31,41 @@ fn pass_on() {
     }
 }
 
+/// Only remembers the signal.
+extern "C" fn on_either(signal: libc::c_int) {
+    PENDING.store(signal, Ordering::SeqCst);
+}
+
+/// From here on Ctrl-C and SIGTERM are only remembered: see [`caught`].
+pub fn catch() {
+    handle([(libc::SIGINT, on_either), (libc::SIGTERM, on_either)]);
+}
+
+/// Whether a signal came since [`catch`].
+pub fn caught() -> bool {
+    PENDING.load(Ordering::SeqCst) != 0
+}
+
+/// Ends every process of a group that we made: asks, or if `now` does not ask.
+pub fn end_group(leader: u32, now: bool) {
+    if let Ok(group) = libc::pid_t::try_from(leader)
+        && group > 1
+    {
+        // SAFETY: `kill` takes two integers; a group that is gone is an error that nobody needs.
+        unsafe { libc::kill(-group, if now { libc::SIGKILL } else { libc::SIGTERM }) };
+    }
+}
+
 /// Keeps this process alive from here on.
 pub fn hold() {
-    let handlers: [(libc::c_int, extern "C" fn(libc::c_int)); 2] =
-        [(libc::SIGINT, on_interrupt), (libc::SIGTERM, on_terminate)];
+    handle([(libc::SIGINT, on_interrupt), (libc::SIGTERM, on_terminate)]);
+}
+
+fn handle(handlers: [(libc::c_int, extern "C" fn(libc::c_int)); 2]) {
     for (signal, handler) in handlers {
         #[expect(clippy::fn_to_numeric_cast_any, reason = "signal() takes the handler as a number")]
         let handler = handler as *const () as libc::sighandler_t;
-        // SAFETY: both handlers only load and store atomics and call `kill`, all async-signal-safe; libc installs them with SA_RESTART.
+        // SAFETY: the handlers only load and store atomics and call `kill`, all async-signal-safe; libc installs them with SA_RESTART.
         unsafe { libc::signal(signal, handler) };
     }
 }

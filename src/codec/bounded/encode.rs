@@ -1,6 +1,6 @@
 //! Encoder of `bounded`: finds the steps, measures, codes.
 
-use super::super::measure::{self, Errors, SQUARES};
+use super::super::measure::{self, Errors, Lanes, SQUARES, Sum};
 use super::super::pack::{self, BLOCK, Sink};
 use super::super::unary::{self, BitSink, ESCAPE};
 use super::{VERSION, block, own_step, row, row_step};
@@ -35,9 +35,9 @@ struct Plan {
     /// Step, and its number if it is not the row's.
     step: f32,
     own: u16,
-    /// Sum of squared errors, and greatest error.
-    squares: f32,
+    /// Greatest error, and sums of squared errors.
     error: f32,
+    missed: Lanes,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -95,21 +95,21 @@ fn encode_row(s: &mut Scratch, bound: f32, data: &[u8], out: &mut Vec<u8>, error
 /// Sum of squares and greatest magnitude of the row, without blocks that hold NaN or infinities; the kind of every block.
 #[inline(always)]
 fn look(s: &mut Scratch) -> (f64, f32) {
-    let (mut squares, mut greatest) = (0.0, 0.0_f32);
+    let (mut squares, mut greatest) = (Sum::default(), 0.0);
     for (values, plan) in s.values.as_chunks::<BLOCK>().0.iter().zip(&mut s.plans) {
-        let (most, sum) = measure::survey(values);
+        let (most, sums) = measure::survey(values);
         let kind = match most {
             0.0 => Kind::Zero,
             m if m.is_finite() && m >= LEAST_BLOCK => Kind::Row,
             _ => Kind::Raw,
         };
         if most.is_finite() {
-            squares += f64::from(sum);
-            greatest = greatest.max(most);
+            squares.add(&sums);
+            greatest = if most > greatest { most } else { greatest };
         }
         *plan = Plan { kind, most, ..Plan::default() };
     }
-    (squares, greatest)
+    (squares.total(), greatest)
 }
 
 /// Finds steps with which the row keeps both bounds: the row's number and the sum of squared errors; `None` if there are none.
@@ -160,7 +160,7 @@ fn first_step(s: &Scratch, bound: f32, n: usize, budget: f64) -> f32 {
 /// Quantises every block with the row's step, or a finer one where the block's bound asks for it; returns the sum of squared errors.
 #[inline(always)]
 fn quantise_row(s: &mut Scratch, bound: f32, row: f32) -> f64 {
-    let mut sum = 0.0;
+    let mut sum = Sum::default();
     let (values, _) = s.values.as_chunks::<BLOCK>();
     let (steps, _) = s.steps.as_chunks_mut::<BLOCK>();
     for ((values, steps), p) in values.iter().zip(steps).zip(&mut s.plans) {
@@ -177,7 +177,7 @@ fn quantise_row(s: &mut Scratch, bound: f32, row: f32) -> f64 {
         let mut tries = if p.step == step { 0 } else { 4 };
         while tries > 0 {
             (p.kind, p.own, p.step) = (kind, own, step);
-            (p.squares, p.error) = measure::quantise(values, step, steps);
+            (p.error, p.missed) = measure::quantise(values, step, steps);
             let kept = f64::from(p.error) <= f64::from(bound) * f64::from(p.most) && p.most < step * MOST_STEPS;
             if kept {
                 break;
@@ -186,13 +186,13 @@ fn quantise_row(s: &mut Scratch, bound: f32, row: f32) -> f64 {
             own = ((step.to_bits() >> 19) as u16).saturating_sub(1);
             (kind, step) = (Kind::Own, own_step(own));
             if tries == 0 || step < f32::MIN_POSITIVE {
-                (p.kind, p.squares, p.error) = (Kind::Raw, 0.0, 0.0);
+                (p.kind, p.error, p.missed) = (Kind::Raw, 0.0, Lanes::default());
                 break;
             }
         }
-        sum += f64::from(p.squares);
+        sum.add(&p.missed);
     }
-    sum
+    sum.total()
 }
 
 /// Writes a row's blocks.
@@ -243,15 +243,16 @@ fn write(s: &mut Scratch, n: usize, data: &[u8], out: &mut Vec<u8>) {
 #[inline(always)]
 fn code_block(steps: &[i32; BLOCK], n: usize, fixed: &mut Sink, bits: &mut BitSink, escapes: &mut Vec<u8>) -> u32 {
     let low = low_bits(steps, n);
-    let (mut kept, mut runs, mut most) = ([0_u32; BLOCK], [0_u32; BLOCK], 0);
+    let (mut kept, mut runs, mut lengths) = ([0; BLOCK], [0; BLOCK], 0);
+    let mask = (1 << low) - 1;
     for i in 0..BLOCK {
-        let (size, sign) = (steps[i].unsigned_abs(), (steps[i] >> 31) as u32 & 1);
-        kept[i] = (size & ((1 << low) - 1)) << 1 | sign;
+        let (size, sign) = (steps[i].unsigned_abs(), steps[i] as u32 >> 31);
+        kept[i] = (size & mask) << 1 | sign;
         runs[i] = size >> low;
-        most = most.max(runs[i]);
+        lengths |= runs[i] + 1;
     }
     pack::put(&kept, n, low as usize + 1, fixed);
-    if most >= ESCAPE {
+    if lengths > ESCAPE {
         for run in &mut runs {
             if *run >= ESCAPE {
                 escape(*run - ESCAPE, escapes);
@@ -275,21 +276,23 @@ fn escape(mut number: u32, out: &mut Vec<u8>) {
 /// The number of low bits that makes the block shortest, of three near the logarithm of the mean.
 #[inline(always)]
 fn low_bits(steps: &[i32; BLOCK], n: usize) -> u32 {
-    let mut sum = 0_u32;
-    for step in steps {
-        sum += step.unsigned_abs();
-    }
+    let sum: u32 = steps.iter().map(|s| s.unsigned_abs()).sum();
     let middle = (sum / n as u32).max(2).ilog2();
-    let mut best = (u32::MAX, 0);
-    for low in middle - 1..=middle + 1 {
-        let mut runs = 0;
-        for step in steps {
-            runs += step.unsigned_abs() >> low;
-        }
-        let cost = runs + low * n as u32;
-        if cost < best.0 {
-            best = (cost, low.min(block::MOST_LOW_OWN));
-        }
+    let mut runs = [0; 3];
+    for step in steps {
+        let size = step.unsigned_abs() >> (middle - 1);
+        runs[0] += size;
+        runs[1] += size >> 1;
+        runs[2] += size >> 2;
     }
-    best.1
+    let n = n as u32;
+    let (finer, same, coarser) = (runs[0], runs[1] + n, runs[2] + 2 * n);
+    let low = if finer < same && finer < coarser {
+        middle - 1
+    } else if same <= coarser {
+        middle
+    } else {
+        middle + 1
+    };
+    low.min(block::MOST_LOW_OWN)
 }

@@ -5,6 +5,7 @@ use half::slice::HalfFloatSliceExt;
 
 use crate::analyze::stream::values;
 use crate::codec::DType;
+use crate::read::stream::to_f32;
 
 /// The float type that was asked for; integers stay what they are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,7 +45,7 @@ impl Converter {
             return bytes;
         }
         self.floats.clear();
-        values::to_f32(source, bytes, &mut self.floats);
+        to_f32(source, bytes, &mut self.floats);
         self.bytes.clear();
         if target == DType::F16 {
             self.halves.clear();

@@ -8,11 +8,13 @@ pub mod layout;
 pub mod npy;
 #[cfg(feature = "parquet")]
 pub mod parquet;
+pub mod rewrite;
 pub mod safetensors;
 pub mod text;
 
 pub use elements::Wanted;
 pub use layout::{Array, Layout};
+pub use rewrite::Rewrite;
 
 use std::path::Path;
 

@@ -1,7 +1,7 @@
 //! A folder of Parquet files, partitioned by layer as Hive does it: `layer=0/part-0.parquet`. One record a row of values.
 //!
-//! Columns: tensor, row (its number in the tensor), step, sequence, position, token, values (list of floats). Tensors outside of the blocks
-//! are in `layer=__HIVE_DEFAULT_PARTITION__`, which readers show as NULL.
+//! Columns: tensor, row (its number in the tensor), step, sequence, position, token, request (of the event log, 0 where there is none), values
+//! (list of floats). Tensors outside of the blocks are in `layer=__HIVE_DEFAULT_PARTITION__`, which readers show as NULL.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -23,9 +23,10 @@ use super::elements::Wanted;
 use super::npy::empty_folder;
 use super::safetensors::part_of;
 use super::{Export, Written, cannot_write};
-use crate::analyze::stream::{labels, values};
+use crate::analyze::stream::labels;
 use crate::error::Error;
 use crate::format::stream::TensorMeta;
+use crate::read::stream::to_f32;
 
 /// Values that all layers together gather before the largest becomes a row group.
 const MOST_PENDING: usize = 8 << 20;
@@ -43,6 +44,7 @@ struct Pending {
     sequences: Vec<i32>,
     positions: Vec<i32>,
     tokens: Vec<i32>,
+    requests: Vec<i64>,
     widths: Vec<usize>,
     values: Vec<f32>,
 }
@@ -87,7 +89,7 @@ impl Parquet {
         let schema = format!(
             "message activations {{
                 required binary tensor (STRING); required int64 row; required int64 step;
-                required int32 sequence; required int32 position; required int32 token;
+                required int32 sequence; required int32 position; required int32 token; required int64 request;
                 required group values (LIST) {{ repeated group list {{ required {element}; }} }}
             }}"
         );
@@ -146,11 +148,12 @@ impl Export for Parquet {
             pending.sequences.push(label.sequence);
             pending.positions.push(label.position);
             pending.tokens.push(label.token);
+            pending.requests.push(label.request.cast_signed());
             pending.widths.push(width);
             next_row += 1;
         }
         self.taken.insert(name.to_owned(), next_row);
-        values::to_f32(meta.dtype, bytes, &mut pending.values);
+        to_f32(meta.dtype, bytes, &mut pending.values);
         self.pending += pending.values.len() - before;
         while self.pending > MOST_PENDING {
             let largest = self.partitions.iter().max_by_key(|(_, p)| p.pending.values.len()).map(|(&layer, _)| layer);
@@ -188,22 +191,20 @@ impl Pending {
             column.typed::<ByteArrayType>().write_batch(&self.tensors, None, None)?;
             column.close()?;
         }
-        for longs in [&self.rows, &self.steps] {
-            let mut column = next(&mut group)?;
-            column.typed::<Int64Type>().write_batch(longs, None, None)?;
-            column.close()?;
-        }
+        write_longs(&mut group, &self.rows)?;
+        write_longs(&mut group, &self.steps)?;
         for numbers in [&self.sequences, &self.positions, &self.tokens] {
             let mut column = next(&mut group)?;
             column.typed::<Int32Type>().write_batch(numbers, None, None)?;
             column.close()?;
         }
+        write_longs(&mut group, &self.requests)?;
         let saturated = self.write_values(&mut group, half)?;
         group.close()?;
         // Memory is kept for the next group; what one layer once needed is bounded.
-        let Self { tensors, rows, steps, sequences, positions, tokens, widths, values } = self;
+        let Self { tensors, rows, steps, sequences, positions, tokens, requests, widths, values } = self;
         tensors.clear();
-        [rows, steps].into_iter().for_each(Vec::clear);
+        [rows, steps, requests].into_iter().for_each(Vec::clear);
         [sequences, positions, tokens].into_iter().for_each(Vec::clear);
         widths.clear();
         values.clear();
@@ -235,6 +236,12 @@ impl Pending {
         column.close()?;
         Ok(saturated)
     }
+}
+
+fn write_longs(group: &mut SerializedRowGroupWriter<'_, File>, values: &[i64]) -> Result<(), ParquetError> {
+    let mut column = next(group)?;
+    column.typed::<Int64Type>().write_batch(values, None, None)?;
+    column.close()
 }
 
 fn next<'a>(

@@ -13,14 +13,15 @@ mod write;
 
 pub use index::{Entry as IndexEntry, Index, IndexBuilder, MOST_ENTRIES};
 pub use packet::{
-    END_MARK, FRAME_LEN, Frame, LEAST_PACKET, LEAST_TRAILER, OpenPacket, RawPacket, TAIL_LEN, TRAILER_MAGIC, TRAILER_START_LEN, Tail, begin, read_trailer,
-    set_sequence,
+    END_MARK, FRAME_LEN, Frame, LEAST_PACKET, LEAST_TRAILER, NO_VALUES, OpenPacket, RawPacket, TAIL_LEN, TRAILER_MAGIC,
+    TRAILER_START_LEN, Tail, begin, read_trailer, set_sequence,
 };
 pub use parse::{Content, Packet, Unreadable};
 pub use rows::RowsBlob;
 pub use varint::Malformed;
 pub use write::{
-    FORMAT_NAME, finish_tensor, write_account, write_checkpoint, write_end, write_header, write_index, write_tensor, write_tokens,
+    FORMAT_NAME, finish_tensor, write_account, write_checkpoint, write_end, write_header, write_index, write_tensor,
+    write_tokens,
 };
 
 use crate::codec::{Codec, DType};

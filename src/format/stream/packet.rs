@@ -21,6 +21,9 @@ pub const TRAILER_START_LEN: usize = SKIPPABLE_LEN + COMMON_LEN;
 pub const TAIL_LEN: usize = 16;
 /// Last four bytes of every packet.
 pub const END_MARK: [u8; 4] = *b"LRS1";
+/// Body of packets without values. No frame begins so: the older system's reader leaves such packets out as undecodable, where it
+/// would take an empty body for an empty tensor and count it in.
+pub const NO_VALUES: u8 = 0;
 /// Fewest bytes of a trailer.
 pub const LEAST_TRAILER: usize = SKIPPABLE_LEN + COMMON_LEN + TAIL_LEN;
 /// Fewest bytes of a packet.
@@ -229,7 +232,8 @@ impl<'a> RawPacket<'a> {
         if frame.packet_len() != packet.len() as u64 || tail.packet_len != packet.len() {
             return Err(Malformed::new("the lengths of the packet do not agree"));
         }
-        let name = std::str::from_utf8(bytes.take(frame.name_len)?).map_err(|_| Malformed::new("the name is not UTF-8"))?;
+        let name =
+            std::str::from_utf8(bytes.take(frame.name_len)?).map_err(|_| Malformed::new("the name is not UTF-8"))?;
         let body_len = frame.data_len.checked_sub(tail.trailer_len);
         let body = bytes.take(body_len.ok_or_else(|| Malformed::new("the trailer is longer than the data"))?)?;
         let trailer = read_trailer_start(&mut bytes, tail.trailer_len)?;
@@ -246,10 +250,7 @@ pub fn read_trailer(start: &[u8], trailer_len: usize) -> std::result::Result<(u8
     read_trailer_start(&mut Cursor::new(start), trailer_len)
 }
 
-fn read_trailer_start(
-    bytes: &mut Cursor<'_>,
-    trailer_len: usize,
-) -> std::result::Result<(u8, u8, u64), Malformed> {
+fn read_trailer_start(bytes: &mut Cursor<'_>, trailer_len: usize) -> std::result::Result<(u8, u8, u64), Malformed> {
     let (magic, size) = (u32::from_le_bytes(bytes.array()?), u32::from_le_bytes(bytes.array()?));
     if magic != TRAILER_MAGIC || size as usize + SKIPPABLE_LEN != trailer_len {
         return Err(Malformed::new("the trailer does not begin where the packet says"));

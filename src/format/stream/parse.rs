@@ -132,7 +132,9 @@ mod tests {
 
     use super::{Content, Packet, Unreadable};
     use crate::format::stream::{Index, SampledToken, meta, set_sequence};
-    use crate::format::stream::{write_account, write_checkpoint, write_end, write_header, write_index, write_tensor, write_tokens};
+    use crate::format::stream::{
+        write_account, write_checkpoint, write_end, write_header, write_index, write_tensor, write_tokens,
+    };
 
     /// Splits a buffer of whole packets by their framing.
     fn packets(mut bytes: &[u8]) -> Vec<&[u8]> {
@@ -147,7 +149,8 @@ mod tests {
 
     #[test]
     fn every_kind_comes_back() {
-        let (meta, token) = (meta::tests::meta(), SampledToken { seq: 1, pos: 2, token: 3, request: 4, probability: None, t_ns: 5 });
+        let (meta, token) =
+            (meta::tests::meta(), SampledToken { seq: 1, pos: 2, token: 3, request: 4, probability: None, t_ns: 5 });
         let mut out = Vec::new();
         write_header(&mut out, 0, &json!({"session_id": "s"})).unwrap();
         write_tensor(&mut out, 1, "Qcur-3", &meta, b"values").unwrap();

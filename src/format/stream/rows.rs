@@ -143,7 +143,7 @@ fn narrow(value: i64, what: &str) -> Result<i32, Malformed> {
 }
 
 fn sum(a: i32, b: i64, what: &str) -> Result<i32, Malformed> {
-    narrow(i64::from(a).checked_add(b).unwrap_or(i64::MAX), what)
+    narrow(i64::from(a).saturating_add(b), what)
 }
 
 fn read_row(bytes: &mut Cursor<'_>, last: &Row, before: Option<&Row>) -> Result<Row, Malformed> {
@@ -161,7 +161,7 @@ fn read_row(bytes: &mut Cursor<'_>, last: &Row, before: Option<&Row>) -> Result<
         row.seq = sum(from.seq, bytes.signed()?, "sequence")?;
     }
     if flags & OTHER_POS != 0 {
-        let difference = bytes.signed()?.checked_add(1).unwrap_or(i64::MAX);
+        let difference = bytes.signed()?.saturating_add(1);
         row.pos = sum(from.pos, difference, "position")?;
     } else if from.pos == i32::MAX {
         return Err(Malformed::new("position is out of range"));
@@ -235,7 +235,9 @@ mod tests {
         let prompt: Vec<Row> = (0..512).map(|i| row(2, i, 40_000 + i * 7 % 9_000, 17)).collect();
         assert!(round_trip(&[part(9, 1_000_000_000, prompt)]) < 512 * 4 + 20);
         let steps: Vec<Part> = (0..200)
-            .map(|s| part(s, 10_000_000 * s, (0..4).map(|q| row(q, 100 * q + s as i32, 45_000, 3 + q as u64)).collect()))
+            .map(|s| {
+                part(s, 10_000_000 * s, (0..4).map(|q| row(q, 100 * q + s as i32, 45_000, 3 + q as u64)).collect())
+            })
             .collect();
         assert!(round_trip(&steps) < 200 * (6 + 4 * 4) + 30, "{}", round_trip(&steps));
     }

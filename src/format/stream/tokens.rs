@@ -90,7 +90,8 @@ mod tests {
 
     #[test]
     fn tokens_come_back_and_no_cut_list_does() {
-        let token = |seq, pos, token, request, probability, t_ns| SampledToken { seq, pos, token, request, probability, t_ns };
+        let token =
+            |seq, pos, token, request, probability, t_ns| SampledToken { seq, pos, token, request, probability, t_ns };
         let tokens = [
             token(0, 0, 5, 0, None, 0),
             token(0, 1, 151_000, 0, Some(0.25), 1_000_000),

@@ -75,8 +75,7 @@ impl<'a> Cursor<'a> {
     }
 
     pub(super) fn array<const N: usize>(&mut self) -> Result<[u8; N], Malformed> {
-        let (head, rest) =
-            self.rest.split_first_chunk::<N>().ok_or_else(|| Malformed::new("metadata ends early"))?;
+        let (head, rest) = self.rest.split_first_chunk::<N>().ok_or_else(|| Malformed::new("metadata ends early"))?;
         self.rest = rest;
         Ok(*head)
     }
@@ -144,7 +143,10 @@ mod tests {
         for v in values {
             let mut out = Vec::new();
             put(&mut out, v);
-            assert_eq!((Cursor::new(&out).varint().unwrap(), out.len()), (v, (64 - v.leading_zeros()).div_ceil(7).max(1) as usize));
+            assert_eq!(
+                (Cursor::new(&out).varint().unwrap(), out.len()),
+                (v, (64 - v.leading_zeros()).div_ceil(7).max(1) as usize)
+            );
         }
         for v in [0, -1, 1, 63, -64, 64, i64::MIN, i64::MAX] {
             let mut out = Vec::new();
@@ -163,7 +165,9 @@ mod tests {
 
     #[test]
     fn no_bytes_overrun() {
-        for bytes in [&[][..], &[0x80], &[0xff; 10], &[0xff; 11], &[0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 2]] {
+        for bytes in
+            [&[][..], &[0x80], &[0xff; 10], &[0xff; 11], &[0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 2]]
+        {
             assert!(Cursor::new(bytes).varint().is_err(), "{bytes:?}");
         }
         assert!(Cursor::new(&[5, b'a']).str("name").is_err());

@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::index::Index;
 use super::meta::put_meta;
-use super::packet::{OpenPacket, begin, finish};
+use super::packet::{NO_VALUES, OpenPacket, begin, finish};
 use super::rows::RowsBlob;
 use super::tokens::put_tokens;
 use super::varint::Malformed;
@@ -45,7 +45,7 @@ pub fn write_tensor(out: &mut Vec<u8>, sequence: u64, name: &str, meta: &TensorM
 /// # Errors
 /// When `fields` is no object.
 pub fn write_header(out: &mut Vec<u8>, sequence: u64, fields: &Value) -> Result<()> {
-    let open = begin(out, Kind::Header.packet_name().unwrap_or_default())?;
+    let open = begin_note(out, Kind::Header)?;
     finish(out, open, Kind::Header, sequence, |out| {
         let Value::Object(fields) = fields else { return Err(Malformed::new("the header is no JSON object")) };
         let mut header = serde_json::Map::new();
@@ -61,7 +61,7 @@ pub fn write_header(out: &mut Vec<u8>, sequence: u64, fields: &Value) -> Result<
 /// # Errors
 /// When there are so many that the packet reaches 4 GiB.
 pub fn write_tokens(out: &mut Vec<u8>, sequence: u64, tokens: &[SampledToken]) -> Result<()> {
-    let open = begin(out, Kind::Tokens.packet_name().unwrap_or_default())?;
+    let open = begin_note(out, Kind::Tokens)?;
     finish(out, open, Kind::Tokens, sequence, |out| {
         put_tokens(out, tokens);
         Ok(())
@@ -89,7 +89,7 @@ pub fn write_checkpoint(out: &mut Vec<u8>, sequence: u64, checkpoint: &Value) ->
 /// # Errors
 /// Only when it reaches 4 GiB.
 pub fn write_index(out: &mut Vec<u8>, sequence: u64, index: &Index) -> Result<()> {
-    let open = begin(out, Kind::Index.packet_name().unwrap_or_default())?;
+    let open = begin_note(out, Kind::Index)?;
     finish(out, open, Kind::Index, sequence, |out| {
         index.put(out);
         Ok(())
@@ -108,8 +108,15 @@ pub fn write_end(out: &mut Vec<u8>, sequence: u64, fields: &Value, last_index: O
     write_json(out, sequence, Kind::End, &fields)
 }
 
-fn write_json(out: &mut Vec<u8>, sequence: u64, kind: Kind, value: &Value) -> Result<()> {
+/// Begins a packet of anything but values.
+fn begin_note(out: &mut Vec<u8>, kind: Kind) -> Result<OpenPacket> {
     let open = begin(out, kind.packet_name().unwrap_or_default())?;
+    out.push(NO_VALUES);
+    Ok(open)
+}
+
+fn write_json(out: &mut Vec<u8>, sequence: u64, kind: Kind, value: &Value) -> Result<()> {
+    let open = begin_note(out, kind)?;
     finish(out, open, kind, sequence, |out| {
         if value.is_object() { put_json(out, value) } else { Err(Malformed::new("no JSON object")) }
     })

@@ -9,7 +9,7 @@ use super::reader::{Form, Item, StreamReader};
 use super::walk::{self, Check, Ends, Step};
 use super::window::Window;
 use crate::error::Result;
-use crate::format::stream::{Content, FRAME_LEN, Index, Kind, Packet, RawPacket};
+use crate::format::stream::{Content, FRAME_LEN, Index, Kind, Packet};
 
 /// A tensor of the stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -107,7 +107,8 @@ impl<R: Read + Seek> StreamReader<R> {
         if self.form == Form::Legacy {
             return Ok(None);
         }
-        let found = walk::written_end(&mut self.window).and_then(|end| walk::ending_at(&mut self.window, end, Check::Ends));
+        let found =
+            walk::written_end(&mut self.window).and_then(|end| walk::ending_at(&mut self.window, end, Check::Ends));
         let Some(Ends { at, .. }) = found.map_err(|e| self.failed(&e))?.filter(|e| e.kind == Kind::End as u8) else {
             return Ok(None);
         };
@@ -130,7 +131,10 @@ impl<R: Read + Seek> StreamReader<R> {
                 return Ok(None);
             };
             // Each run must reach to its index packet, and that to the next run; a chain that turns back would never end.
-            if index.end() != offset || behind.is_some_and(|b| b != at.end()) || index.previous.is_some_and(|p| p >= offset) {
+            if index.end() != offset
+                || behind.is_some_and(|b| b != at.end())
+                || index.previous.is_some_and(|p| p >= offset)
+            {
                 return Ok(None);
             }
             (behind, next) = (Some(index.first), index.previous);

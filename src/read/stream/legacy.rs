@@ -4,13 +4,18 @@
 use std::io::{self, Read, Seek};
 
 use super::account::{Damage, Location};
+use super::catalog::name_of;
 use super::reader::Form;
 use super::walk::{self, Check, Ends, Step};
 use super::window::Window;
-use crate::format::stream::{FRAME_LEN, Frame, Kind, LEAST_PACKET, Malformed, TAIL_LEN, Tail};
+use crate::format::stream::{
+    END_MARK, FRAME_LEN, Frame, Kind, LEAST_PACKET, Malformed, NO_VALUES, TAIL_LEN, TRAILER_MAGIC, Tail,
+};
 
 /// Packets looked at to tell the older system's file from a damaged one of ours.
 const LOOKED_AT: usize = 10_000;
+/// Bytes at the beginning of a file that are searched for our marks.
+const SEARCHED: u64 = 1 << 20;
 /// Values of one packet: no more bytes than this are decompressed.
 const MOST_BYTES: u64 = 1 << 32;
 
@@ -82,7 +87,9 @@ impl<'a> LegacyPacket<'a> {
                 Ok(self.data.len())
             }
             LegacyCodec::Lz4 => read_all(lz4_flex::frame::FrameDecoder::new(self.data), out),
-            LegacyCodec::Zstd => zstd::stream::read::Decoder::new(self.data).and_then(|d| read_all(d.single_frame(), out)),
+            LegacyCodec::Zstd => {
+                zstd::stream::read::Decoder::new(self.data).and_then(|d| read_all(d.single_frame(), out))
+            }
         };
         match result {
             Ok(n) if n as u64 >= MOST_BYTES => {
@@ -134,8 +141,8 @@ pub(super) fn step<R: Read + Seek>(window: &mut Window<R>, offset: u64) -> io::R
     Ok(Step::Packet(Ends { at, name_len: frame.name_len, version: 0, kind: 0, sequence: 0 }))
 }
 
-/// Which form a file has. Ours, however damaged, must never be taken for the older system's, whose packets nothing checks: one mark of
-/// ours anywhere decides.
+/// Which form a file has. Ours, however damaged, must never be taken for the older system's, whose packets nothing checks: one sign of
+/// ours decides.
 pub(super) fn detect<R: Read + Seek>(window: &mut Window<R>) -> io::Result<Form> {
     if named_as_ours(window)? || walk::packet_at(window, 0, Check::Ends)?.is_ok() {
         return Ok(Form::Described);
@@ -143,23 +150,23 @@ pub(super) fn detect<R: Read + Seek>(window: &mut Window<R>) -> io::Result<Form>
     let mut at = 0;
     for _ in 0..LOOKED_AT {
         match step(window, at)? {
-            Step::Packet(found) => {
-                if could_be_ours(window, &found)? {
-                    return Ok(Form::Described);
-                }
-                at = found.at.end();
-            }
-            Step::End | Step::Unwritten(_) if at > 0 => return Ok(Form::Legacy),
-            // Cut within its first packet, or no packets at all.
-            _ if at == 0 => return Ok(Form::Described),
-            // The older system has no end either; a packet of ours further on decides.
+            Step::Packet(found) if could_be_legacy(window, &found)? => at = found.at.end(),
+            Step::End if at > 0 => return Ok(Form::Legacy),
             _ => {
-                let found = walk::search(window, 0)?.0.is_some();
-                return Ok(if found { Form::Described } else { Form::Legacy });
+                // A file of the older system may be cut as well. It has none of our marks, but for one in 2,000 by chance.
+                let legacy = at > 0 && !has_marks(window)?;
+                return Ok(if legacy { Form::Legacy } else { Form::Described });
             }
         }
     }
     Ok(Form::Legacy)
+}
+
+/// Whether anything of ours stands in the beginning of the file.
+fn has_marks<R: Read + Seek>(window: &mut Window<R>) -> io::Result<bool> {
+    let n = window.len().min(SEARCHED) as usize;
+    let bytes = window.get(0, n)?.unwrap_or_default();
+    Ok(bytes.windows(4).any(|w| w == END_MARK || w == TRAILER_MAGIC.to_le_bytes()))
 }
 
 /// Whether the first packet has the name of our header, or what is left of it.
@@ -169,13 +176,17 @@ fn named_as_ours<R: Read + Seek>(window: &mut Window<R>) -> io::Result<bool> {
     Ok(n > 0 && window.look(FRAME_LEN as u64, n)? == name.get(..n))
 }
 
-/// Whether data end as ours do, or begin with a skippable frame, as those of our packets without values do.
-fn could_be_ours<R: Read + Seek>(window: &mut Window<R>, found: &Ends) -> io::Result<bool> {
+/// Whether a packet is named as a module may be, has data, and these do not begin or end as ours do.
+fn could_be_legacy<R: Read + Seek>(window: &mut Window<R>, found: &Ends) -> io::Result<bool> {
+    let name = name_of(window, found)?;
     let (data, end) = (found.at.offset + (FRAME_LEN + found.name_len) as u64, found.at.end());
-    let skippable = |d: &[u8]| d.first().is_some_and(|b| b & 0xf0 == 0x50) && d.ends_with(&[0x2a, 0x4d, 0x18]);
-    if end - data >= 4 && window.look(data, 4)?.is_some_and(skippable) {
-        return Ok(true);
+    if name.chars().any(char::is_control) || data == end {
+        return Ok(false);
+    }
+    let [a, b, c, d] = TRAILER_MAGIC.to_le_bytes();
+    if end - data >= 5 && window.look(data, 5)? == Some(&[NO_VALUES, a, b, c, d]) {
+        return Ok(false);
     }
     let long = found.at.len >= LEAST_PACKET as u64;
-    Ok(long && window.look(end - TAIL_LEN as u64, TAIL_LEN)?.is_some_and(|tail| Tail::read(tail).is_ok()))
+    Ok(!long || window.look(end - TAIL_LEN as u64, TAIL_LEN)?.is_none_or(|tail| Tail::read(tail).is_err()))
 }

@@ -65,7 +65,8 @@ impl StreamReader<File> {
     pub fn open(path: &Path) -> Result<Self> {
         let name = path.display().to_string();
         let file = File::open(path).map_err(|e| {
-            let remedy = if e.kind() == io::ErrorKind::NotFound { "LLAMA_RESOURCE_CAPTURE named it in the host" } else { "" };
+            let remedy =
+                if e.kind() == io::ErrorKind::NotFound { "LLAMA_RESOURCE_CAPTURE named it in the host" } else { "" };
             Error::new("opening the stream", &name, e, remedy)
         })?;
         Self::named(file, name)
@@ -87,6 +88,12 @@ impl<R: Read + Seek> StreamReader<R> {
         let form = legacy::detect(&mut window).map_err(failed)?;
         let account = StreamAccount::default();
         Ok(Self { path, window, form, catalog: None, at: 0, next_sequence: 0, account })
+    }
+
+    /// Reads on as if the packets were of this form, from the beginning: for a file of which the caller knows better.
+    #[must_use]
+    pub fn with_form(self, form: Form) -> Self {
+        Self { form, catalog: None, at: 0, next_sequence: 0, account: StreamAccount::default(), ..self }
     }
 
     /// What the packets are.
@@ -140,7 +147,8 @@ impl<R: Read + Seek> StreamReader<R> {
         // A file appended to another begins again at 0 with its header.
         let begins = found.kind == Kind::Header as u8 && sequence == 0;
         if sequence < self.next_sequence && !begins {
-            let reason = format!("packet {sequence} stands behind packet {}: moved or repeated", self.next_sequence - 1);
+            let reason =
+                format!("packet {sequence} stands behind packet {}: moved or repeated", self.next_sequence - 1);
             return Ok(self.damage(Damage { at, cut: false, reason }));
         }
         self.at = at.end();
@@ -235,5 +243,10 @@ impl<R: Read + Seek> StreamReader<R> {
 }
 
 fn other_version(path: &str, problem: &Unreadable) -> Error {
-    Error::new("reading the stream", path, problem, "read it with the llama-resource that belongs to the library that wrote it")
+    Error::new(
+        "reading the stream",
+        path,
+        problem,
+        "read it with the llama-resource that belongs to the library that wrote it",
+    )
 }

@@ -38,7 +38,8 @@ impl<R: Read + Seek> StreamReader<R> {
             let found = walk::last_before(&mut self.window, end, Check::Ends).map_err(|e| self.failed(&e))?;
             let Some(found) = found else { return Ok(None) };
             if found.kind == Kind::Checkpoint as u8
-                && let Item::Packet { packet: Packet { content: Content::Checkpoint(checkpoint), .. }, .. } = self.packet_at(found.at)?
+                && let Item::Packet { packet: Packet { content: Content::Checkpoint(checkpoint), .. }, .. } =
+                    self.packet_at(found.at)?
             {
                 let (offset, next_sequence) = (found.at.end(), found.sequence.saturating_add(1));
                 let index = self.index_up_to(found).map_err(|e| self.failed(&e))?;
@@ -52,8 +53,7 @@ impl<R: Read + Seek> StreamReader<R> {
     fn index_up_to(&mut self, last: Ends) -> IoResult<IndexBuilder> {
         let mut packets: Vec<(Kind, String, Location)> = Vec::new();
         let (mut current, mut previous) = (last, None);
-        loop {
-            let Some(kind) = Kind::from_u8(current.kind) else { break };
+        while let Some(kind) = Kind::from_u8(current.kind) {
             packets.push((kind, name_of(&mut self.window, &current)?, current.at));
             // Behind damage the index cannot be complete; readers then step through the file.
             let Some(before) = walk::ending_at(&mut self.window, current.at.offset, Check::Ends)? else { break };

@@ -57,11 +57,8 @@ pub(super) fn packet_at<R: Read + Seek>(
     check: Check,
 ) -> Result<std::result::Result<Ends, Malformed>> {
     let wrong = |problem: &str| Ok(Err(Malformed(problem.to_owned())));
-    let frame = match check {
-        Check::Whole => window.get(offset, FRAME_LEN)?,
-        Check::Ends => window.look(offset, FRAME_LEN)?,
-    };
-    let Some(frame) = frame.and_then(|f| f.first_chunk()) else { return wrong("the file ends within a packet") };
+    let frame = window.look(offset, FRAME_LEN)?.and_then(|f| f.first_chunk());
+    let Some(frame) = frame else { return wrong("the file ends within a packet") };
     let frame = Frame::read(*frame);
     let len = frame.packet_len();
     if len > window.len() - offset {
@@ -138,7 +135,9 @@ pub(super) fn search<R: Read + Seek>(window: &mut Window<R>, offset: u64) -> Res
         let last = bytes.iter().rposition(|&b| b != 0);
         written = last.map_or(written, |last| at + last as u64 + 1);
         for mark in marks(bytes.get(..last.map_or(0, |last| last + 1)).unwrap_or_default(), at) {
-            if let Some(found) = ending_at(window, mark + END_MARK.len() as u64, Check::Whole)?.filter(|f| f.at.offset > offset) {
+            if let Some(found) =
+                ending_at(window, mark + END_MARK.len() as u64, Check::Whole)?.filter(|f| f.at.offset > offset)
+            {
                 return Ok((Some(found.at), written));
             }
         }

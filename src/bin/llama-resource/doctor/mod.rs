@@ -1,8 +1,10 @@
-//! `doctor`: can this binary be instrumented by preloading, and what will work? Reads ELF files, runs nothing.
+//! `doctor`: can this binary be instrumented by preloading, and what will work? Reads ELF files, runs nothing. (`--tensors` does.)
 
 mod elf;
 mod feature;
+mod listing;
 mod search;
+mod tensors;
 
 use std::fmt::Write;
 use std::os::unix::fs::PermissionsExt;
@@ -60,6 +62,9 @@ pub struct Diagnosis {
 
 /// Runs the subcommand.
 pub fn doctor(args: &args::Doctor) -> Result<ExitCode, String> {
+    if let Some(selection) = &args.tensors {
+        return tensors::tensors(args, selection);
+    }
     let path = program(&args.binary).ok_or_else(|| {
         format!("cannot find `{}`: expected the path of a program or library, or a name in PATH", args.binary.display())
     })?;

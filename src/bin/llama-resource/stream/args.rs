@@ -174,7 +174,8 @@ Examples:
 
 safetensors: one file. For every tensor NAME an array [rows, ne0] and NAME.rows, int32 [rows, 4]: step, sequence, position, token.
 npy:         a folder of NAME.npy, NAME.rows.npy and index.json.
-parquet:     a folder layer=N/part-0.parquet with tensor, row, step, sequence, position, token, values (a list of floats).
+parquet:     a folder layer=N/part-0.parquet with tensor, row, step, sequence, position, token, request and
+             values (a list of floats).
 Where only some elements of each row were stored, NAME.columns says which. A tensor whose rows change their length becomes one array
 for each length: NAME.n256, NAME.n512. docs/PYTHON.md shows how to load all of them.")]
 pub struct Export {
