@@ -3,6 +3,7 @@
 //! Conventions (docs/C-API.md): names `llama_resource_instrumentation_<what>`, status codes with 0 for success, every pointer checked,
 //! nothing aborts, callable from any thread. The header in include/ is generated from this file.
 
+pub mod capture;
 pub mod eval;
 pub mod marks;
 

@@ -103,17 +103,40 @@ extern "C" fn at_exit_unseen() {
     });
 }
 
-/// The settings that the environment gives, and what was wrong with them.
+/// The settings that the program and the environment give, and what was wrong with them.
 #[must_use]
 pub fn from_environment() -> (Config, Vec<String>) {
-    let (mut config, warnings) = Config::parse(
-        std::env::vars_os().map(|(n, v)| (n.to_string_lossy().into_owned(), v.to_string_lossy().into_owned())),
-    );
-    // The one value that need not be UTF-8.
-    if let Some(path) = std::env::var_os("LLAMA_RESOURCE_LOG_PATH").filter(|p| !p.is_empty()) {
-        config.log_path = path.into();
+    let set = SET.lock().clone();
+    let named = |n: &str| set.iter().any(|(own, _)| own == n);
+    let variables = std::env::vars_os()
+        .map(|(n, v)| (n.to_string_lossy().into_owned(), v.to_string_lossy().into_owned()))
+        .filter(|(n, _)| !named(n));
+    let (mut config, warnings) = Config::parse(variables.chain(set.iter().cloned()));
+    // The two values that need not be UTF-8.
+    let path = |name: &str| std::env::var_os(name).filter(|p| !p.is_empty() && !named(name)).map(PathBuf::from);
+    if let Some(path) = path("LLAMA_RESOURCE_LOG_PATH") {
+        config.log_path = path;
+    }
+    if let Some(path) = path("LLAMA_RESOURCE_CAPTURE") {
+        config.capture.path = Some(path);
     }
     (config, warnings)
+}
+
+/// Settings that the program made by [`set`].
+static SET: Mutex<Vec<(String, String)>> = Mutex::new(Vec::new());
+
+/// Sets `name` for the next start, ahead of the environment; `None` takes it back. The error says what was expected.
+pub fn set(name: &str, value: Option<&str>) -> std::result::Result<(), String> {
+    if let Some(value) = value {
+        crate::config::check(name, value)?;
+    }
+    let mut set = SET.lock();
+    set.retain(|(n, _)| n != name);
+    if let Some(value) = value {
+        set.push((name.to_owned(), value.to_owned()));
+    }
+    Ok(())
 }
 
 /// Begins recording.
@@ -168,15 +191,15 @@ pub fn start(config: &Config, mode: Mode) -> Result<Started> {
     *running = Some(Running { commands, thread: Some(thread), mode, began_ns: now });
     // A callback that gets the message may call us again.
     drop(running);
-    begin_capture(config, mode, &session, now);
+    begin_capture(config, &session, now);
     log::info(format!("recording at {} into {}", config.level.name(), path.display()));
     Ok(Started::Now)
 }
 
 /// Begins to capture, if the settings ask for it. What is wrong with them is told; events are recorded all the same.
-fn begin_capture(config: &Config, mode: Mode, session: &capture::start::Session, now: u64) {
+fn begin_capture(config: &Config, session: &capture::start::Session, now: u64) {
     let list = std::env::var_os("LLAMA_RESOURCE_CAPTURE_LIST").filter(|p| !p.is_empty()).map(PathBuf::from);
-    if mode == Mode::ApiWithoutHooks || (config.capture.path.is_none() && list.is_none()) {
+    if config.capture.path.is_none() && list.is_none() {
         return;
     }
     let unix_s = clock::unix_us(now) / 1_000_000;
@@ -300,6 +323,9 @@ pub fn flush() -> bool {
     }
     let Some(commands) = RUNNING.lock().as_ref().map(|r| r.commands.clone()) else { return false };
     mark::before_flush();
+    if !capture::flush(CAPTURE_PATIENCE) {
+        return false;
+    }
     let (done, answer) = bounded(1);
     commands.send_timeout(Command::Flush(done), PATIENCE).is_ok() && answer.recv_timeout(PATIENCE).is_ok()
 }

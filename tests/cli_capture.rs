@@ -115,8 +115,8 @@ impl Drop for Stand {
 const SERVES: &str = r#"
 cat > "$LLAMA_RESOURCE_CAPTURE_LIST.part" <<END
 {"arch":"llama","n_layer":2,"n_tokens":2,"unmatched_terms":["l_uot"],"nodes":[
-{"name":"l_out-0","store":"l_out-0","op":"ADD","component":"residual","layer":0,"occurrence":0,"dtype":"f32","ne":[576,2,1,1],"rows":"tokens","bytes_per_token":2304,"route":"retain","reason":null},
-{"name":"l_out-1","store":"l_out-1","op":"ADD","component":"residual","layer":1,"occurrence":0,"dtype":"f32","ne":[576,1,1,1],"rows":"outputs","bytes_per_token":2304,"route":"callback","reason":"in_place"}]}
+{"name":"l_out-0","store":"l_out-0","op":"ADD","component":"residual","layer":0,"occurrence":0,"dtype":"f32","ne":[576,2,1,1],"token_dim":1,"rows":"tokens","bytes_per_token":2304,"route":"retain","reason":null},
+{"name":"l_out-1","store":"l_out-1","op":"ADD","component":"residual","layer":1,"occurrence":0,"dtype":"f32","ne":[576,1,1,1],"token_dim":1,"rows":"outputs","bytes_per_token":2304,"route":"callback","reason":"in_place"}]}
 END
 env | grep ^LLAMA_RESOURCE_ > "$(dirname "$0")/environment"
 sleep 300 &

@@ -12,7 +12,8 @@ type Room = (&'static str, &'static [&'static str], &'static str);
 const ROOMS: &[Room] = &[
     ("error", &[], "one type"),
     ("queue", &[], "rings of anything"),
-    ("format", &[], "the types of a line: no thread, no file, no clock"),
+    ("codec", &[], "values to bytes and back"),
+    ("format", &["codec"], "the types of a line and of a packet: no thread, no file, no clock"),
     ("host", &[], "libc, and nothing of ours"),
     ("log", &["host"], "writes to stderr, or to the caller's callback"),
     ("clock", &["host"], "the clock and the time zone are the process's"),
@@ -32,23 +33,33 @@ const ROOMS: &[Room] = &[
         "`observe` for plans, samples and counters and `mark` for marks, which the writer reads when it has time; `boundary` to end recording on an I/O error",
     ),
     (
+        "pipeline",
+        &["boundary", "codec", "config", "error", "format", "host", "log"],
+        "threads of its own between the host's and the disk",
+    ),
+    (
+        "capture",
+        &["boundary", "clock", "codec", "config", "error", "format", "ggml", "graph", "log", "observe", "pipeline", "select"],
+        "finds nodes in the host's graphs, asks `observe` whose rows they are, and feeds `pipeline`",
+    ),
+    (
         "mark",
         &["boundary", "clock", "format", "ggml", "graph", "log", "observe", "record"],
         "the caller's spans and tensors, and its graphs for `observe`; wakes the writer",
     ),
     (
         "session",
-        &["boundary", "clock", "config", "error", "format", "ggml", "host", "log", "mark", "observe", "record"],
+        &["boundary", "capture", "clock", "config", "error", "format", "ggml", "host", "log", "mark", "observe", "record"],
         "starts and stops everything, so it knows everything",
     ),
     (
         "hook",
-        &["boundary", "clock", "format", "ggml", "host", "observe", "record", "session"],
+        &["boundary", "capture", "clock", "format", "ggml", "host", "observe", "record", "session"],
         "`session` to start; `host` to find its own object; `format` and `record` where an event is one call of the host",
     ),
     (
         "abi",
-        &["boundary", "config", "format", "ggml", "log", "mark", "record", "session"],
+        &["boundary", "capture", "clock", "config", "format", "ggml", "log", "mark", "record", "session"],
         "the C face of `session` and `mark`; `ggml` for the caller's tensors",
     ),
     ("read", &["format"], "lines back into values"),
@@ -62,7 +73,7 @@ const ROOMS: &[Room] = &[
 ];
 
 /// Modules that may contain unsafe code: those whose `mod` line in src/lib.rs says so, one function and one module of the program.
-const UNSAFE: &[&str] = &["abi", "ggml", "hook", "host", "mark", "observe", "log.rs", "bin/llama-resource/signals.rs"];
+const UNSAFE: &[&str] = &["abi", "capture", "ggml", "hook", "host", "mark", "observe", "log.rs", "bin/llama-resource/signals.rs"];
 
 /// A file longer than this is two files.
 const MOST_LINES: usize = 500;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use feed::{Feeder, PATIENCE, clear, options, read, scratch, tokens_file};
 use llama_resource_instrumentation::codec::Codec;
-use llama_resource_instrumentation::pipeline::{Pipeline, Policy};
+use llama_resource_instrumentation::pipeline::{Pipeline, Policy, Reason};
 
 #[test]
 fn every_step_comes_back_in_order_whatever_the_codec_and_the_workers() {
@@ -77,13 +77,13 @@ fn policy_sample_leaves_whole_steps_out() {
     let path = scratch("sample");
     let pipeline = Pipeline::start(options(&path, Codec::Zstd, 16, Policy::Sample)).unwrap();
     let mut feeder = Feeder::new(8);
-    // Smaller than the largest buffer, so a step is captured whole or not at all.
-    let whole: Vec<u64> = (1..=400).filter(|&step| feeder.step(&pipeline, step)).collect();
-    assert!(whole.len() > 20 && whole.len() < 400, "{} steps", whole.len());
+    let whole = (1..=400).filter(|&step| feeder.step(&pipeline, step)).count();
+    assert!((20..400).contains(&whole), "{whole} steps");
     let totals = pipeline.finish(PATIENCE);
     assert!(totals.clean && totals.account.is_exact(), "{totals:?}");
-    let stream = read(&path);
-    stream.assert_steps(whole, 8);
+    let sampled = totals.account.dropped.iter().find(|(r, _)| *r == Reason::Sampled).expect("steps left out").1;
+    assert!(sampled.bytes > feeder.refused, "{totals:?}");
+    read(&path).assert_kept(&feeder.kept, 8);
     clear(&path);
 }
 

@@ -4,6 +4,7 @@ use std::ffi::c_void;
 
 use super::{LLAMA_RESOURCE_INSTRUMENTATION_ABI_VERSION, versioned};
 use crate::boundary::guard;
+use crate::capture;
 use crate::ggml::bindings::ggml_tensor;
 use crate::mark::eval;
 
@@ -52,21 +53,27 @@ pub unsafe extern "C-unwind" fn llama_resource_eval_callback(
     let theirs = guard(None, || unsafe { chained(user_data) });
     if ask {
         // SAFETY: the caller's promise.
-        let ours = guard(false, || unsafe { eval::ask(t.cast()) });
+        let timed = guard(false, || unsafe { eval::ask(t.cast()) });
+        // After the look at the tensor above, which probes the layout. SAFETY: the caller's promise.
+        let captured = capture::is_on() && guard(false, || unsafe { capture::serial::ask(t.cast()) });
         // SAFETY: ggml's own arguments, and the caller's own pointer.
         let wanted = theirs.is_some_and(|(f, data)| unsafe { f(t, true, data) });
         guard((), || {
             if theirs.is_some() {
                 eval::set_theirs(wanted);
             }
-            if ours {
+            if timed {
                 eval::starts();
             }
         });
-        return ours || wanted;
+        return timed || captured || wanted;
     }
     // SAFETY: the caller's promise.
     guard((), || unsafe { eval::observe(t.cast()) });
+    if capture::is_on() {
+        // SAFETY: the caller's promise.
+        guard((), || unsafe { capture::serial::shown(t.cast()) });
+    }
     match theirs {
         // SAFETY: as above.
         Some((f, data)) if guard(false, eval::theirs) => unsafe { f(t, false, data) },

@@ -58,7 +58,7 @@ pub struct GraphPlan {
 /// What survives from graph to graph.
 #[derive(Debug, Default)]
 pub struct Memory {
-    known: Known,
+    pub(super) known: Known,
     specs: HashMap<(String, u8), Arc<Spec>>,
     /// Length of a row by name, as first seen.
     widths: HashMap<String, u32>,
@@ -160,8 +160,7 @@ pub fn plan(nodes: &[TensorPtr], wish: &Wish, n_layer: Option<i32>, memory: &mut
         } else {
             None
         };
-        let elements = wish.elements.unwrap_or(if h.sampled { SAMPLED_ELEMENTS } else { 0 });
-        let slice = crate::select::slice(shape.ne[0], elements);
+        let slice = crate::select::slice(shape.ne[0], wish.elements_of(&h));
         let store = memory.of_width(store, shape.ne[0]);
         out.wanted.push(Wanted {
             node: h.node,
@@ -199,15 +198,24 @@ struct Found {
 }
 
 /// A node that the selection names.
-struct Hit {
+#[derive(Debug)]
+pub(super) struct Hit {
     node: usize,
-    name: String,
-    op: &'static str,
-    class: class::Class,
+    pub(super) name: String,
+    pub(super) op: &'static str,
+    pub(super) class: class::Class,
     sampled: bool,
 }
 
-fn hit(
+impl Wish {
+    /// Elements of each row that are stored of this node, 0 for all.
+    pub(super) fn elements_of(&self, hit: &Hit) -> u32 {
+        self.elements.unwrap_or(if hit.sampled { SAMPLED_ELEMENTS } else { 0 })
+    }
+}
+
+/// Whether the selection names node `t`, number `i` of its graph, whose good name is `name`.
+pub(super) fn hit(
     i: usize,
     t: &TensorPtr,
     name: &str,
@@ -242,12 +250,13 @@ fn hit(
 impl Memory {
     /// The name of a tensor whose rows are so long: a second length gets a name of its own, since a stream holds one array for each name
     /// (attention scores grow with the cache).
-    fn of_width(&mut self, store: String, width: u32) -> String {
+    pub(super) fn of_width(&mut self, store: String, width: u32) -> String {
         let first = *self.widths.entry(store.clone()).or_insert(width);
         if first == width { store } else { format!("{store}@{width}") }
     }
 
-    fn spec(&mut self, store: String, h: &Hit, tensor: &str, occurrence: u16, dtype: DType, slice: Option<Slice>) -> Arc<Spec> {
+    /// The tensor's description, shared by all graphs.
+    pub(super) fn spec(&mut self, store: String, h: &Hit, tensor: &str, occurrence: u16, dtype: DType, slice: Option<Slice>) -> Arc<Spec> {
         let make = || {
             Arc::new(Spec {
                 name: store.clone(),

@@ -58,6 +58,8 @@ fn node(w: &Wanted, way: &Way, live: &Live) -> Value {
         "occurrence": w.spec.occurrence,
         "dtype": w.spec.dtype.name(),
         "ne": w.shape.ne,
+        "token_dim": w.shape.token_dim,
+        "elements": w.spec.slice.map(|s| super::copy::slice_len(&s)),
         "rows": match w.shape.rows { Rows::Tokens => "tokens", Rows::Outputs => "outputs", Rows::Other => "other" },
         "bytes_per_token": stored / tokens.max(1),
         "route": route,

@@ -16,6 +16,7 @@ pub mod live;
 pub mod names;
 pub mod rows;
 pub mod run;
+pub mod serial;
 pub mod shape;
 pub mod start;
 pub mod step;
@@ -24,14 +25,15 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
-use parking_lot::{Mutex, RwLock};
+use parking_lot::{MappedMutexGuard, Mutex, MutexGuard, RwLock};
 
 use crate::config::CaptureConfig;
 use crate::format::stream::SampledToken;
 use crate::ggml::api::{self, EvalCallback, Ptr};
 use crate::observe::Sampled;
-use crate::pipeline::{Pipeline, Reason};
+use crate::pipeline::{Counts, Pipeline, Reason};
 
 use graph::{GraphPlan, Memory, Wish};
 use live::Live;
@@ -75,6 +77,11 @@ impl Capture {
     #[must_use]
     pub fn pipeline(&self) -> Option<&Pipeline> {
         self.start.pipeline(self)
+    }
+
+    /// What was learned of the graphs so far.
+    fn memory(&self) -> MappedMutexGuard<'_, Memory> {
+        MutexGuard::map(self.graphs.lock(), |g| &mut g.memory)
     }
 
     /// Why rows are left out: the one of the two filters that is set, the requests if both are.
@@ -166,6 +173,29 @@ pub fn token(sampled: &Sampled, token: i32, probability: Option<f32>, t_ns: u64,
     if let Some(pipeline) = capture.pipeline() {
         pipeline.token(chosen, text);
     }
+}
+
+/// A token that the caller of the C API chose. False if nothing is captured.
+pub fn track(seq: i32, pos: i32, token: i32, probability: Option<f32>, t_ns: u64, text: Option<Box<str>>) -> bool {
+    let Some(capture) = current().filter(|c| c.list.is_none()) else { return false };
+    let Some(pipeline) = capture.pipeline() else { return false };
+    pipeline.token(SampledToken { seq, pos: pos.max(-1), token, request: 0, probability, t_ns }, text);
+    true
+}
+
+/// Waits until everything captured so far is in the file. False if that fails or takes too long.
+#[must_use]
+pub fn flush(patience: Duration) -> bool {
+    let Some(capture) = current() else { return true };
+    capture.start.started().is_none_or(|p| p.flush(patience))
+}
+
+/// The running account, and the bytes of the stream. `None` while nothing is captured.
+#[must_use]
+pub fn account() -> Option<(Counts, u64)> {
+    let capture = current().filter(|c| c.list.is_none())?;
+    let pipeline = capture.start.started()?;
+    Some((pipeline.account().totals(), pipeline.written().1))
 }
 
 /// Text of a token.

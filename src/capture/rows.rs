@@ -97,7 +97,7 @@ fn filter(config: &CaptureConfig, rows: Vec<(u32, Row)>) -> (Arc<[Row]>, Option<
 }
 
 /// Values of an input that the host filled before the graph runs.
-fn integers(t: TensorPtr) -> Option<Vec<i32>> {
+pub(super) fn integers(t: TensorPtr) -> Option<Vec<i32>> {
     let bytes = t.span_bytes();
     if t.type_name() != "i32" || t.data().is_null() || t.buffer().is_null() {
         return None;

@@ -145,11 +145,11 @@ pub fn begins(sched: Ptr, graph: Ptr, number: Option<u64>) -> bool {
             live
         }
     };
-    if live.plan.wanted.is_empty() && live.plan.refused.is_empty() {
-        return false;
-    }
     if capture.list.is_some() {
         list::write(&capture, &live);
+        return false;
+    }
+    if live.plan.wanted.is_empty() && live.plan.refused.is_empty() {
         return false;
     }
     step_begins(&capture, live, sched, number)

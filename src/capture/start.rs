@@ -35,6 +35,11 @@ pub(super) struct Start {
 }
 
 impl Start {
+    /// The pipeline, if there was a step.
+    pub(super) fn started(&self) -> Option<&Pipeline> {
+        self.pipeline.get()?.as_ref()
+    }
+
     pub(super) fn pipeline(&self, capture: &Capture) -> Option<&Pipeline> {
         self.pipeline
             .get_or_init(|| {
@@ -177,6 +182,7 @@ pub fn end(patience: Duration) -> Option<CaptureSummary> {
     if capture.list.is_some() {
         return None;
     }
+    super::serial::finish_all(&capture);
     let totals = capture.pipeline()?.finish(patience);
     let amount = |a: Amount| CaptureAmount { tensors: a.tensors, bytes: a.bytes };
     let losses = |list: &[(Reason, Amount)]| {

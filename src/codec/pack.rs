@@ -40,6 +40,20 @@ impl Sink {
         self.len += keep;
     }
 
+    /// Writes the first `keep` bytes of each of the first `n` words. Straight to where they belong: reading back what was just written in
+    /// other pieces stalls processors.
+    #[inline(always)]
+    fn put_words(&mut self, words: &[u64; 8], keep: usize, n: usize) {
+        if let Some(room) = self.bytes.get_mut(self.len..).and_then(|b| b.first_chunk_mut::<{ BLOCK + 8 }>()) {
+            for (i, word) in words.iter().enumerate() {
+                if let Some(room) = room.get_mut(i * (keep & 7)..).and_then(|b| b.first_chunk_mut::<8>()) {
+                    *room = word.to_le_bytes();
+                }
+            }
+        }
+        self.len += n * keep;
+    }
+
     /// Writes a slice.
     pub(super) fn extend(&mut self, bytes: &[u8]) {
         if let Some(room) = self.bytes.get_mut(self.len..self.len + bytes.len()) {
@@ -60,9 +74,7 @@ pub(super) fn put(values: &[u32; BLOCK], n: usize, width: usize, out: &mut Sink)
     let rest = width - shift;
     if rest > 0 {
         let words = squeeze(&bytes(values, shift as u32), rest as u32);
-        for word in words.iter().take(n.div_ceil(8)) {
-            out.put(&word.to_le_bytes(), rest);
-        }
+        out.put_words(&words, rest, n.div_ceil(8));
     }
 }
 

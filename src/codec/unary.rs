@@ -2,8 +2,8 @@
 
 use super::pack::BLOCK;
 
-/// From here on a number is written as this one, and the rest of it elsewhere.
-pub(super) const ESCAPE: u32 = 7;
+/// From here on a number is written as this one, and the rest of it elsewhere. One less than a power of two.
+pub(super) const ESCAPE: u32 = 15;
 
 /// Order in which the numbers of a block stand in the bits: what merging halves gives.
 const ORDER: [u8; BLOCK] = {
@@ -33,7 +33,7 @@ impl BitSink {
     /// Empties it and makes room for `blocks` blocks.
     pub(super) fn clear(&mut self, blocks: usize) {
         (self.len, self.word, self.used) = (0, 0, 0);
-        let most = (blocks + 1) * BLOCK;
+        let most = (blocks * BLOCK * (ESCAPE as usize + 1)).div_ceil(8) + 16;
         if self.bytes.len() < most {
             self.bytes.resize(most, 0);
         }
@@ -71,7 +71,7 @@ impl BitSink {
 /// Appends the first `n` numbers (each at most [`ESCAPE`]).
 #[inline(always)]
 pub(super) fn put(numbers: &[u32; BLOCK], n: usize, out: &mut BitSink) {
-    // Codes and their lengths, 8 bits at most. All shift counts are masked to what they are anyway, which compilers like.
+    // Codes and their lengths, 16 bits at most. Shift counts are masked to what they are anyway, which makes them one instruction.
     let (mut code, mut len) = ([0_u32; BLOCK], [0_u32; BLOCK]);
     for i in 0..BLOCK {
         code[i] = 1 << (numbers[i] & 31);
@@ -103,15 +103,16 @@ pub(super) fn put(numbers: &[u32; BLOCK], n: usize, out: &mut BitSink) {
         len16[i] = len8[i] + len8[i + 4];
         most = most.max(len16[i]);
     }
-    // Nearly always two words' worth fits into one. The first of two being full is no trouble: then both are too long.
+    // Sixteen numbers nearly always fit into a word. If not, the words above may be wrong, and fours, which always fit, are written.
     if most <= 64 {
         for i in 0..4 {
             out.push(code16[i], len16[i]);
         }
     } else {
         for i in 0..4 {
-            out.push(code8[i], len8[i]);
-            out.push(code8[i + 4], len8[i + 4]);
+            for i in [i, i + 8, i + 4, i + 12] {
+                out.push(code4[i], len4[i]);
+            }
         }
     }
 }
@@ -149,29 +150,39 @@ impl<'a> BitSource<'a> {
 #[inline(always)]
 #[must_use]
 pub(super) fn get(from: &mut BitSource<'_>, n: usize, numbers: &mut [u8; BLOCK]) -> bool {
-    let mut order = ORDER.iter().filter(|i| usize::from(**i) < n);
-    let mut left = n;
-    while left > 0 {
+    if n == BLOCK {
+        return read(from, n, &ORDER, numbers);
+    }
+    let mut order = [0; BLOCK];
+    for (to, i) in order.iter_mut().zip(ORDER.iter().filter(|i| usize::from(**i) < n)) {
+        *to = *i;
+    }
+    read(from, n.min(BLOCK), &order, numbers)
+}
+
+#[inline(always)]
+fn read(from: &mut BitSource<'_>, n: usize, order: &[u8; BLOCK], numbers: &mut [u8; BLOCK]) -> bool {
+    let (mut i, mut most) = (0, 0);
+    while i < n {
         let mut word = from.peek();
-        // The last run may go on behind the word: it is read again. 57 bits hold seven runs or more.
-        let mut end = 0;
-        if word == 0 {
+        // A run that goes on behind the word is read again with the next. Ends within a word:
+        let ends = (word.count_ones() as usize).min(n - i);
+        if ends == 0 {
             return false;
         }
-        while word != 0 && left > 0 {
-            let one = word.trailing_zeros();
-            let run = one - end;
-            let (Some(i), true) = (order.next(), run <= ESCAPE) else { return false };
-            if let Some(number) = numbers.get_mut(usize::from(*i)) {
-                *number = run as u8;
-            }
-            end = one + 1;
-            word &= word - 1;
-            left -= 1;
+        let mut begin = 0;
+        for _ in 0..ends {
+            let end = word.trailing_zeros();
+            let run = end.wrapping_sub(begin);
+            numbers[usize::from(order[i % BLOCK]) % BLOCK] = run as u8;
+            most |= run;
+            begin = end + 1;
+            word &= word.wrapping_sub(1);
+            i += 1;
         }
-        from.at += end as usize;
+        from.at += begin as usize;
     }
-    true
+    most <= ESCAPE
 }
 
 #[cfg(test)]
@@ -183,7 +194,7 @@ mod tests {
         let mut state = 1_u32;
         let mut random = || {
             state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            (state >> 16).trailing_zeros().min(ESCAPE)
+            (state >> 8).trailing_zeros().min(ESCAPE)
         };
         for n in 1..=BLOCK {
             let blocks: Vec<[u32; BLOCK]> = (0..9).map(|_| std::array::from_fn(|_| random())).collect();
@@ -211,13 +222,13 @@ mod tests {
         let mut sink = BitSink::default();
         sink.clear(1);
         put(&[ESCAPE; BLOCK], BLOCK, &mut sink);
-        assert_eq!(sink.finish(), [0x80; BLOCK]);
+        assert_eq!(sink.finish(), [0x00, 0x80].repeat(BLOCK));
     }
 
     #[test]
     fn runs_that_are_too_long_and_ends_that_are_too_early_are_errors() {
         let mut numbers = [0; BLOCK];
-        assert!(!get(&mut BitSource::new(&[0, 1]), 1, &mut numbers));
+        assert!(!get(&mut BitSource::new(&[0, 0, 1]), 1, &mut numbers));
         assert!(!get(&mut BitSource::new(&[0xFF]), 9, &mut numbers));
         assert!(!get(&mut BitSource::new(&[]), 1, &mut numbers));
         assert!(get(&mut BitSource::new(&[0xFF]), 8, &mut numbers));

@@ -132,8 +132,9 @@ impl Amount {
 
 impl std::ops::AddAssign for Amount {
     fn add_assign(&mut self, other: Self) {
-        self.tensors += other.tensors;
-        self.bytes += other.bytes;
+        // A caller's nonsense must not end in a panic.
+        self.tensors = self.tensors.saturating_add(other.tensors);
+        self.bytes = self.bytes.saturating_add(other.bytes);
     }
 }
 
@@ -283,6 +284,14 @@ impl Counts {
     pub fn all_dropped(&self) -> Amount {
         let mut sum = Amount::default();
         self.dropped.iter().for_each(|(_, a)| sum += *a);
+        sum
+    }
+
+    /// Sum of what was left out.
+    #[must_use]
+    pub fn all_skipped(&self) -> Amount {
+        let mut sum = Amount::default();
+        self.skipped.iter().for_each(|(_, a)| sum += *a);
         sum
     }
 

@@ -187,6 +187,19 @@ pub struct Totals {
     pub problem: Option<Error>,
 }
 
+/// Where a resumed stream goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Resumed {
+    /// The last step that the stream has, as the earlier run numbered it.
+    pub last_step: u64,
+    /// Tokens of its steps.
+    pub tokens: u64,
+    /// Chosen tokens.
+    pub chosen_tokens: u64,
+    /// How often it was resumed, this time included.
+    pub count: u64,
+}
+
 /// A stream that is being written.
 #[derive(Debug)]
 pub struct Pipeline {
@@ -195,6 +208,7 @@ pub struct Pipeline {
     threads: Mutex<Vec<JoinHandle<()>>>,
     closed: Receiver<bool>,
     finished: Mutex<Option<Totals>>,
+    resumed: Option<Resumed>,
 }
 
 impl Pipeline {
@@ -285,6 +299,12 @@ impl Pipeline {
     #[must_use]
     pub fn account(&self) -> &Account {
         &self.shared.account
+    }
+
+    /// Where this stream went on, if it did.
+    #[must_use]
+    pub fn resumed(&self) -> Option<Resumed> {
+        self.resumed
     }
 
     /// Packets and bytes in the file so far.

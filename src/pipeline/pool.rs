@@ -243,7 +243,7 @@ mod tests {
             assert!(bytes < 16 * SMALLEST || class - bytes <= class / 4, "{bytes} in {class}");
             assert_eq!(class_of(class), class);
             let largest = largest_class(bytes.max(SMALLEST));
-            assert!(class_of(largest) <= bytes.max(SMALLEST) && largest * 4 >= bytes * 3 - 4 * SMALLEST);
+            assert!(class_of(largest) <= bytes.max(SMALLEST) && largest * 4 + 4 * SMALLEST >= bytes * 3);
         }
     }
 

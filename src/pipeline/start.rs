@@ -17,7 +17,7 @@ use super::share::Shares;
 use super::tokens::{self, History};
 use super::worker::Worker;
 use super::writer::{Progress, Writer, now_s};
-use super::{Options, Pipeline, ROOM_FOR_TOKENS, Shared, threads};
+use super::{Options, Pipeline, ROOM_FOR_TOKENS, Resumed, Shared, threads};
 use crate::error::{Error, Result};
 use crate::format::stream::IndexBuilder;
 use crate::{clock, host, log};
@@ -122,6 +122,12 @@ fn start_on(options: Options, shares: &Shares, opened: Opened) -> Result<Pipelin
         resume_count: from.map_or(0, |c| c.resume_count + 1),
         state: super::writer::State::default(),
     };
+    let resumed = from.map(|c| Resumed {
+        last_step: c.last_step,
+        tokens: c.step_tokens,
+        chosen_tokens: c.total_tokens,
+        count: c.resume_count + 1,
+    });
     let fields = header(options.header, from)?;
     host::without_write_signals(|| writer.header(&fields))?;
     let collector = Collector {
@@ -151,7 +157,7 @@ fn start_on(options: Options, shares: &Shares, opened: Opened) -> Result<Pipelin
         all.push(threads::spawn(&shared, format!("lri-cap-codec{i}"), move || worker.run())?);
     }
     all.push(threads::spawn(&shared, "lri-cap-collect".to_owned(), move || collector.run())?);
-    Ok(Pipeline { shared, inbox, threads: Mutex::new(all), closed, finished: Mutex::default() })
+    Ok(Pipeline { shared, inbox, threads: Mutex::new(all), closed, finished: Mutex::default(), resumed })
 }
 
 fn header(fields: Value, from: Option<&Checkpoint>) -> Result<Value> {

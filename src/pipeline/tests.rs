@@ -374,9 +374,9 @@ fn jobs_that_do_not_fit_their_data_are_counted_and_harm_nobody() {
         piece(usize::MAX, 400, [10, 10, 1, 1]),
         piece(0, 404, [10, 10, 1, 1]),
         piece(0, 0, [10, 0, 1, 1]),
-        piece(0, usize::MAX, [u32::MAX; 4]),
+        piece(0, 1 << 40, [u32::MAX; 4]),
     ];
-    let bytes: u64 = pieces.iter().fold(0, |sum, p| sum.wrapping_add(p.len as u64));
+    let bytes = pieces.iter().map(|p| p.len as u64).sum();
     pipeline.account().seen(6, bytes);
     let data = pipeline.reserve(400).unwrap();
     pipeline.push(Job { step: 1, t_ns: 0, row_sets: vec![], pieces, data, tokens: 1 });

@@ -328,6 +328,22 @@ impl Stream {
         }
     }
 
+    /// Of every tensor the steps from the first on, without a gap, at least up to `least`.
+    pub fn assert_prefix(&self, least: u64, scale: u32) {
+        let mut kept = BTreeSet::new();
+        for (i, shape) in SHAPES.iter().enumerate() {
+            let steps = self.steps(shape.name);
+            let last = steps.last().map_or(0, |s| s.0).max(least);
+            kept.extend((1..=last).filter(|&s| (shape.there)(s)).map(|s| (s, i)));
+        }
+        self.assert_kept(&kept, scale);
+    }
+
+    /// How often the stream had been resumed at its last checkpoint.
+    pub fn resumes_at_checkpoint(&self) -> u64 {
+        self.checkpoints.last().and_then(|c| c["metadata"]["resume_count"].as_u64()).unwrap_or(0)
+    }
+
     /// The numbers of the steps that the stream has of the first tensor, checked against the truth for every tensor.
     pub fn captured_steps(&self) -> Vec<u64> {
         self.steps(SHAPES[0].name).iter().map(|s| s.0).collect()

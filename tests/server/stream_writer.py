@@ -80,17 +80,22 @@ def from_bf16(bits):
     return (bits.astype("<u4") << 16).view("<f4")
 
 
+def lz4_frame(data, **more):
+    """As the format wants it: independent blocks, no checksums, no size."""
+    return lz4.frame.compress(data, block_linked=False, store_size=False, **more)
+
+
 def encode(codec, values, dtype):
     data = values.astype(NUMPY[dtype]).tobytes()
     if codec == "zstd":
         return zstandard.ZstdCompressor(level=1).compress(shuffled(data, values.itemsize))
     if codec == "lz4":
-        return lz4.frame.compress(shuffled(data, values.itemsize))
+        return lz4_frame(shuffled(data, values.itemsize))
     if codec == "f16":
         data = np.clip(values, -65504, 65504).astype("<f2").tobytes()
     if codec == "bf16":
         data = bf16_bits(values).tobytes()
-    return lz4.frame.compress(data, compression_level=0)
+    return lz4_frame(data)
 
 
 class Part:

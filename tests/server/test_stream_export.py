@@ -127,23 +127,12 @@ def test_safetensors_holds_every_value_and_every_row(whole, tmp_path, dtype):
         assert exactness["narrowed"]["codec"] == "f16" and abs(exactness["narrowed"]["row_l2_max"] - 2e-4) < 1e-9
         for name, (values, rows) in whole.arrays().items():
             names |= {name, f"{name}.rows"}
-            if name != "brain" or dtype:  # safetensors' numpy side cannot say bfloat16
-                assert_same(file.get_tensor(name), wanted_as(name, values, dtype))
+            assert_same(file.get_tensor(name), wanted_as(name, values, dtype))
             assert_same(file.get_tensor(f"{name}.rows"), rows)
         assert_same(file.get_tensor("sliced-2.columns"), 1 + 12 * np.arange(7, dtype=np.int32))
         assert set(file.keys()) == names | {"sliced-2.columns"}
         assert not dtype or file.get_tensor("l_out-0").dtype == {"f32": np.float32, "f16": np.float16}[dtype]
     assert not list(tmp_path.glob("*.part"))
-
-
-def test_bfloat16_keeps_its_bits_in_safetensors(whole, tmp_path):
-    run("export", whole.path, "--to", "safetensors", "--out", tmp_path / "x", "--tensors", "brain")
-    data = (tmp_path / "x").read_bytes()
-    n = int.from_bytes(data[:8], "little")
-    entry = json.loads(data[8:8 + n])["brain"]
-    start, end = entry["data_offsets"]
-    assert entry["dtype"] == "BF16"
-    assert_same(np.frombuffer(data[8 + n + start:8 + n + end], "<u2").reshape(entry["shape"]), whole.arrays()["brain"][0])
 
 
 @pytest.mark.parametrize("dtype", [None, "f16"])
@@ -186,7 +175,7 @@ def test_parquet_is_one_table_for_duckdb(whole, tmp_path, dtype):
             expected = wanted_as(name, values, dtype).astype("<f4")
             assert_same(np.array(f[7], "<f4"), expected)
         n += len(rows)
-    assert db.sql("SELECT count(*) FROM acts").fetchone() == (n,)
+    assert db.execute("SELECT count(*) FROM acts").fetchall() == [(n,)]
 
 
 def test_chosen_tensors_only_and_no_writing_over_things(whole, tmp_path):
@@ -203,7 +192,7 @@ def test_chosen_tensors_only_and_no_writing_over_things(whole, tmp_path):
     run("export", whole.path, "--to", "safetensors", "--out", whole.path, code=1)
     run("recover", whole.path, "--out", whole.path, code=1)
     assert whole.path.read_bytes() == before
-    run("export", whole.path, "--to", "safetensors", "--out", "/dev/full/x", code=1)
+    run("export", whole.path, "--to", "safetensors", "--out", "/dev/full/x", "--tensors", "norm", code=1)
     assert run.stderr.startswith("error: ") and len(run.stderr.splitlines()) == 1
 
 
@@ -233,7 +222,7 @@ def test_info_says_what_is_there(whole):
 def test_ls_fits_a_terminal_and_takes_patterns(whole):
     listed = run("ls", whole.path)
     assert all(len(line) <= 80 for line in listed.splitlines()), listed
-    assert "l_out-29" in listed and "32..64" in listed and "32x3" in listed
+    assert "l_out-29" in listed and "32x3..64x3" in listed
     assert len(run("ls", whole.path, "l_out-?,norm").splitlines()) == 4
     run("ls", whole.path, "nothing", code=1)
 
@@ -374,7 +363,7 @@ def test_verify_believes_no_description(whole, tmp_path):
     part = Part(0, np.ones((2, 8), "<f4"), 1, tokens(0, 2))
 
     def body_too_short(s):
-        s.tensor("a", [part], body=lz4.frame.compress(bytes(60), compression_level=0))
+        s.tensor("a", [part], body=stream_writer.lz4_frame(bytes(60)))
         s.end()
 
     def account_short(s):

@@ -15,6 +15,7 @@ import pytest
 import zstandard
 
 import older
+from capture import Stream, capturing, resource
 from server import REPOSITORY
 
 sys.path.insert(0, str(REPOSITORY / "tests" / "stream"))
@@ -57,6 +58,7 @@ def test_an_independent_reader_finds_every_packet(golden):
     assert golden[0].meta["format"] == "llama-resource-stream" and golden[0].meta["version"] == 1
     assert golden[10].meta["resumed"] is True
     assert golden[8].meta["tokens"] == 3
+    assert golden[7].meta["seen"] == {"tensors": 13, "bytes": 768} and golden[7].meta["skipped"]["view"] == {"tensors": 2, "bytes": 64}
 
 
 def test_an_independent_reader_gets_the_values(golden):
@@ -64,7 +66,7 @@ def test_an_independent_reader_gets_the_values(golden):
     expected.view("<u4")[5:9] = [0x7F800000, 0x80000000, 0x7FC00001, 1]
     first, resumed = tensors(golden, "l_out-0")
     assert first.values().tobytes() == expected.tobytes()
-    assert resumed.values().tolist() == [1, 2, 3, 4]
+    assert resumed.values().tolist() == [1, 2, 3, 4, 5, 6, 7, 8]
     (query,) = tensors(golden, "Qcur-3.MUL_MAT")
     assert query.values().tobytes() == (np.arange(70, dtype="<f4") * -1.5).tobytes()
     (experts,) = tensors(golden, "ffn_moe_topk-11")
@@ -79,7 +81,7 @@ def test_an_independent_reader_gets_shapes_and_rows(golden):
     (query,) = tensors(golden, "Qcur-3.MUL_MAT")
     assert parts(query) == STEPS and parts(tensors(golden, "l_out-0")[0]) == STEPS
     assert [(p["ne"], p["token_dim"]) for p in query.meta["parts"]] == [([5, 2, 3, 1], 2), ([5, 2, 2, 1], 2), ([5, 2, 2, 1], 2)]
-    want = {"tensor": "Qcur-3", "op": "MUL_MAT", "layer": 3, "component": 2, "occurrence": 0, "dtype": "<f4", "codec": "zstd"}
+    want = {"tensor": "Qcur-3", "op": "MUL_MAT", "layer": 3, "component": 1, "occurrence": 0, "dtype": "<f4", "codec": "zstd"}
     want |= {"route": "retain", "row_len": 10, "slice": None, "saturated": 0, "error_bound": 0.0}
     assert {k: query.meta[k] for k in want} == want
     (norm,) = tensors(golden, "norm")
@@ -87,7 +89,7 @@ def test_an_independent_reader_gets_shapes_and_rows(golden):
     assert norm.meta["layer"] is None and norm.meta["slice"] == (0, 2, 16) and norm.meta["route"] == "callback"
     assert (norm.meta["row_l2"], norm.meta["block_max"]) == (np.float32(0.0001), np.float32(0.0002)) and norm.meta["saturated"] == 1
     (experts,) = tensors(golden, "ffn_moe_topk-11")
-    assert (experts.meta["layer"], experts.meta["component"], experts.meta["occurrence"]) == (11, 9, 2)
+    assert (experts.meta["layer"], experts.meta["component"], experts.meta["occurrence"]) == (11, 4, 2)
     (scores,) = tensors(golden, "KQ-0")
     assert scores.meta["parts"] == [{"ne": [3, 2, 2, 1], "token_dim": 0, "step": 2, "t_ns": 22_000_000, "rows": []}]
     assert tensors(golden, "l_out-0")[1].meta["parts"][0]["rows"] == [(0, 5, 19, 1)]
@@ -192,3 +194,39 @@ def test_the_worked_example_of_the_document_is_in_the_golden_stream(golden):
         assert data[offset : offset + len(shown)] == shown, at
         offset += len(shown)
     assert offset == norm.offset + norm.meta["packet_len"]
+
+
+@pytest.mark.parametrize("codec", ["none", "lz4", "zstd"])
+@pytest.mark.parametrize("algorithm", ["lz4", "zstd", "none"])
+def test_a_stream_of_the_older_system_becomes_one_of_ours_that_others_read(tmp_path, older_system, algorithm, codec):
+    # The older system narrows to f16, so the truth is what numpy makes of that.
+    values = np.random.default_rng(4).normal(0, 3, (40, 96)).astype("<f4")
+    old, new = tmp_path / "old.stream", tmp_path / "new.stream"
+    old.write_bytes(older.write(older_system, algorithm, [("model.layers.0", values), ("model.layers.1", values[:7] * 2)]))
+    resource("stream", "import", old, "--dtype", "f16", "--width", 96, "--codec", codec, "--out", new)
+    first, second = [p for p in reader.read(new) if p.kind == "tensor"]
+    assert (first.name, second.name) == ("model.layers.0", "model.layers.1")
+    assert first.meta["codec"] == codec and first.meta["route"] == "imported"
+    assert first.values().tobytes() == values.astype("<f2").tobytes()
+    assert second.values().tobytes() == (values[:7] * 2).astype("<f2").tobytes()
+    assert first.meta["parts"][0]["ne"] == [96, 40, 1, 1]
+
+
+def test_the_older_system_reads_a_capture_of_a_server(tmp_path, older_system, smollm2):
+    streams = {codec: tmp_path / f"{codec}.stream" for codec in ("none", "f16")}
+    for codec, path in streams.items():
+        with capturing(smollm2, path, ["-c", "256"], tensors="residual", codec=codec) as server:
+            server.post("/completion", {"prompt": "The sea is", "n_predict": 6, "temperature": 0, "seed": 1})
+    # The truth: the same request, captured exactly, read without any code of ours and narrowed by numpy.
+    exact = {name: np.concatenate([p.values.ravel() for p in parts]) for name, parts in Stream(streams["none"]).parts.items()}
+    found = older_system["analysis.visualization"].load_stream_packets(str(streams["f16"]), "lz4")
+    assert {p["layer_name"] for p in found} == set(exact) and len(exact) >= 30
+    for name, values in exact.items():
+        narrow = values.astype("<f2").astype("<f8")
+        packets = [p for p in found if p["layer_name"] == name]
+        assert sum(p["uncompressed_bytes"] for p in packets) == 2 * narrow.size, name
+        assert (min(p["min"] for p in packets), max(p["max"] for p in packets)) == (narrow.min(), narrow.max()), name
+        norm = np.sqrt(sum(p["l2_norm"] ** 2 for p in packets))
+        assert norm == pytest.approx(np.linalg.norm(narrow), rel=1e-5), name
+        mean = sum(p["mean"] * p["uncompressed_bytes"] for p in packets) / (2 * narrow.size)
+        assert mean == pytest.approx(narrow.mean(), rel=1e-4, abs=1e-5), name

@@ -118,11 +118,17 @@ pub fn plain(
     row_len: u32,
     parts: Vec<Part>,
 ) -> TensorMeta {
+    let component = match op {
+        "ADD" => 9,
+        "RMS_NORM" => 3,
+        "VIEW" => 4,
+        _ => 1,
+    };
     TensorMeta {
         tensor: tensor.to_owned(),
         op: op.to_owned(),
         layer: Some(layer),
-        component: 2,
+        component,
         occurrence: 0,
         dtype,
         codec,
@@ -144,6 +150,15 @@ fn steps(ne: impl Fn(u32) -> [u32; 4], token_dim: u8) -> Vec<Part> {
         part(1, 11_000_000, ne(2), token_dim, &[row(0, 3, 17, 1), row(1, 0, 42, 2)]),
         part(2, 21_500_000, ne(2), token_dim, &[row(0, 4, 18, 1), row(1, 1, 43, 2)]),
     ]
+}
+
+/// Totals: what the packets hold, and two views that were left out.
+fn account(tensors: u64, bytes: u64) -> serde_json::Value {
+    let amount = |tensors: u64, bytes: u64| json!({"tensors": tensors, "bytes": bytes});
+    json!({
+        "seen": amount(tensors + 2, bytes + 64), "captured": amount(tensors, bytes),
+        "skipped": {"view": amount(2, 64)}, "dropped": {},
+    })
 }
 
 /// The golden stream.
@@ -169,7 +184,7 @@ pub fn golden() -> Writer {
 
     let data: Vec<u8> = (0..14i32).flat_map(|i| (i * 5 % 8 - 1).to_le_bytes()).collect();
     let mut meta = plain("ffn_moe_topk-11", "VIEW", 11, DType::I32, Codec::Lz4, 2, steps(|n| [2, n, 1, 1], 1));
-    (meta.component, meta.occurrence) = (9, 2);
+    meta.occurrence = 2;
     w.tensor("ffn_moe_topk-11", meta, &lz4_stored(&shuffled(&data, 4)), data);
 
     // Every second of 16 elements, narrowed to half precision.
@@ -193,23 +208,15 @@ pub fn golden() -> Writer {
         SampledToken { seq: 1, pos: 1, token: 43, request: 2, probability: None, t_ns: 21_000_000 },
         SampledToken { seq: 1, pos: 2, token: 151_000, request: 2, probability: Some(0.125), t_ns: 20_900_000 },
     ]);
-    let account = json!({"seen": {"tensors": 14, "bytes": 736}, "captured": {"tensors": 14, "bytes": 736}, "skipped": {}, "dropped": {}});
-    w.account(&account);
+    w.account(&account(11, 704));
     w.checkpoint(&json!({"tokens": 3, "steps": 2, "packets": 8}));
     w.index();
     w.header(&json!({"resumed": true, "session_id": "golden-2"}));
-    let data = f32_bytes(&[1.0, 2.0, 3.0, 4.0]);
-    let meta = plain(
-        "l_out-0",
-        "ADD",
-        0,
-        DType::F32,
-        Codec::None,
-        4,
-        vec![part(3, 31_000_000, [4, 1, 1, 1], 1, &[row(0, 5, 19, 1)])],
-    );
+    let data = f32_bytes(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]);
+    let last = vec![part(3, 31_000_000, [8, 1, 1, 1], 1, &[row(0, 5, 19, 1)])];
+    let meta = plain("l_out-0", "ADD", 0, DType::F32, Codec::None, 8, last);
     w.tensor("l_out-0", meta, &lz4_stored(&data), data);
     w.index();
-    w.end(&account);
+    w.end(&account(12, 736));
     w
 }

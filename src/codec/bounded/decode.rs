@@ -132,8 +132,11 @@ impl Row {
                 }
                 let most = runs.iter().take(n).fold(0, |most, &r| r.max(most));
                 if u32::from(most) == ESCAPE {
-                    let long = runs.iter().take(n).enumerate().filter(|(_, r)| u32::from(**r) == ESCAPE);
-                    self.escapes.extend(long.map(|(j, _)| (i as u32, j as u8, 0)));
+                    for (j, run) in runs.iter().take(n).enumerate() {
+                        if u32::from(*run) == ESCAPE {
+                            self.escapes.push((i as u32, j as u8, 0));
+                        }
+                    }
                 }
             }
         }

@@ -11,6 +11,8 @@ const MOST_STEPS: f32 = 4_000_000.0;
 const LEAST_BLOCK: f32 = 7.888_609e-31;
 /// Errors are summed with rounding errors of at most this, relative to their square.
 const SUM_SLACK: f64 = 1e-6;
+/// What another number of low bits than the block before had must save, in bits.
+const STAY: u32 = 6;
 /// How often a row is tried with a finer step.
 const TRIES: usize = 8;
 
@@ -204,6 +206,8 @@ fn write(s: &mut Scratch, n: usize, data: &[u8], out: &mut Vec<u8>) {
     s.own.clear();
     s.escapes.clear();
     let mut kinds = [0_u8; 2];
+    // Low bits of the last block with the row's step, and with its own.
+    let mut last = [7; 2];
     let mut left = n;
     let raw = data.chunks(BLOCK * 4);
     let (steps, _) = s.steps.as_chunks::<BLOCK>();
@@ -217,7 +221,7 @@ fn write(s: &mut Scratch, n: usize, data: &[u8], out: &mut Vec<u8>) {
                 block::RAW
             }
             Kind::Row | Kind::Own => {
-                let low = code_block(steps, n, &mut s.fixed, &mut s.bits, &mut s.escapes);
+                let low = code_block(steps, n, &mut last[usize::from(p.kind == Kind::Own)], &mut s.fixed, &mut s.bits, &mut s.escapes);
                 if p.kind == Kind::Row && low <= block::MOST_LOW {
                     low as u8 + 1
                 } else {
@@ -241,8 +245,15 @@ fn write(s: &mut Scratch, n: usize, data: &[u8], out: &mut Vec<u8>) {
 
 /// Codes the numbers of a block; returns how many low bits it chose.
 #[inline(always)]
-fn code_block(steps: &[i32; BLOCK], n: usize, fixed: &mut Sink, bits: &mut BitSink, escapes: &mut Vec<u8>) -> u32 {
-    let low = low_bits(steps, n);
+fn code_block(
+    steps: &[i32; BLOCK],
+    n: usize,
+    last: &mut u32,
+    fixed: &mut Sink,
+    bits: &mut BitSink,
+    escapes: &mut Vec<u8>,
+) -> u32 {
+    let low = low_bits(steps, n, last);
     let (mut kept, mut runs, mut lengths) = ([0; BLOCK], [0; BLOCK], 0);
     let mask = (1 << low) - 1;
     for i in 0..BLOCK {
@@ -253,10 +264,13 @@ fn code_block(steps: &[i32; BLOCK], n: usize, fixed: &mut Sink, bits: &mut BitSi
     }
     pack::put(&kept, n, low as usize + 1, fixed);
     if lengths > ESCAPE {
-        for run in &mut runs {
-            if *run >= ESCAPE {
-                escape(*run - ESCAPE, escapes);
-                *run = ESCAPE;
+        for eight in runs.as_chunks_mut::<8>().0 {
+            // Most of them hold none.
+            if eight.iter().fold(0, |all, run| all | (run + 1)) > ESCAPE {
+                for run in eight.iter_mut().filter(|run| **run >= ESCAPE) {
+                    escape(*run - ESCAPE, escapes);
+                    *run = ESCAPE;
+                }
             }
         }
     }
@@ -273,26 +287,28 @@ fn escape(mut number: u32, out: &mut Vec<u8>) {
     out.push(number as u8);
 }
 
-/// The number of low bits that makes the block shortest, of three near the logarithm of the mean.
+/// The number of low bits that makes the block about as short as it can be, beginning with what suited the block before. Staying with
+/// that one is worth a few bits: branches that hang on it are then foreseen by the processor.
 #[inline(always)]
-fn low_bits(steps: &[i32; BLOCK], n: usize) -> u32 {
-    let sum: u32 = steps.iter().map(|s| s.unsigned_abs()).sum();
-    let middle = (sum / n as u32).max(2).ilog2();
-    let mut runs = [0; 3];
-    for step in steps {
-        let size = step.unsigned_abs() >> (middle - 1);
-        runs[0] += size;
-        runs[1] += size >> 1;
-        runs[2] += size >> 2;
-    }
+fn low_bits(steps: &[i32; BLOCK], n: usize, last: &mut u32) -> u32 {
     let n = n as u32;
-    let (finer, same, coarser) = (runs[0], runs[1] + n, runs[2] + 2 * n);
-    let low = if finer < same && finer < coarser {
-        middle - 1
-    } else if same <= coarser {
-        middle
-    } else {
-        middle + 1
-    };
-    low.min(block::MOST_LOW_OWN)
+    loop {
+        let low = *last;
+        let mut runs = [0; 3];
+        for step in steps {
+            let size = step.unsigned_abs() >> (low - 1);
+            runs[0] += size;
+            runs[1] += size >> 1;
+            runs[2] += size >> 2;
+        }
+        let (finer, same, coarser) = (runs[0] + STAY, runs[1] + n, runs[2] + 2 * n + STAY);
+        if same <= finer && same <= coarser {
+            return low;
+        }
+        let next = if coarser < finer { low + 1 } else { low - 1 };
+        if !(1..=block::MOST_LOW_OWN).contains(&next) {
+            return if next == 0 { 0 } else { low };
+        }
+        *last = next;
+    }
 }

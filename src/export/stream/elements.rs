@@ -16,14 +16,15 @@ pub enum Wanted {
     F16,
 }
 
-/// The type that values of `source` get. Without a wish they keep theirs, but for bfloat16 where the format has none.
+/// The type that values of `source` get. Without a wish they keep theirs, but for bfloat16, which NumPy cannot name: a file with one such
+/// array could not be loaded at all.
 #[must_use]
-pub fn target(source: DType, wanted: Option<Wanted>, has_bf16: bool) -> DType {
+pub fn target(source: DType, wanted: Option<Wanted>) -> DType {
     match wanted {
         _ if !values::is_float(source) => source,
         Some(Wanted::F32) => DType::F32,
         Some(Wanted::F16) => DType::F16,
-        None if source == DType::Bf16 && !has_bf16 => DType::F32,
+        None if source == DType::Bf16 => DType::F32,
         None => source,
     }
 }
@@ -73,11 +74,10 @@ mod tests {
 
     #[test]
     fn integers_stay_and_floats_go_where_they_are_wanted() {
-        assert_eq!(target(DType::I32, Some(Wanted::F16), true), DType::I32);
-        assert_eq!(target(DType::F32, Some(Wanted::F16), true), DType::F16);
-        assert_eq!(target(DType::F64, Some(Wanted::F32), true), DType::F32);
-        assert_eq!([true, false].map(|bf16| target(DType::Bf16, None, bf16)), [DType::Bf16, DType::F32]);
-        assert_eq!(target(DType::F16, None, false), DType::F16);
+        assert_eq!(target(DType::I32, Some(Wanted::F16)), DType::I32);
+        assert_eq!(target(DType::F32, Some(Wanted::F16)), DType::F16);
+        assert_eq!(target(DType::F64, Some(Wanted::F32)), DType::F32);
+        assert_eq!((target(DType::Bf16, None), target(DType::F16, None)), (DType::F32, DType::F16));
     }
 
     #[test]

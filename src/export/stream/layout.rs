@@ -76,12 +76,12 @@ impl Layout {
     }
 
     /// Gives every array its name and type. After this the arrays stand still.
-    pub fn settle(&mut self, wanted: Option<Wanted>, has_bf16: bool) {
+    pub fn settle(&mut self, wanted: Option<Wanted>) {
         let mut of_name: BTreeMap<String, usize> = BTreeMap::new();
         self.arrays.iter().for_each(|a| *of_name.entry(a.name.clone()).or_default() += 1);
         let mut taken: BTreeSet<String> = of_name.keys().cloned().collect();
         for array in &mut self.arrays {
-            array.element = elements::target(array.source, wanted, has_bf16);
+            array.element = elements::target(array.source, wanted);
             if of_name.get(&array.name).is_some_and(|&n| n > 1) {
                 let by_width = format!("{}.n{}", array.name, array.width);
                 let numbered = (2..).map(|i| format!("{by_width}.{i}"));

@@ -94,7 +94,7 @@ impl Parquet {
             }}"
         );
         let schema = Arc::new(parse_message_type(&schema).map_err(|e| cannot_write(folder, e))?);
-        let properties = Arc::new(properties(origin));
+        let properties = Arc::new(properties(origin, half));
         let (taken, partitions) = (BTreeMap::new(), BTreeMap::new());
         Ok(Self { folder: folder.to_owned(), taken, half, schema, properties, partitions, pending: 0, saturated: 0 })
     }
@@ -259,8 +259,9 @@ fn narrow(x: f32, saturated: &mut u64) -> FixedLenByteArray {
     ByteArray::from(half.to_le_bytes().to_vec()).into()
 }
 
-/// Values are split by significance of their bytes before Zstandard sees them; the other columns repeat and have dictionaries.
-fn properties(origin: Map<String, Value>) -> WriterProperties {
+/// Values are split by significance of their bytes before Zstandard sees them, halves not, since readers do not know that encoding for them
+/// yet. The other columns repeat and have dictionaries.
+fn properties(origin: Map<String, Value>, half: bool) -> WriterProperties {
     let values = ColumnPath::new(["values", "list", "element"].map(str::to_owned).to_vec());
     let text = |(key, value): (String, Value)| {
         let value = if let Value::String(s) = value { s } else { value.to_string() };
@@ -269,7 +270,7 @@ fn properties(origin: Map<String, Value>) -> WriterProperties {
     WriterProperties::builder()
         .set_compression(Compression::ZSTD(ZstdLevel::default()))
         .set_column_dictionary_enabled(values.clone(), false)
-        .set_column_encoding(values.clone(), Encoding::BYTE_STREAM_SPLIT)
+        .set_column_encoding(values.clone(), if half { Encoding::PLAIN } else { Encoding::BYTE_STREAM_SPLIT })
         .set_column_statistics_enabled(values, EnabledStatistics::None)
         .set_statistics_enabled(EnabledStatistics::Chunk)
         .set_created_by(concat!("llama-resource ", env!("CARGO_PKG_VERSION")).to_owned())

@@ -142,12 +142,18 @@ pub fn tensors<'a>(tensors: impl Iterator<Item = &'a Tensor> + Clone, style: Sty
     table.render(style)
 }
 
+/// A number in at most seven characters.
+#[must_use]
+pub fn short(value: f64) -> String {
+    if value.abs() < 99_999.5 { number(value) } else { format!("{value:.1e}") }
+}
+
 /// Statistics, one line each: name, bytes, figures.
 #[must_use]
 pub fn stats(lines: &[(String, u64, Figures)], head: &str, style: Style) -> String {
     let mut table = Table::new(&[&format!("<{head}"), "values", "bytes", "mean", "std", "min", "max", "L2", "zeros"]);
     for (name, size, f) in lines {
-        let [mean, std, min, max, l2] = [f.mean, f.std, f.min, f.max, f.l2].map(|v| known(v, number));
+        let [mean, std, min, max, l2] = [f.mean, f.std, f.min, f.max, f.l2].map(|v| known(v, short));
         table.row([name.clone(), count_short(f.count), bytes(*size), mean, std, min, max, l2, known(f.sparsity, percent)]);
     }
     let mut text = table.render(style);

@@ -110,8 +110,8 @@ fn try_finish(
     Ok(())
 }
 
-/// Gives a finished packet another sequence number. The CRC is corrected from the bytes that change and the distance to the end; the
-/// rest of the packet is not read.
+/// Gives a finished packet another sequence number. The CRC is corrected from the number and the few bytes behind it; the body is not
+/// read again.
 ///
 /// # Errors
 /// When `packet` is not exactly one packet.
@@ -123,12 +123,14 @@ pub fn set_sequence(packet: &mut [u8], sequence: u64) -> Result<()> {
         return Err(wrong());
     }
     let at = n - tail.trailer_len + SKIPPABLE_LEN + 2;
-    let Some(field) = packet.get_mut(at..at + 8) else { return Err(wrong()) };
-    // A CRC is linear: the difference of two CRCs is that of the differing bytes, carried over the bytes behind them.
+    let behind = packet.get(at + 8..n - 8).unwrap_or_default();
+    let Some(field) = packet.get(at..at + 8) else { return Err(wrong()) };
+    // A CRC is linear: what differs in the eight bytes is carried through the bytes behind them, and added.
     let difference = crc32c::crc32c(field) ^ crc32c::crc32c(&sequence.to_le_bytes());
-    field.copy_from_slice(&sequence.to_le_bytes());
-    let behind = n - 8 - (at + 8);
-    let crc = tail.crc ^ crc32c::crc32c_combine(difference, 0, behind);
+    let crc = tail.crc ^ crc32c::crc32c_append(difference, behind) ^ crc32c::crc32c_append(0, behind);
+    if let Some(field) = packet.get_mut(at..at + 8) {
+        field.copy_from_slice(&sequence.to_le_bytes());
+    }
     if let Some(field) = packet.get_mut(n - 8..n - 4) {
         field.copy_from_slice(&crc.to_le_bytes());
     }

@@ -243,6 +243,21 @@ mod tests {
     }
 
     #[test]
+    fn each_row_of_values_belongs_to_its_token() {
+        let rows: Vec<Row> = (0..3).map(|i| row(0, i, 7, 0)).collect();
+        let tokens = |ne, token_dim| {
+            let part = Part { step: 0, t_ns: 0, ne, token_dim, rows: rows.clone() };
+            (0..part.n_rows()).map(|r| part.row(r).map_or(-1, |row| row.pos)).collect::<Vec<_>>()
+        };
+        assert_eq!(tokens([8, 3, 1, 1], 1), [0, 1, 2]);
+        assert_eq!(tokens([8, 2, 3, 1], 2), [0, 0, 1, 1, 2, 2], "heads below tokens");
+        assert_eq!(tokens([8, 3, 2, 1], 1), [0, 1, 2, 0, 1, 2], "heads above tokens");
+        assert_eq!(tokens([8, 2, 1, 3], 3), [0, 0, 1, 1, 2, 2]);
+        assert_eq!(tokens([8, 2, 1, 1], 0), [-1, -1], "no dimension counts tokens");
+        assert_eq!(tokens([8, 1, 1, 1], 200), [-1]);
+    }
+
+    #[test]
     fn impossible_counts_are_refused_without_allocating() {
         assert!(read_parts(&[0, 0, 0], usize::MAX).is_err());
         assert!(read_parts(&[0, 0, 0xff, 0xff, 0xff, 0xff, 0x0f], 1).is_err());

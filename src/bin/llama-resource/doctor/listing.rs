@@ -15,9 +15,6 @@ pub struct Listing {
     /// Blocks of the model.
     #[serde(default)]
     pub n_layer: Option<i32>,
-    /// Tokens of the graph that was looked at.
-    #[serde(default)]
-    pub n_tokens: u64,
     /// Every tensor that the selection took.
     pub nodes: Vec<Node>,
     /// Terms of the selection that took none.
@@ -39,6 +36,12 @@ pub struct Node {
     /// Shape in this graph.
     #[serde(default)]
     pub ne: Vec<u64>,
+    /// Which dimension counts tokens; 0 if none does.
+    #[serde(default)]
+    pub token_dim: usize,
+    /// Elements of each row that are stored, where not all are.
+    #[serde(default)]
+    pub elements: Option<u64>,
     /// What its rows are: `tokens`, `outputs` or `other`.
     #[serde(default)]
     pub rows: Option<String>,
@@ -145,7 +148,7 @@ impl Listing {
         let mut groups: Vec<Group<'_>> = Vec::new();
         for node in &self.nodes {
             let layer = node.layer.or_else(|| layer_in(&node.store));
-            let (name, shape) = (name_without_layer(&node.store, layer), self.shape(node));
+            let (name, shape) = (name_without_layer(&node.store, layer), shape(node));
             let alike = |g: &&mut Group<'_>| {
                 g.name == name
                     && g.shape == shape
@@ -173,30 +176,18 @@ impl Listing {
         }
         groups
     }
+}
 
-    /// `576 x T`: T for the tokens of a graph, O for those of them that have an output.
-    fn shape(&self, node: &Node) -> String {
-        let mut ne: Vec<String> = node.ne.iter().map(u64::to_string).collect();
-        let ones = node.ne.iter().rev().take_while(|&&n| n == 1).count();
-        let letter = match node.rows.as_deref() {
-            Some("tokens") => "T",
-            Some("outputs") => "O",
-            _ => "",
-        };
-        // One token leaves a dimension of 1, more are the last dimension above 1.
-        let used = node.ne.len() - ones;
-        let is_last = used > 1 && (letter == "O" || node.ne.get(used - 1) == Some(&self.n_tokens)) && self.n_tokens > 1;
-        ne.truncate(used.max(1));
-        match (letter, is_last) {
-            ("", _) => {}
-            (letter, true) => {
-                ne.pop();
-                ne.push(letter.to_owned());
-            }
-            (letter, false) => ne.push(letter.to_owned()),
-        }
-        ne.join("x")
-    }
+/// `64x9xT`: T for the tokens of a graph, O for those of them that have an output; `64/576xT` where 64 of 576 elements are stored.
+fn shape(node: &Node) -> String {
+    let used = node.ne.len() - node.ne.iter().rev().take_while(|&&n| n == 1).count();
+    let letter = if node.rows.as_deref() == Some("outputs") { "O" } else { "T" };
+    let cell = |(dim, n): (usize, &u64)| match node.elements {
+        _ if dim > 0 && dim == node.token_dim => letter.to_owned(),
+        Some(stored) if dim == 0 => format!("{stored}/{n}"),
+        _ => n.to_string(),
+    };
+    node.ne.iter().enumerate().map(cell).take(used.max(node.token_dim + 1)).collect::<Vec<_>>().join("x")
 }
 
 /// `Qcur.MUL_MAT` of `Qcur-3.MUL_MAT`.
@@ -234,7 +225,7 @@ mod tests {
 
     use llama_resource_instrumentation::export::table::{Style, WIDTH};
 
-    use super::{Listing, layer_in, name_without_layer, ranges};
+    use super::{Listing, layer_in, name_without_layer, ranges, shape};
 
     fn listing(nodes: &str) -> Listing {
         let text =
@@ -251,16 +242,21 @@ mod tests {
 
     #[test]
     fn tensors_of_all_layers_are_one_line() {
-        let kept = r#""rows":"tokens","route":"retain","reason":null"#;
+        let kept = r#""token_dim":1,"rows":"tokens","route":"retain","reason":null"#;
         let mut nodes: Vec<String> =
             (0..30).map(|il| node(&format!("l_out-{il}"), &il.to_string(), "[576,2,1,1]", kept)).collect();
         nodes.push(node("Qcur-3.MUL_MAT", "3", "[576,2,1,1]", kept));
-        nodes.push(node("Qcur-3", "3", "[64,9,2,1]", r#""rows":"tokens","route":"callback","reason":"in_place""#));
+        nodes.push(node(
+            "Qcur-3",
+            "3",
+            "[64,9,2,1]",
+            r#""token_dim":2,"rows":"tokens","route":"callback","reason":"in_place""#,
+        ));
         nodes.push(node(
             "result_output",
             "null",
             "[49152,1,1,1]",
-            r#""rows":"outputs","route":"retain","reason":null"#,
+            r#""token_dim":1,"rows":"outputs","route":"retain","reason":null"#,
         ));
         let refused = |il| format!(r#"{{"name":"v","store":"kqv_out-{il}","route":"refused","reason":"view"}}"#);
         nodes.extend([refused(3), refused(4)]);
@@ -285,6 +281,22 @@ mod tests {
             flat.contains("2 tensors selected and not captured") && flat.contains("`l_uot` matched no tensor"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn shapes_say_which_dimension_counts_tokens_and_what_is_stored() {
+        for (ne, token_dim, rows, elements, expected) in [
+            ("[32,2,4,1]", 1, "tokens", "null", "32xTx4"),
+            ("[64,2,1,6]", 1, "tokens", "null", "64xTx1x6"),
+            ("[1,2,1,1]", 2, "outputs", "null", "1x2xO"),
+            ("[4,1,1,1]", 1, "tokens", "null", "4xT"),
+            ("[576,2,1,1]", 1, "tokens", "64", "64/576xT"),
+            ("[2304,1,1,1]", 0, "other", "null", "2304"),
+            ("[1,1,1,1]", 0, "other", "null", "1"),
+        ] {
+            let rest = format!(r#""token_dim":{token_dim},"rows":"{rows}","elements":{elements},"route":"retain""#);
+            assert_eq!(shape(&listing(&node("x", "0", ne, &rest)).nodes[0]), expected, "{ne}");
+        }
     }
 
     #[test]

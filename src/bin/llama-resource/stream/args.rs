@@ -154,8 +154,8 @@ pub enum By {
 Example:
   llama-resource stream recover killed.stream --out whole.stream
 
-The packets are copied as they are and numbered anew; what the account counted as captured but is not there any more is counted as
-dropped (`damaged`).")]
+Values, tokens and headers are copied as they are and numbered anew; account, index and end are made of what is there. What the old
+account counts as captured but is not there any more is dropped (`damaged`) in the new one; what was on its way, `unwritten`.")]
 pub struct Recover {
     /// The damaged or unfinished stream; it is not changed
     pub file: PathBuf,
@@ -190,7 +190,7 @@ pub struct Export {
     /// Tensors to export; `*` is any text, `?` any character, several patterns with commas [default: all]
     #[arg(long, value_name = "GLOB", default_value = "*", hide_default_value = true)]
     pub tensors: String,
-    /// Type of floating-point values; integers stay what they are [default: as captured; npy: f32 for bf16; parquet: f32]
+    /// Type of floating-point values; integers stay what they are [default: as captured, f32 for bf16; parquet: f32]
     #[arg(long, value_enum)]
     pub dtype: Option<Float>,
 }

@@ -33,7 +33,7 @@ pub fn export(args: &args::Export) -> Result<(), Stop> {
         Float::F32 => Wanted::F32,
         Float::F16 => Wanted::F16,
     });
-    layout.settle(wanted, args.to == Format::Safetensors);
+    layout.settle(wanted);
     if args.to != Format::Parquet {
         for name in layout.divided() {
             report::eprint_line(&format!("rows of `{name}` have several lengths: one array for each, `{name}.nLENGTH`"));

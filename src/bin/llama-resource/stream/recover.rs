@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use llama_resource_instrumentation::analyze::stream::Survey;
 use llama_resource_instrumentation::export::stream::Rewrite;
 use llama_resource_instrumentation::export::units::{bytes, count};
-use llama_resource_instrumentation::format::stream::{Content, Packet};
+use llama_resource_instrumentation::format::stream::Content;
 use llama_resource_instrumentation::read::stream::Location;
 use serde_json::{Map, json};
 
@@ -24,8 +24,8 @@ pub fn recover(args: &args::Recover) -> Result<(), Stop> {
     let (mut survey, mut copy, mut buffer) = (Survey::default(), None::<Rewrite>, Vec::new());
     let account = source.each(|packet, at| {
         survey.add(packet, at.len);
-        // They tell offsets and totals of the file as it was.
-        if matches!(packet.content, Content::Index(_) | Content::End(_)) {
+        // They tell places and totals of the file as it was; the new file gets its own.
+        if matches!(packet.content, Content::Index(_) | Content::End(_) | Content::Account(_) | Content::Checkpoint(_)) {
             return Ok(());
         }
         let mut rewrite = match copy.take() {
@@ -33,7 +33,7 @@ pub fn recover(args: &args::Recover) -> Result<(), Stop> {
             None if matches!(packet.content, Content::Header(_)) => Rewrite::open(&args.out)?,
             None => Rewrite::with_header(&args.out, &json!({ "library_version": env!("CARGO_PKG_VERSION"), "header_lost": true }))?,
         };
-        read(&file, packet, at, &mut buffer).map_err(failed)?;
+        read(&file, at, &mut buffer).map_err(failed)?;
         rewrite.copy(&mut buffer)?;
         copy = Some(rewrite);
         Ok(())
@@ -67,7 +67,7 @@ pub fn recover(args: &args::Recover) -> Result<(), Stop> {
 }
 
 /// The bytes of a packet as they are in the file.
-fn read(file: &File, _checked: &Packet<'_>, at: Location, buffer: &mut Vec<u8>) -> std::io::Result<()> {
+fn read(file: &File, at: Location, buffer: &mut Vec<u8>) -> std::io::Result<()> {
     buffer.clear();
     buffer.resize(usize::try_from(at.len).unwrap_or(usize::MAX), 0);
     file.read_exact_at(buffer, at.offset)

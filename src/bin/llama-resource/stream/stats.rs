@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use llama_resource_instrumentation::analyze::stream::{Figures, Globs, Label, Moments, labels};
 use llama_resource_instrumentation::export::stream::text;
-use llama_resource_instrumentation::export::units::{known, number, printable};
+use llama_resource_instrumentation::export::units::{known, printable};
 use serde_json::{Value, json};
 
 use super::args::{self, By};
@@ -163,7 +163,7 @@ impl<'a> TokenPrinter<'a> {
             let (name, step) = (quoted(tensor.name), label.step);
             return self.out.print(format_args!("{name},{layer},{step},{sequence},{position},{token},{}\n", figures_csv(size, f)));
         }
-        let [mean, std, min, max, l2] = [f.mean, f.std, f.min, f.max, f.l2].map(|v| known(v, number));
+        let [mean, std, min, max, l2] = [f.mean, f.std, f.min, f.max, f.l2].map(|v| known(v, text::short));
         let name = llama_resource_instrumentation::export::table::shorten(&printable(tensor.name), 14);
         let line = format!(
             "  {name:<14} {:>6} {sequence:>3} {position:>5} {token:>6} {mean:>7} {std:>7} {min:>7} {max:>7} {l2:>7}",

@@ -1,0 +1,215 @@
+//! `kill -9` at random moments, and resuming: what was flushed is there, and the end is that of a run nobody interrupted.
+//!
+//! Forty kills by default; LRI_KILLS=500 for as many. LRI_SEED repeats a run (the moments of the kills differ all the same).
+
+#[path = "pipeline/child.rs"]
+mod child;
+#[path = "pipeline/feed.rs"]
+mod feed;
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use feed::{Feeder, PATIENCE, clear, noise, options, read, scratch, tokens_file};
+use llama_resource_instrumentation::codec::Codec;
+use llama_resource_instrumentation::pipeline::{Pipeline, Policy, Resumed};
+
+const STEPS: u64 = 700;
+const EVERY: u64 = 50;
+
+fn resume(path: &Path, codec: Codec) -> Pipeline {
+    let mut options = options(path, codec, 32, Policy::Block);
+    (options.resume, options.checkpoint_tokens, options.workers) = (true, Some(EVERY), 2);
+    Pipeline::start(options).unwrap()
+}
+
+fn flushed_file(path: &Path) -> PathBuf {
+    path.with_extension("flushed")
+}
+
+#[test]
+#[ignore = "the child of the test below"]
+fn writes_until_it_is_killed() {
+    let path = PathBuf::from(std::env::var_os("LRI_CRASH_PATH").expect("run by the test below"));
+    let seed: u64 = std::env::var("LRI_CRASH_SEED").unwrap().parse().unwrap();
+    let codec = Codec::parse(&std::env::var("LRI_CRASH_CODEC").unwrap()).unwrap();
+    let pipeline = resume(&path, codec);
+    let mut feeder = Feeder::new(1);
+    let first = pipeline.resumed().map_or(1, |r| r.last_step + 1);
+    for step in first..=STEPS {
+        assert!(feeder.step(&pipeline, step));
+        match noise(seed ^ step) % 40 {
+            0..4 => {
+                assert!(pipeline.flush(PATIENCE));
+                std::fs::write(flushed_file(&path), step.to_string()).unwrap();
+            }
+            4..6 => std::thread::sleep(Duration::from_millis(7)),
+            _ => {}
+        }
+    }
+    assert!(pipeline.finish(PATIENCE).clean);
+}
+
+/// What a killed child left: whole packets in order, at least up to what it had flushed.
+fn check_killed(path: &Path) {
+    if std::fs::metadata(path).map_or(0, |m| m.len()) == 0 {
+        return;
+    }
+    let stream = read(path);
+    // A child is killed while it writes the number, too.
+    let flushed = std::fs::read_to_string(flushed_file(path)).ok().and_then(|t| t.parse().ok()).unwrap_or(0);
+    stream.assert_prefix(flushed, 1);
+    assert!(stream.tokens.len() as u64 >= flushed);
+    stream.assert_tokens(1..=stream.tokens.len() as u64);
+}
+
+fn check_end(path: &Path, resumes: u64, texts: bool) {
+    let stream = read(path);
+    assert_eq!(stream.torn, 0);
+    stream.assert_steps(1..=STEPS, 1);
+    stream.assert_tokens(1..=STEPS);
+    let end = stream.end.as_ref().expect("a clean end");
+    assert_eq!(end["packets"], stream.packets);
+    let account = &end["account"];
+    assert_eq!(account["seen"], account["captured"], "nothing was seen twice or lost: {account}");
+    assert_eq!(stream.headers.len() as u64, resumes + 1);
+    for (i, header) in stream.headers.iter().enumerate().skip(1) {
+        assert_eq!((&header["resumed"], &header["resume_count"]), (&true.into(), &i.into()));
+    }
+    let doc: serde_json::Value = serde_json::from_slice(&std::fs::read(tokens_file(path)).unwrap()).unwrap();
+    assert_eq!(doc["total_tokens"], STEPS);
+    for (i, t) in doc["tokens"].as_array().unwrap().iter().enumerate() {
+        let (want, text) = feed::token(i as u64 + 1);
+        assert_eq!((&t["token_index"], &t["token_id"]), (&i.into(), &want.token.into()));
+        assert!(!texts || t["token_text"].as_str() == text.as_deref());
+    }
+    assert!(!Path::new(&format!("{}.ckpt.json", path.display())).exists(), "removed after a clean end");
+}
+
+/// What may happen to the files between a kill and the next start.
+fn disturb(path: &Path, how: u64) -> bool {
+    let checkpoint = format!("{}.ckpt.json", path.display());
+    let append = |bytes: &[u8]| {
+        use std::io::Write;
+        let mut file = std::fs::OpenOptions::new().append(true).open(path).unwrap();
+        file.write_all(bytes).unwrap();
+    };
+    match how {
+        0 => _ = std::fs::remove_file(checkpoint),
+        1 => std::fs::write(checkpoint, b"{\"version\": 1, \"total_to").unwrap(),
+        2 => append(&[0; 5000]),
+        3 => {
+            _ = std::fs::remove_file(checkpoint);
+            append(b"\x00\x07\x00\x00\x10\x00l_out-0 torn, with an end mark LRS1LRS1 and more");
+        }
+        4 => {
+            let _ = std::fs::remove_file(tokens_file(path));
+            return false;
+        }
+        _ => {}
+    }
+    true
+}
+
+#[test]
+fn killed_at_random_moments_and_resumed_it_is_as_if_nothing_had_happened() {
+    let number = |name, default| std::env::var(name).ok().and_then(|v| v.parse().ok()).unwrap_or(default);
+    let (kills, seed) = (number("LRI_KILLS", 40), number("LRI_SEED", u64::from(std::process::id())));
+    let path = scratch("crash");
+    let (mut killed, mut streams, mut resumes, mut round, mut texts) = (0, 0, 0, 0, true);
+    while killed < kills {
+        round += 1;
+        let codec = [Codec::None, Codec::Zstd, Codec::Lz4][streams % 3];
+        let environment =
+            [("LRI_CRASH_PATH", path.to_str().unwrap()), ("LRI_CRASH_SEED", &round.to_string()), ("LRI_CRASH_CODEC", codec.name())];
+        let mut command = child::command("writes_until_it_is_killed", &environment);
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        // A run takes about a second when it is left alone.
+        std::thread::sleep(Duration::from_micros(noise(seed ^ round) % 500_000));
+        let ended = child.try_wait().unwrap();
+        let _ = child.kill();
+        let output = child.wait_with_output().unwrap();
+        let message = String::from_utf8_lossy(&output.stderr);
+        if let Some(status) = ended {
+            assert!(status.success(), "round {round}, seed {seed}: {message}");
+            check_end(&path, resumes, texts);
+            streams += 1;
+            (resumes, texts) = (0, true);
+            clear(&path);
+            let _ = std::fs::remove_file(flushed_file(&path));
+            continue;
+        }
+        assert!(!message.contains("panicked"), "round {round}, seed {seed}: {message}");
+        killed += 1;
+        check_killed(&path);
+        if path.exists() && std::fs::metadata(&path).unwrap().len() > 0 {
+            texts &= disturb(&path, noise(round) % 10);
+            // A stream that was killed before its first checkpoint begins anew.
+            resumes = read(&path).checkpoints.last().map_or(0, |_| read(&path).resumes_at_checkpoint() + 1);
+        }
+        let _ = std::fs::remove_file(flushed_file(&path));
+    }
+    let environment = [("LRI_CRASH_PATH", path.to_str().unwrap()), ("LRI_CRASH_SEED", "0"), ("LRI_CRASH_CODEC", "zstd")];
+    child::run("writes_until_it_is_killed", &environment);
+    check_end(&path, resumes, texts);
+    println!("{killed} kills, {} streams, seed {seed}", streams + 1);
+    clear(&path);
+    let _ = std::fs::remove_file(flushed_file(&path));
+}
+
+#[test]
+fn a_stream_that_ended_cleanly_can_be_gone_on_with() {
+    let path = scratch("after-end");
+    for (run, steps) in [(0, 1..=100), (1, 101..=250), (2, 251..=300)] {
+        let pipeline = resume(&path, Codec::Zstd);
+        let resumed = pipeline.resumed();
+        assert_eq!(resumed.map_or(0, |r| r.count), run);
+        if let Some(Resumed { last_step, chosen_tokens, .. }) = resumed {
+            assert_eq!((last_step + 1, chosen_tokens), (*steps.start(), last_step));
+        }
+        let mut feeder = Feeder::new(1);
+        let end = *steps.end();
+        assert!(steps.into_iter().all(|step| feeder.step(&pipeline, step)));
+        let totals = pipeline.finish(PATIENCE);
+        assert!(totals.clean && totals.account.is_exact());
+        let stream = read(&path);
+        stream.assert_steps(1..=end, 1);
+        assert_eq!(stream.end.expect("an end")["account"], totals.account.to_json());
+        assert_eq!(stream.good as u64, std::fs::metadata(&path).unwrap().len());
+    }
+    clear(&path);
+}
+
+#[test]
+fn a_checkpoint_of_another_stream_is_not_believed() {
+    let (path, other) = (scratch("mine"), scratch("other"));
+    for (path, steps) in [(&path, 200), (&other, 120)] {
+        let pipeline = resume(path, Codec::None);
+        let mut feeder = Feeder::new(1);
+        assert!((1..=steps).all(|step| feeder.step(&pipeline, step)));
+        assert!(pipeline.flush(PATIENCE));
+        std::mem::forget(pipeline);
+        let checkpoint = format!("{}.ckpt.json", path.display());
+        for _ in 0..100 {
+            std::thread::sleep(Duration::from_millis(10));
+            if Path::new(&checkpoint).exists() {
+                break;
+            }
+        }
+        std::fs::copy(path, path.with_extension("copy")).unwrap();
+    }
+    let copy = path.with_extension("copy");
+    std::fs::copy(format!("{}.ckpt.json", other.display()), format!("{}.ckpt.json", copy.display())).unwrap();
+    let pipeline = resume(&copy, Codec::None);
+    let last = pipeline.resumed().expect("its own checkpoint").last_step;
+    assert!((151..=200).contains(&last), "{last}");
+    let mut feeder = Feeder::new(1);
+    assert!((last + 1..=250).all(|step| feeder.step(&pipeline, step)));
+    assert!(pipeline.finish(PATIENCE).clean);
+    read(&copy).assert_steps(1..=250, 1);
+    for path in [&path, &other, &copy, &other.with_extension("copy")] {
+        clear(path);
+    }
+    let _ = std::fs::remove_file(tokens_file(&copy));
+}
