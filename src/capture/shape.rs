@@ -52,7 +52,7 @@ pub fn of(
         return Some(Shape { ne: dims, token_dim: dim as u8, rows });
     }
     // Recurrent layers see [.., tokens of a sequence, sequences]: one after the other that is the order of the ubatch.
-    for dim in [2, 1] {
+    for dim in [2, 1].into_iter().filter(|_| !is_score(name)) {
         if u64::from(dims[dim]) * u64::from(dims[dim + 1]) == count && dims[dim + 1] > 1 {
             let mut merged = dims;
             merged[dim] *= merged[dim + 1];
@@ -69,7 +69,11 @@ pub fn of(
 
 fn token_dim(name: &str, ne: [u32; 4], count: u64, known: &mut Known) -> Option<usize> {
     let fits = |d: &usize| u64::from(ne[*d]) == count;
-    let candidates: Vec<usize> = (1..4).filter(fits).collect();
+    let mut candidates: Vec<usize> = (1..4).filter(fits).collect();
+    if is_score(name) && ne[3] > 1 {
+        // Caches of their own: [cells, tokens of a sequence, heads, sequences]. One dimension counts the tokens only if each has one.
+        candidates.retain(|&d| d == 3 && ne[1] == 1);
+    }
     if let ([one], true) = (candidates.as_slice(), count > 1) {
         known.insert(name.into(), *one as u8);
         return Some(*one);
@@ -84,7 +88,12 @@ fn token_dim(name: &str, ne: [u32; 4], count: u64, known: &mut Known) -> Option<
         return candidates.first().copied();
     }
     // As many tokens as heads: attention scores are [cells, tokens, heads], everything else has its tokens last.
-    if name.starts_with("kq") { candidates.first().copied() } else { candidates.last().copied() }
+    if is_score(name) { candidates.first().copied() } else { candidates.last().copied() }
+}
+
+/// `kq-3`, `kq_soft_max-3`: a row of cells for each token and head. `kqv` is not.
+fn is_score(name: &str) -> bool {
+    name.strip_prefix("kq").is_some_and(|rest| rest.starts_with(['-', '_', '.']))
 }
 
 #[cfg(test)]
@@ -112,6 +121,9 @@ mod tests {
         assert_eq!(shape("ssm-0", [16, 8, 3, 2], 6, known), (2, [16, 8, 6, 1]));
         assert_eq!(shape("state-0", [16, 128, 2, 1], 7, known).0, 0);
         assert_eq!(shape("state-0", [16, 128, 1, 1], 1, known).0, 0, "what has no tokens has none when there is one");
+        assert_eq!(shape("kqv_out-1", [16, 4, 1, 4], 4, known).0, 3);
+        assert_eq!(shape("kq-3", [256, 1, 4, 4], 4, known).0, 3);
+        assert_eq!(shape("kq-4", [256, 2, 4, 4], 8, known).0, 0);
         assert_eq!(shape("heads-0", [16, 4, 3, 2], 6, known), (2, [16, 4, 6, 1]));
         let glued = of("node_36", "SSM_SCAN", [2176, 1, 1, 1], 1, 1, false, known).unwrap();
         assert_eq!(glued.rows, Rows::Other);

@@ -14,13 +14,14 @@ const RAW: u16 = 0xFFFF;
 const PIECE: usize = 64;
 /// Blocks whose greatest magnitude is below it are stored as they are: the step would be subnormal.
 const LEAST: f32 = 7.888_609e-31;
-/// Most bits a value; what a smaller bound needs is nearly a float.
-const MOST_BITS: u32 = 18;
+/// Most bits a value.
+const MOST_BITS: u8 = 18;
 
-/// Bits a value with which every block keeps the bound; `None` if that is not worth it.
-pub(super) fn bits_for(bound: f32) -> Option<u32> {
+/// Bits a value with which every block keeps the bound (blocks that should not are stored as they are).
+pub(super) fn bits_for(bound: f32) -> u32 {
     // Half a step, the step rounded up to 8 significant bits, against the greatest number of steps.
-    (2..=MOST_BITS).find(|bits| 0.5 * (1.0 + 1.0 / 128.0) / f64::from(greatest(*bits)) <= f64::from(bound))
+    let keeps = |bits: &u32| 0.5 * (1.0 + 1.0 / 128.0) / f64::from(greatest(*bits)) <= f64::from(bound);
+    (2..=u32::from(MOST_BITS)).find(keeps).unwrap_or(u32::from(MOST_BITS))
 }
 
 /// Appends the f32 values in `data` with `bits` bits each; returns the errors that this makes.
@@ -86,7 +87,7 @@ const fn greatest(bits: u32) -> f32 {
 #[inline(always)]
 pub(super) fn decode(row_len: usize, body: &[u8], out: &mut [u8]) -> Result<(), Undecodable> {
     let (bits, mut from) = match body {
-        [VERSION, bits @ 2..=18, rest @ ..] => (u32::from(*bits), rest),
+        [VERSION, bits @ 2..=MOST_BITS, rest @ ..] => (u32::from(*bits), rest),
         _ => return Err(Undecodable("fast: no body of a known version".to_owned())),
     };
     for (i, row) in out.chunks_mut(row_len.max(1).saturating_mul(4)).enumerate() {

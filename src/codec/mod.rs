@@ -228,7 +228,7 @@ impl Encoder {
                 errors = simd::encode_bounded(isa, &mut self.bounded, bound, row_len, data, out);
             }
             Codec::Fast => {
-                let bits = fast::bits_for(bound).unwrap_or_default();
+                let bits = fast::bits_for(bound);
                 errors = simd::encode_fast(isa, &mut self.fast, bound, bits, row_len, data, out);
             }
         }
@@ -236,6 +236,10 @@ impl Encoder {
         done
     }
 }
+
+/// Bounds that are worth a lossy codec: below, a float has too few bits more than what would be stored; above, nothing is left.
+const LEAST_BOUND: f32 = 4e-6;
+const MOST_BOUND: f32 = 0.5;
 
 /// Rows below this many values are not cut into blocks: what is said of each block would outweigh what it saves.
 const LEAST_ROW: usize = 16;
@@ -246,9 +250,7 @@ fn fitting(params: &Params, dtype: DType, row_len: usize, bytes: usize) -> Codec
         codec if codec.is_lossless() => true,
         _ if dtype != DType::F32 || !bytes.is_multiple_of(4) => false,
         Codec::F16 | Codec::Bf16 => true,
-        _ if row_len < LEAST_ROW => false,
-        Codec::Bounded => (bounded::LEAST_BOUND..=bounded::MOST_BOUND).contains(&params.error_bound),
-        _ => fast::bits_for(params.error_bound).is_some(),
+        _ => row_len >= LEAST_ROW && (LEAST_BOUND..=MOST_BOUND).contains(&params.error_bound),
     };
     if fits { params.codec } else { Codec::Zstd }
 }

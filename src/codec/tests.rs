@@ -31,10 +31,10 @@ impl Random {
 }
 
 /// Kinds of hostile rows.
-const KINDS: usize = 16;
+pub(super) const KINDS: usize = 16;
 
 /// A row of one kind.
-fn row(kind: usize, n: usize, r: &mut Random) -> Vec<f32> {
+pub(super) fn row(kind: usize, n: usize, r: &mut Random) -> Vec<f32> {
     let scale = 10_f64.powf(r.uniform() * 8.0 - 4.0);
     let mut row: Vec<f32> = (0..n)
         .map(|i| {
@@ -258,6 +258,119 @@ fn lossless_codecs_give_back_every_bit_of_every_type() {
                 assert_eq!((done.row_l2, done.block_max, done.saturated), (0.0, 0.0, 0));
                 assert!(back == data, "{codec:?} {dtype:?} {n}");
             }
+        }
+    }
+}
+
+#[test]
+fn rows_that_end_early_and_empty_packets_come_back() {
+    let mut encoder = Encoder::default();
+    let mut random = Random::new(5);
+    for codec in Codec::ALL {
+        for n in [0, 1, 100, 130, 1000] {
+            let values = row(0, n, &mut random);
+            let params = Params { codec, ..Params::default() };
+            let (done, _, back) = round_trip(&mut encoder, &params, DType::F32, 100, &bytes(&values));
+            assert_eq!(done.codec, codec);
+            measure(100, &values, &floats(&back), false);
+        }
+    }
+}
+
+#[test]
+fn nonsense_bounds_are_stored_without_loss() {
+    let mut random = Random::new(6);
+    let values = bytes(&row(0, 1000, &mut random));
+    for bound in [0.0, -1.0, f32::NAN, f32::INFINITY, 1e-9, 1e9] {
+        for codec in [Codec::Bounded, Codec::Fast] {
+            let (done, _, back) =
+                round_trip(&mut Encoder::default(), &Params { codec, error_bound: bound }, DType::F32, 100, &values);
+            assert!(done.codec == Codec::Zstd && back == values, "{bound} {codec:?}");
+        }
+    }
+}
+
+#[test]
+fn the_bytes_of_a_packet_stay_what_they_are() {
+    // Files hold them: a change here is a new version of a body. What lz4 and zstd write may change with their versions; what they wrote
+    // must stay readable.
+    let mut values: Vec<f32> = (0..100_i16).map(|i| f32::from(i * i % 37 - 18) * if i < 64 { 0.25 } else { 1e-3 }).collect();
+    (values[3], values[20], values[21]) = (21.5, -0.0, 1e-3);
+    values.extend([0.0; 100]);
+    let data = bytes(&values);
+    let golden = include_str!("golden.txt");
+    assert_eq!(golden.lines().count(), Codec::ALL.len());
+    let mut now = String::new();
+    let mut differ = false;
+    for (codec, line) in Codec::ALL.into_iter().zip(golden.lines()) {
+        let (_, body, back) = round_trip(&mut Encoder::default(), &Params { codec, error_bound: 1e-3 }, DType::F32, 100, &data);
+        let (name, hex) = line.split_once(' ').unwrap();
+        let stored: Vec<u8> = (0..hex.len() / 2).map(|i| u8::from_str_radix(&hex[i * 2..i * 2 + 2], 16).unwrap()).collect();
+        let mut read = Vec::new();
+        let reads = decode(codec, DType::F32, 100, values.len(), &stored, &mut read);
+        differ |= name != codec.name() || reads.is_err() || read != back;
+        differ |= stored != body && !matches!(codec, Codec::Lz4 | Codec::Zstd);
+        now += &format!("{} {}\n", codec.name(), body.iter().map(|b| format!("{b:02x}")).collect::<String>());
+    }
+    assert!(!differ, "{now}");
+}
+
+#[test]
+fn no_bytes_make_decoding_panic_or_return_more_than_was_asked_for() {
+    let mut encoder = Encoder::default();
+    let mut random = Random::new(10);
+    let mut seeds = Vec::new();
+    for kind in 0..KINDS {
+        let values: Vec<f32> = (0..3).flat_map(|_| row(kind, 150, &mut random)).collect();
+        for codec in Codec::ALL {
+            let mut body = Vec::new();
+            let done = encoder.encode(&Params { codec, error_bound: 1e-3 }, DType::F32, 150, &bytes(&values), &mut body);
+            seeds.push((done.codec, body));
+        }
+    }
+    let (mut refused, mut out) = (0, Vec::new());
+    for round in 0..100_000 {
+        let (codec, body) = &seeds[random.below(seeds.len())];
+        let mut body = body.clone();
+        let (mut n, mut row_len) = (450, 150);
+        match round % 8 {
+            0 => body.truncate(random.below(body.len() + 1)),
+            1 => body.extend((0..1 + random.below(9)).map(|_| random.bits() as u8)),
+            2 => n = random.below(1000),
+            3 => row_len = random.below(700),
+            4 => body = (0..random.below(300)).map(|_| random.bits() as u8).collect(),
+            _ => {}
+        }
+        for _ in 0..random.below(4) {
+            if !body.is_empty() {
+                let at = if random.below(2) == 0 { random.below(body.len().min(24)) } else { random.below(body.len()) };
+                body[at] = if random.below(2) == 0 { random.bits() as u8 } else { body[at] ^ 1 << random.below(8) };
+            }
+        }
+        let isa = isas()[random.below(isas().len())];
+        let codec = if random.below(20) == 0 { Codec::ALL[random.below(7)] } else { *codec };
+        let dtype = if random.below(20) == 0 { DType::ALL[random.below(8)] } else { DType::F32 };
+        out.clear();
+        match decode(codec, dtype, row_len, n, &body, &mut out) {
+            Ok(()) => assert_eq!(out.len(), n * dtype.size()),
+            Err(_) => {
+                refused += 1;
+                assert!(out.is_empty());
+            }
+        }
+        out.clear();
+        _ = decode_with(isa, codec, dtype, row_len, n, &body, &mut out);
+        assert!(out.capacity() < 1 << 20, "{}", out.capacity());
+    }
+    // Half of them are damaged in ways that nobody can miss.
+    assert!(refused > 40_000, "{refused}");
+}
+
+#[test]
+fn counts_that_memory_cannot_hold_are_errors() {
+    for codec in Codec::ALL {
+        for n in [usize::MAX, usize::MAX / 4, usize::MAX / 8, 1 << 60] {
+            assert!(decode(codec, DType::F32, 64, n, &[1, 0, 0], &mut Vec::new()).is_err(), "{codec:?}");
         }
     }
 }

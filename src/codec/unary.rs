@@ -146,10 +146,9 @@ impl<'a> BitSource<'a> {
     }
 }
 
-/// Reads `n` numbers; `false` if the bits end before, or are of another code.
+/// Reads `n` numbers and returns the bits that any of them has; `None` if the bits end before, or are of another code.
 #[inline(always)]
-#[must_use]
-pub(super) fn get(from: &mut BitSource<'_>, n: usize, numbers: &mut [u8; BLOCK]) -> bool {
+pub(super) fn get(from: &mut BitSource<'_>, n: usize, numbers: &mut [u8; BLOCK]) -> Option<u32> {
     if n == BLOCK {
         return read(from, n, &ORDER, numbers);
     }
@@ -161,28 +160,28 @@ pub(super) fn get(from: &mut BitSource<'_>, n: usize, numbers: &mut [u8; BLOCK])
 }
 
 #[inline(always)]
-fn read(from: &mut BitSource<'_>, n: usize, order: &[u8; BLOCK], numbers: &mut [u8; BLOCK]) -> bool {
-    let (mut i, mut most) = (0, 0);
+fn read(from: &mut BitSource<'_>, n: usize, order: &[u8; BLOCK], numbers: &mut [u8; BLOCK]) -> Option<u32> {
+    let (mut i, mut bits) = (0, 0);
     while i < n {
         let mut word = from.peek();
         // A run that goes on behind the word is read again with the next. Ends within a word:
         let ends = (word.count_ones() as usize).min(n - i);
         if ends == 0 {
-            return false;
+            return None;
         }
         let mut begin = 0;
         for _ in 0..ends {
             let end = word.trailing_zeros();
             let run = end.wrapping_sub(begin);
             numbers[usize::from(order[i % BLOCK]) % BLOCK] = run as u8;
-            most |= run;
+            bits |= run;
             begin = end + 1;
             word &= word.wrapping_sub(1);
             i += 1;
         }
         from.at += begin as usize;
     }
-    most <= ESCAPE
+    (bits <= ESCAPE).then_some(bits)
 }
 
 #[cfg(test)]
@@ -208,7 +207,8 @@ mod tests {
             let mut source = BitSource::new(&bytes);
             for block in &blocks {
                 let mut back = [0; BLOCK];
-                assert!(get(&mut source, n, &mut back));
+                let any = block[..n].iter().fold(0, |any, x| any | x);
+                assert_eq!(get(&mut source, n, &mut back), Some(any));
                 for i in 0..n {
                     assert_eq!(u32::from(back[i]), block[i], "{i} of {n}");
                 }
@@ -228,9 +228,9 @@ mod tests {
     #[test]
     fn runs_that_are_too_long_and_ends_that_are_too_early_are_errors() {
         let mut numbers = [0; BLOCK];
-        assert!(!get(&mut BitSource::new(&[0, 0, 1]), 1, &mut numbers));
-        assert!(!get(&mut BitSource::new(&[0xFF]), 9, &mut numbers));
-        assert!(!get(&mut BitSource::new(&[]), 1, &mut numbers));
-        assert!(get(&mut BitSource::new(&[0xFF]), 8, &mut numbers));
+        for (bytes, n) in [(&[0, 0, 1][..], 1), (&[0xFF], 9), (&[], 1), (&[0; 99], 3)] {
+            assert_eq!(get(&mut BitSource::new(bytes), n, &mut numbers), None, "{bytes:?}");
+        }
+        assert_eq!(get(&mut BitSource::new(&[0xFF]), 8, &mut numbers), Some(0));
     }
 }

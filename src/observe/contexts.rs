@@ -380,7 +380,7 @@ impl Context {
 
     /// The next `n` rows of the running batch that are computed, by the tokens and positions that the graph got.
     pub fn ubatch(&mut self, n: usize, tokens: Option<&[i32]>, positions: Option<&[i32]>) -> Vec<Place> {
-        self.remaining.take(&self.rows, n, tokens, positions)
+        self.remaining.take(&self.rows, n, tokens, positions, self.unified && self.has_cells)
     }
 
     /// Rows of sequence `seq` in the running batch, and how many have an output.

@@ -44,11 +44,11 @@ pub struct Tensor {
     /// `bytes / stored_bytes`.
     pub ratio: Option<f64>,
     /// Bound that the codec was given; 0 for lossless ones.
-    pub error_bound: f32,
+    pub error_bound: f64,
     /// Largest relative L2 error of a row, as measured by the encoder.
-    pub row_l2_max: f32,
+    pub row_l2_max: f64,
     /// Largest error of a value against the magnitude of its block of 64, as measured by the encoder.
-    pub block_max: f32,
+    pub block_max: f64,
     /// Values that did not fit the narrower type.
     pub saturated: u64,
     /// Blocks that it was found in.
@@ -190,9 +190,9 @@ impl Tensor {
         self.codecs.insert(meta.codec.name());
         self.routes.insert(meta.route.name());
         self.layers.extend(meta.layer);
-        self.error_bound = self.error_bound.max(meta.error_bound);
-        self.row_l2_max = self.row_l2_max.max(meta.row_l2);
-        self.block_max = self.block_max.max(meta.block_max);
+        self.error_bound = self.error_bound.max(decimal(meta.error_bound));
+        self.row_l2_max = self.row_l2_max.max(decimal(meta.row_l2));
+        self.block_max = self.block_max.max(decimal(meta.block_max));
         self.saturated = self.saturated.saturating_add(meta.saturated);
         for part in &meta.parts {
             let rows = labels::rows_of(part);
@@ -227,6 +227,12 @@ impl Tensor {
     }
 }
 
+/// The double with the shortest decimal form of the float: 0.001 for what was given as 0.001, so that it compares as its reader expects.
+#[must_use]
+pub fn decimal(x: f32) -> f64 {
+    x.to_string().parse().unwrap_or_else(|_| f64::from(x))
+}
+
 /// `ne` without the dimension that counts tokens and without trailing ones.
 fn row_shape(ne: [u32; 4], token_dim: u8) -> Vec<u32> {
     let counts_tokens = |i: usize| i > 0 && i == usize::from(token_dim);
@@ -235,4 +241,58 @@ fn row_shape(ne: [u32; 4], token_dim: u8) -> Vec<u32> {
         shape.pop();
     }
     shape
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Inventory, decimal, row_shape};
+    use crate::codec::{Codec, DType};
+    use crate::format::stream::{Part, Route, Row, TensorMeta};
+
+    fn meta(step: u64, ne: [u32; 4], token_dim: u8) -> TensorMeta {
+        let tokens = if token_dim == 0 { 0 } else { ne[usize::from(token_dim)] };
+        let rows = (0..tokens).map(|i| Row { seq: 1, pos: i as i32, token: 5, request: 9 }).collect();
+        TensorMeta {
+            tensor: "Qcur-3".to_owned(),
+            op: "ROPE".to_owned(),
+            layer: Some(3),
+            component: 1,
+            occurrence: 0,
+            dtype: DType::F16,
+            codec: Codec::Zstd,
+            route: Route::Callback,
+            row_len: ne[0],
+            error_bound: 0.0,
+            row_l2: 1e-3,
+            block_max: 0.25,
+            saturated: 2,
+            slice: None,
+            parts: vec![Part { step, t_ns: 0, ne, token_dim, rows }],
+        }
+    }
+
+    #[test]
+    fn packets_of_a_name_add_up() {
+        let mut inventory = Inventory::default();
+        inventory.add("Qcur-3", &meta(4, [64, 9, 5, 1], 2), 1000);
+        inventory.add("Qcur-3", &meta(5, [64, 9, 1, 1], 2), 152);
+        inventory.add("KQ", &meta(5, [256, 2, 3, 1], 0), 10);
+        let t = inventory.get("Qcur-3").unwrap();
+        assert_eq!((t.packets, t.rows, t.tokens, t.values, t.bytes, t.stored_bytes), (2, 54, 6, 3456, 6912, 1152));
+        assert_eq!((t.ratio, t.row_l2_max, t.saturated, t.shape().as_str()), (Some(6.0), 0.001, 4, "64x9"));
+        assert_eq!((t.first_step, t.last_step, t.component), (4, 5, "attention"));
+        assert_eq!(inventory.tensors().iter().map(|t| t.name.as_str()).collect::<Vec<_>>(), ["Qcur-3", "KQ"]);
+        let totals = (inventory.steps(), inventory.tokens(), inventory.requests(), inventory.sequences());
+        assert_eq!((totals, inventory.packets()), ((2, 6, 1, 1), 3));
+    }
+
+    #[test]
+    fn shapes_leave_tokens_and_trailing_ones_out() {
+        assert_eq!(row_shape([576, 7, 1, 1], 1), [576]);
+        assert_eq!(row_shape([64, 7, 9, 1], 1), [64, 9]);
+        assert_eq!(row_shape([64, 9, 7, 1], 2), [64, 9]);
+        assert_eq!(row_shape([3, 2, 2, 1], 0), [3, 2, 2]);
+        assert_eq!(row_shape([1, 1, 1, 1], 0), [1]);
+        assert_eq!([0.001, 0.1, 1e-30, 0.0].map(decimal), [0.001, 0.1, 1e-30, 0.0]);
+    }
 }

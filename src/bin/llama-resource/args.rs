@@ -70,19 +70,21 @@ Examples:
   llama-resource run -- llama-server -m model.gguf
   llama-resource run --level verbose --log server.jsonl -- llama-server -m model.gguf
   llama-resource run --report -- llama-bench -m model.gguf -p 64 -n 32
-  llama-resource run -- python my_script.py              llama-cpp-python and others: hooks resolve when it loads llama.cpp
+  llama-resource run -- python my_script.py              hooks resolve when it loads llama.cpp
 
 Activations, for numpy and others (`llama-resource stream --help`):
   llama-resource run --capture acts.stream --tensors residual -- llama-server -m model.gguf
-      every row of the residual stream, bit by bit, with the sequence, position and token that it belongs to
-  llama-resource run --capture mlp.stream --tensors 'MLP_ONLY@0-7,logits' --codec bounded --max-memory 256M --policy drop \
-      -- llama-server -m model.gguf
-      eight feed-forward parts and the logits at a relative error of 1e-3, within 256 MiB, never making the server wait
-Which tensors a selection takes from a model is shown by `llama-resource doctor --tensors`, before any run.
+      the residual stream, bit by bit; every row says to which sequence, position and token it belongs
+  llama-resource run --capture mlp.stream --tensors MLP_ONLY@0-7,logits --codec bounded \\
+      --max-memory 256M --policy drop -- llama-server -m model.gguf
+      eight feed-forward parts and the logits at a relative error of 1e-3, within 256 MiB, without
+      ever making the server wait
+What a selection takes from a model is shown by `llama-resource doctor --tensors`, before any run.
+docs/CONFIGURATION.md has the selection language and every setting.
 
-The library is looked for beside this program, in ../lib, and where LLAMA_RESOURCE_LIBRARY points. Everything else is the same
-as `LD_PRELOAD=... LLAMA_RESOURCE_LOG_LEVEL=... CMD`: flags become the environment variables of the same name. The exit status
-is the command's own.")]
+The library is looked for beside this program, in ../lib, and where LLAMA_RESOURCE_LIBRARY points.
+Everything else is the same as `LD_PRELOAD=... LLAMA_RESOURCE_LOG_LEVEL=... CMD`: flags become the
+environment variables that stand behind them. The exit status is the command's own.")]
 pub struct Run {
     /// How much to log: minimal, detailed or verbose (LLAMA_RESOURCE_LOG_LEVEL)
     #[arg(long, value_name = "LEVEL", value_parser = level)]
@@ -96,12 +98,12 @@ pub struct Run {
     /// When the command ends, show the report on standard error
     #[arg(long)]
     pub report: bool,
-    /// The activation stream
-    #[command(flatten)]
-    pub capture: Capture,
     /// The command and its arguments
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "CMD")]
     pub command: Vec<OsString>,
+    /// The activation stream
+    #[command(flatten)]
+    pub capture: Capture,
 }
 
 /// `doctor`.
@@ -114,9 +116,10 @@ Examples:
   llama-resource doctor --tensors residual,logits llama-server model.gguf
   llama-resource doctor --tensors 'ffn_*@last4' llama-server model.gguf -- -ngl 99 -c 8192
 
-Without --tensors nothing is executed: the ELF files are read. With it the binary is started with the model and the library, until
-the first graph with tokens has run (the server's own warm-up), and ended again; nothing is captured. A server gets
-`-c 512 --port 0 -np 1` unless these are given behind `--`.
+Without --tensors nothing is executed: the ELF files are read. With it the binary is started with
+the model and the library, until the first graph with tokens has run (the server's own warm-up),
+and ended again; nothing is captured. A server gets `-c 512 --port 0 -np 1` unless these are given
+behind `--`.
 
 Exit status: 0 usable (something would be captured), 2 not usable (nothing would be), 1 an error.")]
 pub struct Doctor {

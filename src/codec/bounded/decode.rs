@@ -127,11 +127,7 @@ impl Row {
         for (i, (plan, runs)) in self.plans.iter().zip(&mut self.runs).enumerate() {
             if let Plan::Coded { .. } = plan {
                 let n = in_block(n, i);
-                if !unary::get(&mut bits, n, runs) {
-                    return None;
-                }
-                let most = runs.iter().take(n).fold(0, |most, &r| r.max(most));
-                if u32::from(most) == ESCAPE {
+                if unary::get(&mut bits, n, runs)? == ESCAPE {
                     for (j, run) in runs.iter().take(n).enumerate() {
                         if u32::from(*run) == ESCAPE {
                             self.escapes.push((i as u32, j as u8, 0));

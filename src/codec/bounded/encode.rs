@@ -51,7 +51,7 @@ enum Kind {
     Own,
 }
 
-/// Appends the f32 values in `data`; `bound` is between [`super::LEAST_BOUND`] and [`super::MOST_BOUND`].
+/// Appends the f32 values in `data`; `bound` is within what [`super::super::fitting`] allows.
 #[inline(always)]
 pub(in super::super) fn encode(s: &mut Scratch, bound: f32, row_len: usize, data: &[u8], out: &mut Vec<u8>) -> Errors {
     let mut errors = Errors::default();

@@ -46,10 +46,5 @@ const fn own_step(code: u16) -> f32 {
     f32::from_bits((code as u32 & 0xFFF) << 19)
 }
 
-/// Smallest bound this is worth using for: below, a float has too few bits more than what would be stored.
-pub(super) const LEAST_BOUND: f32 = 4e-6;
-/// Greatest bound that makes sense.
-pub(super) const MOST_BOUND: f32 = 0.5;
-
 #[cfg(test)]
 mod tests;

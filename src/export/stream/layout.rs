@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::{Map, Value, json};
 
 use super::elements::{self, Wanted};
+use crate::analyze::stream::inventory::decimal;
 use crate::analyze::stream::labels;
 use crate::codec::DType;
 use crate::error::Error;
@@ -144,9 +145,9 @@ impl Array {
     pub fn exactness(&self) -> Value {
         json!({
             "codec": self.bounds.codecs.iter().copied().collect::<Vec<_>>().join(","),
-            "error_bound": self.bounds.error_bound,
-            "row_l2_max": self.bounds.row_l2,
-            "block_max": self.bounds.block_max,
+            "error_bound": decimal(self.bounds.error_bound),
+            "row_l2_max": decimal(self.bounds.row_l2),
+            "block_max": decimal(self.bounds.block_max),
         })
     }
 }

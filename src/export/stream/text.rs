@@ -49,7 +49,7 @@ pub fn origin(header: &Value) -> Vec<(&'static str, String)> {
         _ => add("Model", vec![text(&["model"])]),
     }
     add("Selection", vec![text(&["selection"])]);
-    let bound = text(&["error_bound"]).filter(|b| b != "0" && b != "0.0").map(|b| format!("error bound {b}"));
+    let bound = header.get("error_bound").and_then(Value::as_f64).filter(|b| *b > 0.0).map(|b| format!("error bound {}", b as f32));
     let policy = text(&["policy"]).map(|p| format!("policy {p}"));
     add("Settings", vec![text(&["route"]).map(|r| format!("route {r}")), text(&["codec"]).map(|c| format!("codec {c}")), bound, policy]);
     out
@@ -76,15 +76,14 @@ pub fn codecs(tensors: &[Tensor], style: Style) -> String {
     let mut names: Vec<String> = tensors.iter().map(Tensor::codec).collect();
     names.sort();
     names.dedup();
-    let mut table = Table::new(&["<codec", "tensors", "values", "before", "stored", "ratio", "row L2", "block max", "saturated"]);
+    let mut table = Table::new(&["<codec", "tensors", "before", "stored", "ratio", "row L2", "block max", "saturated"]);
     for name in names {
         let of = || tensors.iter().filter(|t| t.codec() == name);
         let (before, stored) = (of().map(|t| t.bytes).sum::<u64>(), of().map(|t| t.stored_bytes).sum::<u64>());
-        let worst = |f: fn(&Tensor) -> f32| of().map(f).fold(0.0, f32::max);
+        let worst = |f: fn(&Tensor) -> f64| of().map(f).fold(0.0, f64::max);
         table.row([
             name.clone(),
             of().count().to_string(),
-            count_short(of().map(|t| t.values).sum()),
             bytes(before),
             bytes(stored),
             ratio(before, stored),
@@ -97,7 +96,7 @@ pub fn codecs(tensors: &[Tensor], style: Style) -> String {
 }
 
 /// A measured error: two digits.
-fn error(value: f32) -> String {
+fn error(value: f64) -> String {
     if value == 0.0 { "0".to_owned() } else { format!("{value:.1e}") }
 }
 

@@ -13,6 +13,9 @@ use super::out::{Out, Stop};
 use super::source::Source;
 use crate::report::stdout_style;
 
+/// Damaged places, and gaps, that the text lists; JSON has more.
+const MOST_SHOWN: usize = 20;
+
 /// Runs the subcommand.
 pub fn info(args: &args::Info) -> Result<(), Stop> {
     let mut source = Source::open_any(&args.file, "reading")?;
@@ -113,8 +116,8 @@ fn ended(survey: &Survey, account: &StreamAccount) -> String {
 
 /// What could not be read, a line each.
 pub fn damage(account: &StreamAccount) -> String {
-    let mut lines: Vec<String> = account.damaged.iter().map(damage_line).collect();
-    lines.extend(account.missing.iter().map(|g| match g.missing {
+    let mut lines: Vec<String> = account.damaged.iter().take(MOST_SHOWN).map(damage_line).collect();
+    lines.extend(account.missing.iter().take(MOST_SHOWN).map(|g| match g.missing {
         1 => format!("packet {} is missing before byte {}", g.first, count(g.offset)),
         n => format!("{} packets are missing before byte {}, from packet {} on", count(n), count(g.offset), g.first),
     }));

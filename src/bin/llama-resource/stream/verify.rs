@@ -17,6 +17,9 @@ use crate::report::stdout_style;
 /// Exit status of a damaged stream.
 const DAMAGED: u8 = 2;
 
+/// Problems that the text lists; JSON has more.
+const MOST_SHOWN: usize = 20;
+
 /// Runs the subcommand: 0 good, 2 damaged.
 pub fn verify(args: &args::Verify) -> Result<ExitCode, String> {
     let mut good = false;
@@ -63,13 +66,13 @@ fn check(args: &args::Verify, good: &mut bool) -> Result<(), Stop> {
         out.print(format_args!("  the header is missing or damaged\n"))?;
     }
     out.print(format_args!("{}", info::damage(&account)))?;
-    for p in &survey.problems {
+    for p in survey.problems.iter().take(MOST_SHOWN) {
         let line = format!("packet {} `{}`: {}", p.sequence, p.name, p.problem);
         out.print(format_args!("{}", wrap("  ", "    ", &line)))?;
     }
-    let more = survey.n_problems - survey.problems.len() as u64;
+    let more = survey.n_problems.saturating_sub(MOST_SHOWN as u64);
     if more > 0 {
-        out.print(format_args!("  and {} more\n", count(more)))?;
+        out.print(format_args!("  and {} more (--json has up to a hundred)\n", count(more)))?;
     }
     if !*good {
         let remedy = "`llama-resource stream recover` copies what is whole into a new stream";

@@ -1,0 +1,192 @@
+//! The pipeline as a guest in a process: memory within the budget, threads that sleep, limits of the process. Each in a child of its own.
+
+#[path = "pipeline/child.rs"]
+mod child;
+#[path = "pipeline/feed.rs"]
+mod feed;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use feed::{Feeder, PATIENCE, clear, options, read, scratch};
+use llama_resource_instrumentation::codec::{Codec, DType};
+use llama_resource_instrumentation::format::stream::{Route, Row};
+use llama_resource_instrumentation::pipeline::{Job, Piece, Pipeline, Policy, Spec};
+
+/// Anonymous memory of this process in KiB; the page cache is not in it.
+fn resident_kib() -> i64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|l| l.starts_with("RssAnon:")).expect("RssAnon");
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+/// Many sizes of steps, from one token to prompts near the largest buffer, as fast as they are taken.
+fn feed_many_sizes(pipeline: &Pipeline, values: &[u8], seconds: f64, peak: &mut i64) -> u64 {
+    let specs: Vec<Arc<Spec>> = (0..40)
+        .map(|i| {
+            let name = format!("l_out-{i}");
+            Arc::new(Spec {
+                tensor: name.clone(),
+                name,
+                op: "ADD".into(),
+                layer: Some(i),
+                component: 1,
+                occurrence: 0,
+                dtype: DType::F32,
+                slice: None,
+            })
+        })
+        .collect();
+    let began = Instant::now();
+    let (mut step, mut bytes) = (0, 0);
+    while began.elapsed().as_secs_f64() < seconds {
+        step += 1;
+        let tokens = [1, 1, 1, 2, 7, 60, 1, 300][step as usize % 8] * (1 + feed::noise(step) as u32 % 3);
+        let one = 576 * 4 * tokens as usize;
+        let rows: Arc<[Row]> =
+            (0..tokens).map(|i| Row { seq: 0, pos: i as i32, token: 1, request: 1 }).collect::<Vec<_>>().into();
+        for specs in specs.chunks((pipeline.largest() / one).clamp(1, specs.len())) {
+            pipeline.account().seen(specs.len() as u64, (one * specs.len()) as u64);
+            let mut data = pipeline.reserve(one * specs.len()).unwrap();
+            let mut pieces = Vec::with_capacity(specs.len());
+            for (i, spec) in specs.iter().enumerate() {
+                let from = (feed::noise(step + i as u64) as usize % (values.len() - one)) & !3;
+                data[i * one..][..one].copy_from_slice(&values[from..from + one]);
+                pieces.push(Piece {
+                    spec: Arc::clone(spec),
+                    offset: i * one,
+                    len: one,
+                    ne: [576, tokens, 1, 1],
+                    token_dim: 1,
+                    rows: Some(0),
+                    route: Route::Retain,
+                    completes: true,
+                });
+            }
+            bytes += data.len() as u64;
+            pipeline.push(Job { step, t_ns: step, row_sets: vec![Arc::clone(&rows)], pieces, data, tokens });
+        }
+        let (sampled, text) = feed::token(step);
+        pipeline.token(sampled, text);
+        *peak = (*peak).max(resident_kib());
+    }
+    bytes
+}
+
+#[test]
+#[ignore = "the child of the test below"]
+fn captures_within_its_budget() {
+    let mib: usize = std::env::var("LRI_MIB").expect("run by the test below").parse().unwrap();
+    let values: Vec<u8> = (0..1_000_000u64).flat_map(|i| ((feed::noise(i) as i32 as f32) / 1e9).to_le_bytes()).collect();
+    let seconds = std::env::var("LRI_SECONDS").ok().and_then(|v| v.parse().ok()).unwrap_or(1.5);
+    let before = resident_kib();
+    let mut peak = before;
+    for codec in [Codec::None, Codec::Lz4, Codec::Zstd, Codec::F16, Codec::Bounded, Codec::Fast] {
+        let path = scratch(&format!("budget-{}", codec.name()));
+        let mut options = options(&path, codec, mib, Policy::Block);
+        (options.workers, options.checkpoint_tokens) = (2, Some(5000));
+        let pipeline = Pipeline::start(options).unwrap();
+        let bytes = feed_many_sizes(&pipeline, &values, seconds, &mut peak);
+        let totals = pipeline.finish(PATIENCE);
+        assert!(totals.clean && totals.account.captured.bytes == bytes, "{totals:?}");
+        println!("{}: {} MiB fed, at most {} KiB more than before", codec.name(), bytes >> 20, peak - before);
+        clear(&path);
+    }
+    // Captures that follow each other share what the allocator keeps of the one before.
+    assert!(peak - before <= mib as i64 * 1024, "{} KiB of {mib} MiB", peak - before);
+    assert!(resident_kib() - before < 16 * 1024, "given back at the end: {} KiB are left", resident_kib() - before);
+}
+
+#[test]
+fn memory_stays_within_the_budget() {
+    for mib in ["32", "64", "256"] {
+        let text = child::run("captures_within_its_budget", &[("LRI_MIB", mib)]);
+        print!("{text}");
+    }
+}
+
+#[test]
+#[ignore = "the child of the test below"]
+fn looks_at_its_own_threads() {
+    let path = scratch("threads");
+    let pipeline = Pipeline::start(options(&path, Codec::Zstd, 64, Policy::Block)).unwrap();
+    assert!(Feeder::new(1).step(&pipeline, 1));
+    std::thread::sleep(Duration::from_millis(2000));
+    let threads = || -> Vec<(String, u64, String, String)> {
+        let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+        let mut threads: Vec<_> = tasks
+            .filter_map(|t| {
+                let task = t.ok()?.path();
+                let name = std::fs::read_to_string(task.join("comm")).ok()?.trim().to_owned();
+                let status = std::fs::read_to_string(task.join("status")).ok()?;
+                let field = |n: &str| status.lines().find_map(|l| l.strip_prefix(n)).unwrap_or_default().trim().to_owned();
+                let stat = std::fs::read_to_string(task.join("stat")).ok()?;
+                let nice = stat.rsplit(')').next()?.split_whitespace().nth(16)?.to_owned();
+                let switches = field("voluntary_ctxt_switches:").parse().ok()?;
+                name.starts_with("lri-cap").then_some((name, switches, field("SigBlk:"), nice))
+            })
+            .collect();
+        threads.sort();
+        threads
+    };
+    let before = threads();
+    assert_eq!(before.iter().map(|t| t.0.as_str()).collect::<Vec<_>>(), ["lri-cap-codec0", "lri-cap-collect", "lri-cap-write"]);
+    for (name, _, blocked, nice) in &before {
+        // All but SIGKILL and SIGSTOP, and the two signals that the C library keeps for itself.
+        assert_eq!((blocked.as_str(), nice.as_str()), ("fffffffe7ffbfeff", "10"), "{name}");
+    }
+    std::thread::sleep(Duration::from_secs(3));
+    for (before, after) in before.iter().zip(threads()) {
+        assert!(after.1 - before.1 <= 1, "{} woke up {} times in three idle seconds", after.0, after.1 - before.1);
+    }
+    assert!(pipeline.finish(PATIENCE).clean);
+    clear(&path);
+}
+
+#[test]
+fn idle_threads_sleep_and_take_no_signals() {
+    child::run("looks_at_its_own_threads", &[]);
+}
+
+#[test]
+#[ignore = "the child of the test below"]
+fn writes_up_to_the_limit_of_file_sizes() {
+    let path = std::env::var_os("LRI_LIMIT_PATH").expect("run by the test below");
+    let mut options = options(Path::new(&path), Codec::None, 32, Policy::Drop);
+    // Beside the stream there is nothing that the limit could hit.
+    options.tokens_path = Some("/dev/null".into());
+    let pipeline = Pipeline::start(options).unwrap();
+    let mut feeder = Feeder::new(4);
+    let mut step = 0;
+    while !pipeline.has_failed() {
+        step += 1;
+        feeder.step(&pipeline, step);
+        assert!(step < 100_000, "the limit was never met");
+    }
+    assert!(!feeder.step(&pipeline, step + 1), "refused from here on");
+    let totals = pipeline.finish(PATIENCE);
+    assert!(!totals.clean && totals.account.is_exact(), "{totals:?}");
+    assert!(totals.problem.as_ref().is_some_and(|p| p.to_string().contains("ulimit -f")), "{totals:?}");
+    let stream = read(Path::new(&path));
+    assert_eq!(stream.torn, 0, "whole packets up to the end");
+    let captured: u64 = stream.tensors.values().flatten().map(|(_, values)| values.len() as u64).sum();
+    assert_eq!(captured, totals.account.captured.bytes);
+    assert!(captured > 5 << 20, "{captured} bytes below the limit");
+    assert!(stream.end.is_some(), "the cut-off packet left room for the account");
+}
+
+#[test]
+fn a_limit_of_file_sizes_costs_the_rest_of_the_stream_and_nothing_else() {
+    let path = scratch("limit");
+    let program = std::env::current_exe().unwrap();
+    // The shell's limit is in blocks of 512 or of 1024 bytes: 8 or 16 MiB.
+    let script = format!(
+        "ulimit -f 16384; exec '{}' writes_up_to_the_limit_of_file_sizes --exact --ignored --nocapture",
+        program.display()
+    );
+    let output = std::process::Command::new("sh").args(["-c", &script]).env("LRI_LIMIT_PATH", &path).output().unwrap();
+    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{text}");
+    clear(&path);
+}
