@@ -218,7 +218,8 @@ fn exit_status_tells_good_damaged_and_unreadable_apart() {
     fs::write(here.join("open"), &written.bytes[..written.offsets[9]]).unwrap();
     assert!(said(&here, 0, &["verify", "open"]).contains("not ended"));
     fs::write(here.join("cut"), &written.bytes[..written.offsets[9] + 30]).unwrap();
-    assert!(said(&here, 0, &["info", "cut"]).contains("in the middle of a packet"));
+    assert!(said(&here, 0, &["info", "cut"]).contains("in the middle of"));
+    assert!(said(&here, 0, &["verify", "cut"]).contains("the last packet was not written to its end"));
     fs::write(here.join("empty"), b"").unwrap();
     said(&here, 2, &["verify", "empty"]);
     assert_error(&here, &["recover", "empty", "--out", "x"], "error: `empty` holds no whole packet");

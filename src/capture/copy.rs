@@ -51,11 +51,12 @@ pub enum Read {
     Failed,
 }
 
-/// Copies the tensor's values to `to`, which is [`bytes`] long. `backend` is the one that computed it, null if not known.
+/// Copies the tensor's values to `to`, which is [`bytes`] long. `sched`
+/// is its graph's scheduler, null if not known.
 ///
 /// # Safety
 /// `t` is computed, and its memory still holds its values; `to` lives until a pending read is over.
-pub unsafe fn read(t: TensorPtr, w: &Wanted, kept: Kept<'_>, backend: Ptr, to: &mut [u8]) -> Read {
+pub unsafe fn read(t: TensorPtr, w: &Wanted, kept: Kept<'_>, sched: Ptr, to: &mut [u8]) -> Read {
     let span = t.span_bytes();
     let buffer = t.buffer();
     if t.data().is_null() || buffer.is_null() || span == 0 {
@@ -74,6 +75,11 @@ pub unsafe fn read(t: TensorPtr, w: &Wanted, kept: Kept<'_>, backend: Ptr, to: &
         return Read::Done;
     }
     let address = t.address().cast_mut().cast();
+    let mut backend = std::ptr::null_mut();
+    if !sched.is_null() {
+        // SAFETY: a live scheduler and a node of its graph.
+        backend = unsafe { api::ggml_backend_sched_get_tensor_backend(sched, address) }.unwrap_or(backend);
+    }
     if whole && !backend.is_null() {
         // SAFETY: a live tensor and its backend; `to` has its bytes and outlives the read by the caller's promise.
         let asked = unsafe { api::ggml_backend_tensor_get_async(backend, address, to.as_mut_ptr().cast(), 0, span) };

@@ -101,7 +101,7 @@ impl Step {
     /// The node is computed, and its memory still holds its values.
     pub unsafe fn take(&mut self, i: usize, route: Route) {
         let live = self.live.clone();
-        let (Some(w), Some(&t)) = (live.plan.wanted.get(i), live.tensors.get(i)) else { return };
+        let Some(w) = live.plan.wanted.get(i) else { return };
         if !self.open.get(i).copied().unwrap_or(false) {
             return;
         }
@@ -109,10 +109,9 @@ impl Step {
         let bytes = copy::bytes(w, all.as_deref());
         self.to_come = self.to_come.saturating_sub(bytes);
         let Some(largest) = self.capture.pipeline().map(Pipeline::largest) else { return };
-        let backend = self.backend(t);
         if bytes <= largest {
             // SAFETY: the caller's promise.
-            if unsafe { self.put(i, all.as_deref(), bytes, backend, route, None) } {
+            if unsafe { self.put(i, all.as_deref(), bytes, route, None) } {
                 self.close(i, w.bytes, bytes);
             }
             return;
@@ -129,7 +128,7 @@ impl Step {
         for (number, group) in all.chunks(size).enumerate() {
             let at = number * size..number * size + group.len();
             // SAFETY: the caller's promise.
-            if !unsafe { self.put(i, Some(group), each * group.len(), backend, route, Some((at, n))) } {
+            if !unsafe { self.put(i, Some(group), each * group.len(), route, Some((at, n))) } {
                 return;
             }
         }
@@ -155,12 +154,6 @@ impl Step {
         self.settle(i, |a, bytes| a.dropped(reason, 1, bytes));
     }
 
-    fn backend(&self, t: crate::ggml::view::TensorPtr) -> Ptr {
-        // SAFETY: a live scheduler and a node of its graph.
-        unsafe { api::ggml_backend_sched_get_tensor_backend(self.sched, t.address().cast_mut().cast()) }
-            .unwrap_or(std::ptr::null_mut())
-    }
-
     /// Reads node `i` into the buffer, or a `group` of its tokens: which ones, and of how many. False if that failed; the node is then
     /// accounted for.
     ///
@@ -171,7 +164,6 @@ impl Step {
         i: usize,
         kept: Option<&[u32]>,
         bytes: usize,
-        backend: Ptr,
         route: Route,
         group: Option<(Range<usize>, usize)>,
     ) -> bool {
@@ -194,7 +186,7 @@ impl Step {
         let offset = f.used;
         let Some(to) = f.buffer.get_mut(offset..offset + bytes) else { return false };
         // SAFETY: the caller's promise; a pending read is over before the buffer is handed on (`push`).
-        match unsafe { copy::read(t, w, kept, backend, to) } {
+        match unsafe { copy::read(t, w, kept, self.sched, to) } {
             Read::Done => {}
             Read::Pending => self.pending = true,
             Read::Failed => {

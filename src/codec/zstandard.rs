@@ -58,7 +58,7 @@ mod tests {
         let mut compressor = Compressor::default();
         let mut out = vec![1, 2];
         for n in [0_usize, 1, 1000, 300_000] {
-            let data: Vec<u8> = (0..n).map(|i| (i * i >> 5) as u8).collect();
+            let data: Vec<u8> = (0..n).map(|i| ((i * i) >> 5) as u8).collect();
             out.truncate(2);
             assert!(compressor.compress(&data, &mut out));
             assert_eq!(out[..2], [1, 2]);

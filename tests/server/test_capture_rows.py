@@ -12,7 +12,7 @@ from collections import defaultdict
 import numpy as np
 import pytest
 
-from capture import Stream, account, align, capturing, check_account, read_oracle, together, total, witnessed
+from capture import Stream, account, align, capturing, check_account, made_up, read_oracle, together, total, witnessed
 
 LETTERS = "There was a house by the water, and the people in it were not there when the light was on. "
 PROMPTS = [LETTERS, "What would they have? ", LETTERS * 2, "1 2 3 4 5 6 7 8 9 and the small house "]
@@ -186,6 +186,8 @@ def references(model, texts, tmp_path):
             for node in run.nodes:
                 if node.taken and node.dtype == "f32":
                     by_name[node.name, node.op, node.occurrence].append(np.frombuffer(node.data, np.float32))
+                    if node.op == "RESHAPE":  # under its name a nameless node is stored
+                        by_name[node.name, None, node.occurrence].append(np.frombuffer(node.data, np.float32))
         found.append({name: np.stack(rows) for name, rows in by_name.items() if len({len(r) for r in rows}) == 1 and len(rows) == len(tokens)})
     return found
 
@@ -207,7 +209,8 @@ def test_values_belong_to_their_rows(model, tiny_model, tmp_path):
                 if seq < 0 or part.values.dtype != np.float32:
                     continue
                 text = text_of[seq]
-                expected = truth[text].get((part.meta["tensor"], part.meta["op"], part.meta["occurrence"]))
+                nameless = made_up(part.meta["tensor"])
+                expected = truth[text].get((name, None, 0) if nameless else (part.meta["tensor"], part.meta["op"], part.meta["occurrence"]))
                 if expected is None or pos >= len(asked.texts[text]) or expected.shape[1] != values.size:
                     continue
                 error = np.linalg.norm(expected - values, axis=1) / max(np.linalg.norm(values), 1e-9)

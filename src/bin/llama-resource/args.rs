@@ -74,7 +74,7 @@ Examples:
 
 Activations, for numpy and others (`llama-resource stream --help`):
   llama-resource run --capture acts.stream --tensors residual -- llama-server -m model.gguf
-      the residual stream, bit by bit; every row says to which sequence, position and token it belongs
+      the residual stream, bit by bit; each row says its sequence, position and token
   llama-resource run --capture mlp.stream --tensors MLP_ONLY@0-7,logits --codec bounded \\
       --max-memory 256M --policy drop -- llama-server -m model.gguf
       eight feed-forward parts and the logits at a relative error of 1e-3, within 256 MiB, without

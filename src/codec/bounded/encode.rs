@@ -19,7 +19,6 @@ const TRIES: usize = 8;
 /// Memory kept between rows and packets.
 #[derive(Debug, Default)]
 pub(in super::super) struct Scratch {
-    values: Vec<f32>,
     steps: Vec<i32>,
     plans: Vec<Plan>,
     fixed: Sink,
@@ -64,24 +63,16 @@ pub(in super::super) fn encode(s: &mut Scratch, bound: f32, row_len: usize, data
 
 #[inline(always)]
 fn encode_row(s: &mut Scratch, bound: f32, data: &[u8], out: &mut Vec<u8>, errors: &mut Errors) {
-    let (raw, _) = data.as_chunks::<4>();
-    let n = raw.len();
+    let n = data.len() / 4;
     let blocks = n.div_ceil(BLOCK);
-    s.values.resize(blocks * BLOCK, 0.0);
     s.steps.resize(blocks * BLOCK, 0);
     s.plans.resize(blocks, Plan::default());
-    for (v, r) in s.values.iter_mut().zip(raw) {
-        *v = f32::from_le_bytes(*r);
-    }
-    if let Some(padding) = s.values.get_mut(n..) {
-        padding.fill(0.0);
-    }
 
-    let (squares, most) = look(s);
+    let (squares, most) = look(s, data);
     if most == 0.0 && s.plans.iter().all(|p| p.kind == Kind::Zero) {
         return out.extend_from_slice(&row::ZERO.to_le_bytes());
     }
-    let code = if SQUARES.contains(&most) { fit(s, bound, n, squares) } else { None };
+    let code = if SQUARES.contains(&most) { fit(s, bound, data, squares) } else { None };
     let Some((code, missed)) = code else {
         out.extend_from_slice(&row::RAW.to_le_bytes());
         return out.extend_from_slice(data);
@@ -96,10 +87,10 @@ fn encode_row(s: &mut Scratch, bound: f32, data: &[u8], out: &mut Vec<u8>, error
 
 /// Sum of squares and greatest magnitude of the row, without blocks that hold NaN or infinities; the kind of every block.
 #[inline(always)]
-fn look(s: &mut Scratch) -> (f64, f32) {
+fn look(s: &mut Scratch, data: &[u8]) -> (f64, f32) {
     let (mut squares, mut greatest) = (Sum::default(), 0.0);
-    for (values, plan) in s.values.as_chunks::<BLOCK>().0.iter().zip(&mut s.plans) {
-        let (most, sums) = measure::survey(values);
+    for (raw, plan) in data.chunks(BLOCK * 4).zip(&mut s.plans) {
+        let (most, sums) = measure::survey(&measure::load(raw));
         let kind = match most {
             0.0 => Kind::Zero,
             m if m.is_finite() && m >= LEAST_BLOCK => Kind::Row,
@@ -116,8 +107,9 @@ fn look(s: &mut Scratch) -> (f64, f32) {
 
 /// Finds steps with which the row keeps both bounds: the row's number and the sum of squared errors; `None` if there are none.
 #[inline(always)]
-fn fit(s: &mut Scratch, bound: f32, n: usize, squares: f64) -> Option<(u16, f64)> {
+fn fit(s: &mut Scratch, bound: f32, data: &[u8], squares: f64) -> Option<(u16, f64)> {
     let budget = f64::from(bound) * f64::from(bound) * squares * (1.0 - SUM_SLACK);
+    let n = data.len() / 4;
     let spread = 1.16 / (n as f64).sqrt();
     let mut step = first_step(s, bound, n, budget / (1.0 + spread));
     for _ in 0..TRIES {
@@ -125,7 +117,7 @@ fn fit(s: &mut Scratch, bound: f32, n: usize, squares: f64) -> Option<(u16, f64)
         if !(f32::MIN_POSITIVE..=f32::MAX / 2.0).contains(&row_step(code)) {
             return None;
         }
-        let missed = quantise_row(s, bound, row_step(code));
+        let missed = quantise_row(s, bound, data, row_step(code));
         if missed <= budget {
             return Some((code, missed));
         }
@@ -161,11 +153,10 @@ fn first_step(s: &Scratch, bound: f32, n: usize, budget: f64) -> f32 {
 
 /// Quantises every block with the row's step, or a finer one where the block's bound asks for it; returns the sum of squared errors.
 #[inline(always)]
-fn quantise_row(s: &mut Scratch, bound: f32, row: f32) -> f64 {
+fn quantise_row(s: &mut Scratch, bound: f32, data: &[u8], row: f32) -> f64 {
     let mut sum = Sum::default();
-    let (values, _) = s.values.as_chunks::<BLOCK>();
     let (steps, _) = s.steps.as_chunks_mut::<BLOCK>();
-    for ((values, steps), p) in values.iter().zip(steps).zip(&mut s.plans) {
+    for ((raw, steps), p) in data.chunks(BLOCK * 4).zip(steps).zip(&mut s.plans) {
         if !matches!(p.kind, Kind::Row | Kind::Own) {
             continue;
         }
@@ -179,7 +170,7 @@ fn quantise_row(s: &mut Scratch, bound: f32, row: f32) -> f64 {
         let mut tries = if p.step == step { 0 } else { 4 };
         while tries > 0 {
             (p.kind, p.own, p.step) = (kind, own, step);
-            (p.error, p.missed) = measure::quantise(values, step, steps);
+            (p.error, p.missed) = measure::quantise(&measure::load(raw), step, steps);
             let kept = f64::from(p.error) <= f64::from(bound) * f64::from(p.most) && p.most < step * MOST_STEPS;
             if kept {
                 break;

@@ -80,7 +80,8 @@ Example:
   llama-resource stream verify acts.stream --json
 
 Checks the checksum of every packet, decodes all values, looks for gaps in the sequence, compares the rows with the shapes and the
-account with what is there. A stream that was not ended is not damaged by that alone: what was written is whole.
+account with what is there. A stream whose writer was killed is not damaged by that alone, even in the middle of its last packet: what was
+written before is whole.
 Exit status: 0 good, 2 damaged, 1 an error.")]
 pub struct Verify {
     /// The stream

@@ -42,7 +42,9 @@ fn check(args: &args::Verify, good: &mut bool) -> Result<(), Stop> {
         Ok(())
     })?;
     let headless = survey.header.is_none();
-    *good = account.is_undamaged() && survey.n_problems == 0 && !headless;
+    // A killed writer leaves its last packet unfinished: nothing that was written before it is lost.
+    let torn = account.damaged.iter().filter(|d| d.cut).count() as u64;
+    *good = account.damaged_ranges == torn && account.gaps == 0 && survey.n_problems == 0 && !headless;
     let verdict = if *good { "good" } else { "damaged" };
     let mut out = Out::new();
     if args.json {
