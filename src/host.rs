@@ -312,10 +312,15 @@ impl Pages {
                 0,
             )
         };
-        match NonNull::new(start.cast()).filter(|_| start != libc::MAP_FAILED) {
-            Some(start) => Ok(Self { start, len }),
-            None => Err(std::io::Error::last_os_error()),
+        let Some(start) = NonNull::new(start.cast()).filter(|_| start != libc::MAP_FAILED) else {
+            return Err(std::io::Error::last_os_error());
+        };
+        if len >= 2 << 20 {
+            // A fault a huge page, not one for each of 512. If the kernel has none, nothing is lost.
+            // SAFETY: advice about the mapping just made.
+            unsafe { libc::madvise(start.as_ptr().cast(), len, libc::MADV_HUGEPAGE) };
         }
+        Ok(Self { start, len })
     }
 }
 

@@ -62,12 +62,12 @@ const ROOMS: &[Room] = &[
         &["boundary", "capture", "clock", "config", "format", "ggml", "log", "mark", "record", "session"],
         "the C face of `session` and `mark`; `ggml` for the caller's tensors",
     ),
-    ("read", &["format"], "lines back into values"),
-    ("analyze", &["format", "read"], "values to results"),
-    ("export", &["analyze"], "results to text"),
+    ("read", &["codec", "error", "format"], "lines and packets back into values"),
+    ("analyze", &["codec", "format", "graph", "read"], "values to results; types of values, names of components"),
+    ("export", &["analyze", "codec", "error", "format", "read"], "results to text; streams to the files of others"),
     (
         "bin",
-        &["analyze", "config", "export", "format", "read"],
+        &["analyze", "codec", "config", "error", "export", "format", "read"],
         "the companion program never touches the host's side; `config` checks flags as the library will",
     ),
 ];

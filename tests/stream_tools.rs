@@ -107,7 +107,7 @@ fn help_of_every_subcommand() {
         all += &format!("\n{}\n{}", "=".repeat(80), said(&here, 0, &[sub, "--help"]));
     }
     assert_golden("stream-help.txt", &all);
-    assert!(all.lines().all(|l| l.chars().count() <= 140), "a line is too long");
+    assert!(all.lines().all(|l| l.chars().count() <= 100), "a line is too long");
 }
 
 #[test]

@@ -32,8 +32,20 @@ pub struct Wanted {
     pub callback_only: Option<&'static str>,
 }
 
-/// Tensors that were wanted and cannot be captured, by reason.
-pub type Refused = Vec<(Reason, String, u64)>;
+/// A tensor that was wanted and cannot be captured.
+#[derive(Clone, Debug)]
+pub struct Refusal {
+    /// Why.
+    pub reason: Reason,
+    /// Name that it would have.
+    pub name: String,
+    /// Operation.
+    pub op: &'static str,
+    /// Block.
+    pub layer: Option<i32>,
+    /// Bytes.
+    pub bytes: u64,
+}
 
 /// A source of a node: node and source number.
 type At = (usize, usize);
@@ -51,8 +63,8 @@ pub struct GraphPlan {
     pub outputs_at: Option<At>,
     /// In graph order.
     pub wanted: Vec<Wanted>,
-    /// Reason, name and bytes of each tensor that was wanted and is left out.
-    pub refused: Refused,
+    /// What was wanted and is left out.
+    pub refused: Vec<Refusal>,
 }
 
 /// What survives from graph to graph.
@@ -129,6 +141,7 @@ pub fn plan(nodes: &[TensorPtr], wish: &Wish, n_layer: Option<i32>, memory: &mut
         let again = is_view && view.elements() == root.view().elements() && hit_nodes.contains(&root.address());
         let root_node = index.get(&root.address()).copied().filter(|&i| nodes[i].is_computed(uses_flag));
         let refusal = match (root_node, DType::parse(view.type_name)) {
+            _ if view.elements() == 0 => Err(Reason::Empty),
             // The same values again under another shape.
             _ if again => Err(Reason::View),
             // A view into weights or into the cache: a flag would stick to what lives longer than the graph.
@@ -138,7 +151,7 @@ pub fn plan(nodes: &[TensorPtr], wish: &Wish, n_layer: Option<i32>, memory: &mut
             (Some(root_node), Some(dtype)) => Ok((root_node, dtype)),
         };
         match refusal {
-            Err(reason) => out.refused.push((reason, h.name, view.packed_bytes())),
+            Err(reason) => out.refused.push(h.refused(reason, view.packed_bytes())),
             Ok((root_node, dtype)) => found.push((h, Found { number, root_node, dtype })),
         }
     }
@@ -150,7 +163,7 @@ pub fn plan(nodes: &[TensorPtr], wish: &Wish, n_layer: Option<i32>, memory: &mut
         let n_tokens = inputs.n_tokens as u64;
         let bytes = t.view().packed_bytes();
         let Some(shape) = shape::of(&store, h.op, t.ne(), n_tokens, n_outputs, behind, &mut memory.known) else {
-            out.refused.push((Reason::Type, store, bytes));
+            out.refused.push(h.refused(Reason::Type, bytes));
             continue;
         };
         let callback_only = if overwritten.contains(&root.address()) {
@@ -205,6 +218,12 @@ pub(super) struct Hit {
     pub(super) op: &'static str,
     pub(super) class: class::Class,
     sampled: bool,
+}
+
+impl Hit {
+    fn refused(self, reason: Reason, bytes: u64) -> Refusal {
+        Refusal { reason, name: self.name, op: self.op, layer: self.class.layer, bytes }
+    }
 }
 
 impl Wish {

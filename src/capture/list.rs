@@ -20,10 +20,11 @@ pub fn write(capture: &Capture, live: &Live) {
         return;
     }
     let mut nodes: Vec<Value> = live.plan.wanted.iter().zip(&live.ways).map(|(w, way)| node(w, way, live)).collect();
-    nodes.extend(live.plan.refused.iter().map(|(reason, name, bytes)| {
+    nodes.extend(live.plan.refused.iter().map(|r| {
         json!({
-            "name": name, "store": name, "bytes_per_token": bytes / live.plan.n_tokens.max(1) as u64,
-            "route": "refused", "reason": reason.name(),
+            "name": r.name, "store": r.name, "op": r.op, "layer": r.layer,
+            "bytes_per_token": r.bytes / live.plan.n_tokens.max(1) as u64,
+            "route": "refused", "reason": r.reason.name(),
         })
     }));
     let text = json!({

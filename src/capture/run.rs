@@ -160,9 +160,9 @@ fn step_begins(capture: &Arc<Capture>, live: Arc<Live>, sched: Ptr, number: Opti
     let account = pipeline.account();
     let bytes: u64 = live.plan.wanted.iter().map(|w| w.bytes as u64).sum();
     account.seen(live.plan.wanted.len() as u64, bytes);
-    for (reason, _, bytes) in &live.plan.refused {
-        account.seen(1, *bytes);
-        account.skipped(*reason, 1, *bytes);
+    for r in &live.plan.refused {
+        account.seen(1, r.bytes);
+        account.skipped(r.reason, 1, r.bytes);
     }
     let ctx = steps::context();
     if let Some(reason) = not_a_request(ctx) {
@@ -212,7 +212,7 @@ fn is_server() -> bool {
 }
 
 /// The graph has run, with this status of ggml.
-pub fn ends(sched: Ptr, status: i32) {
+pub(crate) fn ends(sched: Ptr, status: i32) {
     let Some(step) = STEP.take() else { return };
     if !step.live.by_callback.is_empty() {
         let (callback, data) = match super::theirs(sched) {

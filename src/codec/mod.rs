@@ -36,8 +36,7 @@ pub enum Codec {
 
 impl Codec {
     /// Every codec, at its own number.
-    pub const ALL: [Self; 7] =
-        [Self::None, Self::Lz4, Self::Zstd, Self::F16, Self::Bf16, Self::Bounded, Self::Fast];
+    pub const ALL: [Self; 7] = [Self::None, Self::Lz4, Self::Zstd, Self::F16, Self::Bf16, Self::Bounded, Self::Fast];
 
     /// The word used in settings and outputs.
     #[must_use]
@@ -96,8 +95,7 @@ pub enum DType {
 
 impl DType {
     /// Every type, at its own number.
-    pub const ALL: [Self; 8] =
-        [Self::F32, Self::F16, Self::Bf16, Self::I32, Self::I64, Self::I16, Self::I8, Self::F64];
+    pub const ALL: [Self; 8] = [Self::F32, Self::F16, Self::Bf16, Self::I32, Self::I64, Self::I16, Self::I8, Self::F64];
 
     /// ggml's name of the type.
     #[must_use]

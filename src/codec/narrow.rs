@@ -42,7 +42,13 @@ pub(super) fn from_half(half: u16) -> u32 {
     // 2^-24 units; below 1024 of them the conversion is exact.
     let subnormal = (size as i32 as f32 * f32::from_bits(0x3380_0000)).to_bits();
     let special = (size << 13) | INFINITE;
-    let size = if size < 0x400 { subnormal } else if size < 0x7C00 { normal } else { special };
+    let size = if size < 0x400 {
+        subnormal
+    } else if size < 0x7C00 {
+        normal
+    } else {
+        special
+    };
     sign | size
 }
 
@@ -141,8 +147,10 @@ mod tests {
 
     /// Bits near every place where the rules change, and a spread of all others.
     fn interesting() -> impl Iterator<Item = u32> {
-        let edges = [0, 0x3300_0000, HALF_NORMAL, HALF_OVERFLOW, 0x7F7F_8000, INFINITE, 0x7FC0_0000, 0x7FFF_FFFF, 1 << 23];
-        let near = edges.into_iter().flat_map(|e: u32| (0..20_000).map(move |i| e.wrapping_sub(10_000).wrapping_add(i)));
+        let edges =
+            [0, 0x3300_0000, HALF_NORMAL, HALF_OVERFLOW, 0x7F7F_8000, INFINITE, 0x7FC0_0000, 0x7FFF_FFFF, 1 << 23];
+        let near =
+            edges.into_iter().flat_map(|e: u32| (0..20_000).map(move |i| e.wrapping_sub(10_000).wrapping_add(i)));
         near.chain((0..1 << 22).map(|i: u32| i.wrapping_mul(0x9E37_79B9))).flat_map(|b| [b, b ^ 0x8000_0000])
     }
 

@@ -130,7 +130,13 @@ fn isas() -> Vec<simd::Isa> {
 }
 
 /// Encodes with every instruction set, which must give the same, and decodes with every one; the body and the decoded values.
-fn round_trip(encoder: &mut Encoder, params: &Params, dtype: DType, row_len: usize, data: &[u8]) -> (Encoded, Vec<u8>, Vec<u8>) {
+fn round_trip(
+    encoder: &mut Encoder,
+    params: &Params,
+    dtype: DType,
+    row_len: usize,
+    data: &[u8],
+) -> (Encoded, Vec<u8>, Vec<u8>) {
     let mut bodies: Vec<(Encoded, Vec<u8>)> = Vec::new();
     for isa in isas() {
         let mut body = vec![0xEE; 3];
@@ -138,7 +144,10 @@ fn round_trip(encoder: &mut Encoder, params: &Params, dtype: DType, row_len: usi
         assert_eq!(body[..3], [0xEE; 3], "what was there before");
         bodies.push((done, body.split_off(3)));
     }
-    assert!(bodies.iter().all(|b| *b == bodies[0]), "every processor gives the same bytes: {params:?} {dtype:?} {row_len}");
+    assert!(
+        bodies.iter().all(|b| *b == bodies[0]),
+        "every processor gives the same bytes: {params:?} {dtype:?} {row_len}"
+    );
     let (done, body) = bodies.swap_remove(0);
     let n = data.len() / dtype.size();
     let mut decoded: Vec<Vec<u8>> = Vec::new();
@@ -171,7 +180,11 @@ fn both_bounds_hold_on_every_row_and_block_of_hostile_values() {
                     continue;
                 }
                 assert_eq!(done.codec, Codec::Bounded);
-                assert!(body.len() <= values.len() * 4 + 16 + 5 * (2 + row_len.div_ceil(64) * 3), "{what}: {}", body.len());
+                assert!(
+                    body.len() <= values.len() * 4 + 16 + 5 * (2 + row_len.div_ceil(64) * 3),
+                    "{what}: {}",
+                    body.len()
+                );
                 let (row, block) = measure(row_len, &values, &floats(&back), true);
                 assert!(row <= f64::from(bound) && block <= f64::from(bound), "{what}: {row} {block}");
                 assert!((row - f64::from(done.row_l2)).abs() <= 1e-5 * row, "{what}: {row}");
@@ -294,7 +307,8 @@ fn nonsense_bounds_are_stored_without_loss() {
 fn the_bytes_of_a_packet_stay_what_they_are() {
     // Files hold them: a change here is a new version of a body. What lz4 and zstd write may change with their versions; what they wrote
     // must stay readable.
-    let mut values: Vec<f32> = (0..100_i16).map(|i| f32::from(i * i % 37 - 18) * if i < 64 { 0.25 } else { 1e-3 }).collect();
+    let mut values: Vec<f32> =
+        (0..100_i16).map(|i| f32::from(i * i % 37 - 18) * if i < 64 { 0.25 } else { 1e-3 }).collect();
     (values[3], values[20], values[21]) = (21.5, -0.0, 1e-3);
     values.extend([0.0; 100]);
     let data = bytes(&values);
@@ -303,9 +317,11 @@ fn the_bytes_of_a_packet_stay_what_they_are() {
     let mut now = String::new();
     let mut differ = false;
     for (codec, line) in Codec::ALL.into_iter().zip(golden.lines()) {
-        let (_, body, back) = round_trip(&mut Encoder::default(), &Params { codec, error_bound: 1e-3 }, DType::F32, 100, &data);
+        let (_, body, back) =
+            round_trip(&mut Encoder::default(), &Params { codec, error_bound: 1e-3 }, DType::F32, 100, &data);
         let (name, hex) = line.split_once(' ').unwrap();
-        let stored: Vec<u8> = (0..hex.len() / 2).map(|i| u8::from_str_radix(&hex[i * 2..i * 2 + 2], 16).unwrap()).collect();
+        let stored: Vec<u8> =
+            (0..hex.len() / 2).map(|i| u8::from_str_radix(&hex[i * 2..i * 2 + 2], 16).unwrap()).collect();
         let mut read = Vec::new();
         let reads = decode(codec, DType::F32, 100, values.len(), &stored, &mut read);
         differ |= name != codec.name() || reads.is_err() || read != back;
@@ -324,7 +340,8 @@ fn no_bytes_make_decoding_panic_or_return_more_than_was_asked_for() {
         let values: Vec<f32> = (0..3).flat_map(|_| row(kind, 150, &mut random)).collect();
         for codec in Codec::ALL {
             let mut body = Vec::new();
-            let done = encoder.encode(&Params { codec, error_bound: 1e-3 }, DType::F32, 150, &bytes(&values), &mut body);
+            let done =
+                encoder.encode(&Params { codec, error_bound: 1e-3 }, DType::F32, 150, &bytes(&values), &mut body);
             seeds.push((done.codec, body));
         }
     }

@@ -172,7 +172,7 @@ impl Schedulers {
 
 /// The nodes of a graph that the host has just handed to the scheduler.
 #[must_use]
-pub fn graph_nodes(graph: Ptr) -> Option<Vec<TensorPtr>> {
+pub(crate) fn graph_nodes(graph: Ptr) -> Option<Vec<TensorPtr>> {
     // SAFETY: the graph that the host has just handed to the scheduler.
     let n = unsafe { api::ggml_graph_n_nodes(graph) }?;
     // SAFETY: as above.

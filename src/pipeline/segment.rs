@@ -112,7 +112,9 @@ impl Collector {
     fn seal_if_due(&mut self) {
         let Some(since) = self.gathering.since else { return };
         let idle_workers = || self.tasks.is_empty() && self.inbox.is_empty() && self.shared.pool.is_awaited();
-        if self.gathering.bytes >= self.shares.segment || self.gathering.tokens.len() >= MOST_TOKENS || idle_workers() {
+        // Tensors that make whole packets gain nothing by waiting, and what is encoded soon is still in the caches.
+        let enough = self.shares.segment.min(self.gathering.groups.len().saturating_mul(self.shares.gather));
+        if self.gathering.bytes >= enough.max(1) || self.gathering.tokens.len() >= MOST_TOKENS || idle_workers() {
             self.seal();
         } else if since.elapsed() >= PATIENCE {
             self.seal();

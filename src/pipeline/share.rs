@@ -14,6 +14,12 @@ const FIXED: usize = 3 * MIB;
 /// What an encoder keeps beside its buffers (tables, contexts).
 const ENCODER: usize = MIB;
 
+/// Raw bytes of a packet at most. The format allows sixteen; smaller ones stay in the caches, and memory goes to the host's buffers.
+const MOST_PACKET: usize = 4 * MIB;
+
+/// Raw bytes up to which pieces are put together: beyond, a packet gains nothing.
+const WORTH: usize = MIB;
+
 /// Sizes that follow from the budget.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Shares {
@@ -45,11 +51,12 @@ impl Shares {
         }
         let power = |n: usize| (n + 1).next_power_of_two() / 2;
         let block = power(max_memory / 64).clamp(256 << 10, 4 * MIB);
-        let outputs = workers + 2;
+        // While a block is on its way to the disk, the workers go on.
+        let outputs = 2 * workers + 10;
         // A worker's packet exists up to three times (gathered, rearranged, entropy-coded), an output once, a little larger.
         let copies = 3 * workers + outputs + 1;
         let fixed = FIXED + workers * ENCODER + block;
-        let packet = ((max_memory.saturating_sub(fixed)) / 4 / copies).clamp(64 << 10, 16 * MIB);
+        let packet = ((max_memory.saturating_sub(fixed)) / 4 / copies).clamp(64 << 10, MOST_PACKET);
         let pool = max_memory.saturating_sub(fixed + copies * packet);
         if pool < max_memory / 4 {
             return Err(Error::new(
@@ -60,13 +67,13 @@ impl Shares {
             ));
         }
         let segment = (pool / 4).min(64 * MIB);
-        Ok(Self { pool, largest: largest_class(pool / 4), segment, packet, gather: packet.min(2 * MIB), outputs, block })
+        Ok(Self { pool, largest: largest_class(pool / 4), segment, packet, gather: packet.min(WORTH), outputs, block })
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{LEAST, MIB, Shares};
+    use super::{LEAST, MIB, MOST_PACKET, Shares};
 
     #[test]
     fn every_budget_is_divided_within_itself() {
@@ -79,7 +86,7 @@ mod tests {
                 let used = s.pool + (3 * workers + s.outputs) * s.packet + s.block;
                 assert!(used <= mib * MIB, "{mib} MiB: {s:?}");
                 assert!(s.pool >= mib * MIB / 4 && s.largest * 4 <= s.pool && s.largest * 6 >= s.pool, "{s:?}");
-                assert!(s.packet <= s.largest && s.block % 4096 == 0 && s.packet <= 16 * MIB, "{s:?}");
+                assert!(s.packet <= s.largest && s.block % 4096 == 0 && s.packet <= MOST_PACKET, "{s:?}");
             }
         }
         assert_eq!(Shares::of(64 * MIB, 1).unwrap().block, MIB);

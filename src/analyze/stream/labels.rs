@@ -91,7 +91,9 @@ mod tests {
 
     #[test]
     fn what_is_not_known_is_minus_one() {
-        for p in [part([8, 2, 1, 1], 1, 0), part([8, 2, 1, 1], 0, 0), part([8, 2, 0, 1], 2, 0), part([8, 2, 1, 1], 9, 2)] {
+        for p in
+            [part([8, 2, 1, 1], 1, 0), part([8, 2, 1, 1], 0, 0), part([8, 2, 0, 1], 2, 0), part([8, 2, 1, 1], 9, 2)]
+        {
             assert_eq!(label(&p, 1).numbers(), [5, -1, -1, -1]);
         }
         let mut far = part([8, 1, 1, 1], 1, 1);

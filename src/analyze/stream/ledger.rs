@@ -23,19 +23,13 @@ impl Amount {
     /// Sum of both.
     #[must_use]
     pub fn plus(self, other: Self) -> Self {
-        Self {
-            tensors: self.tensors.saturating_add(other.tensors),
-            bytes: self.bytes.saturating_add(other.bytes),
-        }
+        Self { tensors: self.tensors.saturating_add(other.tensors), bytes: self.bytes.saturating_add(other.bytes) }
     }
 
     /// What is left of it without the other; never below zero.
     #[must_use]
     pub fn minus(self, other: Self) -> Self {
-        Self {
-            tensors: self.tensors.saturating_sub(other.tensors),
-            bytes: self.bytes.saturating_sub(other.bytes),
-        }
+        Self { tensors: self.tensors.saturating_sub(other.tensors), bytes: self.bytes.saturating_sub(other.bytes) }
     }
 }
 
@@ -74,7 +68,8 @@ impl Ledger {
     #[must_use]
     pub fn to_json(&self) -> Value {
         let amount = |a: &Amount| json!({ "tensors": a.tensors, "bytes": a.bytes });
-        let reasons = |m: &BTreeMap<String, Amount>| m.iter().map(|(k, a)| (k.clone(), amount(a))).collect::<Map<_, _>>();
+        let reasons =
+            |m: &BTreeMap<String, Amount>| m.iter().map(|(k, a)| (k.clone(), amount(a))).collect::<Map<_, _>>();
         json!({
             "seen": amount(&self.seen), "captured": amount(&self.captured),
             "skipped": reasons(&self.skipped), "dropped": reasons(&self.dropped),

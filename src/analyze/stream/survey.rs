@@ -96,7 +96,10 @@ impl Survey {
     fn add_tensor(&mut self, packet: &Packet<'_>, meta: &TensorMeta, stored: u64) {
         let known = self.inventory.get(packet.name).map(|t| t.dtype);
         if known.is_some_and(|dtype| dtype != meta.dtype.name()) {
-            self.note(packet, format!("its type is {}, that of the packets before was {}", meta.dtype.name(), known.unwrap_or("")));
+            self.note(
+                packet,
+                format!("its type is {}, that of the packets before was {}", meta.dtype.name(), known.unwrap_or("")),
+            );
         }
         self.inventory.add(packet.name, meta, stored);
         let bytes = meta.n_values().saturating_mul(meta.dtype.size() as u64);
@@ -104,7 +107,8 @@ impl Survey {
         for (i, part) in meta.parts.iter().enumerate() {
             let tokens = part.ne.get(usize::from(part.token_dim)).copied().unwrap_or(0) as usize;
             if part.token_dim > 3 || !part.rows.is_empty() && (part.token_dim == 0 || part.rows.len() != tokens) {
-                let found = format!("part {i} of step {} names {} tokens, its shape has {tokens}", part.step, part.rows.len());
+                let found =
+                    format!("part {i} of step {} names {} tokens, its shape has {tokens}", part.step, part.rows.len());
                 self.note(packet, found);
             }
         }

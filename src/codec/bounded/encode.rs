@@ -212,7 +212,14 @@ fn write(s: &mut Scratch, n: usize, data: &[u8], out: &mut Vec<u8>) {
                 block::RAW
             }
             Kind::Row | Kind::Own => {
-                let low = code_block(steps, n, &mut last[usize::from(p.kind == Kind::Own)], &mut s.fixed, &mut s.bits, &mut s.escapes);
+                let low = code_block(
+                    steps,
+                    n,
+                    &mut last[usize::from(p.kind == Kind::Own)],
+                    &mut s.fixed,
+                    &mut s.bits,
+                    &mut s.escapes,
+                );
                 if p.kind == Kind::Row && low <= block::MOST_LOW {
                     low as u8 + 1
                 } else {

@@ -15,7 +15,9 @@ fn encode(row_len: usize, values: &[f32]) -> Vec<u8> {
 fn a_gaussian_shrinks_threefold_from_the_first_row_on() {
     // Rate-distortion theory: 9.97 bits a value at least, 3.21 times.
     let mut random = Random::new(7);
-    for (row_len, rows, least) in [(576, 1, 3.0), (576, 100, 3.05), (192, 100, 2.98), (1536, 100, 3.06), (4096, 20, 3.06)] {
+    for (row_len, rows, least) in
+        [(576, 1, 3.0), (576, 100, 3.05), (192, 100, 2.98), (1536, 100, 3.06), (4096, 20, 3.06)]
+    {
         let values: Vec<f32> = (0..row_len * rows).map(|_| random.normal() as f32 * 3.7).collect();
         let ratio = values.len() as f64 * 4.0 / encode(row_len, &values).len() as f64;
         assert!(ratio >= least && ratio < 3.21, "{rows} rows of {row_len}: {ratio}");
@@ -59,7 +61,8 @@ fn read_slowly(row_len: usize, n_values: usize, body: &[u8]) -> Vec<f32> {
             out.extend(vec![0.0; n]);
             continue;
         }
-        let raw = |b: &[u8]| -> Vec<f32> { b.chunks(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect() };
+        let raw =
+            |b: &[u8]| -> Vec<f32> { b.chunks(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect() };
         if step == 0xFFFF {
             out.extend(raw(take(n * 4, &mut at)));
             continue;
@@ -67,7 +70,8 @@ fn read_slowly(row_len: usize, n_values: usize, body: &[u8]) -> Vec<f32> {
         let row_step = f32::from_bits(u32::from(step) << 16);
         let sizes: Vec<usize> = (0..n).step_by(64).map(|i| (n - i).min(64)).collect();
         let kinds = take(sizes.len().div_ceil(2), &mut at);
-        let kinds: Vec<u8> = (0..sizes.len()).map(|i| if i % 2 == 0 { kinds[i / 2] & 15 } else { kinds[i / 2] >> 4 }).collect();
+        let kinds: Vec<u8> =
+            (0..sizes.len()).map(|i| if i % 2 == 0 { kinds[i / 2] & 15 } else { kinds[i / 2] >> 4 }).collect();
         let mut steps = Vec::new();
         for kind in &kinds {
             steps.push(match kind {
@@ -110,7 +114,9 @@ fn read_slowly(row_len: usize, n_values: usize, body: &[u8]) -> Vec<f32> {
             coded.push(numbers);
         }
         // Runs, values in the order of their bit-reversed places.
-        let order: Vec<usize> = (0..64).map(|i: u8| usize::from(i % 16).reverse_bits() >> (usize::BITS - 6) | usize::from(i / 16)).collect();
+        let order: Vec<usize> = (0..64)
+            .map(|i: u8| usize::from(i % 16).reverse_bits() >> (usize::BITS - 6) | usize::from(i / 16))
+            .collect();
         let mut place = 0;
         let mut escaped = Vec::new();
         let is_coded = |k: &u8| (1..=14).contains(k);
@@ -164,7 +170,8 @@ fn bytes_mean_what_the_documentation_says() {
             let body = encode(row_len, &values);
             let mut ours = Vec::new();
             decode(Codec::Bounded, DType::F32, row_len, values.len(), &body, &mut ours).unwrap();
-            let theirs: Vec<u8> = read_slowly(row_len, values.len(), &body).iter().flat_map(|v| v.to_le_bytes()).collect();
+            let theirs: Vec<u8> =
+                read_slowly(row_len, values.len(), &body).iter().flat_map(|v| v.to_le_bytes()).collect();
             assert!(ours == theirs, "kind {kind}, rows of {row_len}");
         }
     }

@@ -82,8 +82,10 @@ mod tests {
 
     #[test]
     fn what_half_precision_cannot_hold_becomes_its_largest_and_is_counted() {
-        let source: Vec<u8> =
-            [1.0, 65504.0, 65520.0, -1e9, f32::INFINITY, f32::NAN, 1e-9].iter().flat_map(|f: &f32| f.to_le_bytes()).collect();
+        let source: Vec<u8> = [1.0, 65504.0, 65520.0, -1e9, f32::INFINITY, f32::NAN, 1e-9]
+            .iter()
+            .flat_map(|f: &f32| f.to_le_bytes())
+            .collect();
         let mut converter = Converter::default();
         let halves: Vec<f32> = converter
             .convert(DType::F32, DType::F16, &source)

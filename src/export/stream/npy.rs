@@ -36,7 +36,15 @@ impl Npy {
         empty_folder(folder)?;
         let stems = file_names(layout.arrays());
         let left = layout.arrays().iter().map(|a| a.rows).collect();
-        let npy = Self { folder: folder.to_owned(), layout, stems, left, origin, converter: Converter::default(), rows: vec![] };
+        let npy = Self {
+            folder: folder.to_owned(),
+            layout,
+            stems,
+            left,
+            origin,
+            converter: Converter::default(),
+            rows: vec![],
+        };
         for (array, stem) in npy.layout.arrays().iter().zip(&npy.stems) {
             array.bytes()?;
             npy.create(&format!("{stem}.npy"), &header(array.element, &[array.rows, u64::from(array.width)]))?;
@@ -58,7 +66,11 @@ impl Npy {
     /// Opened for each packet: models have more tensors than a process may have files.
     fn append(&self, name: &str, bytes: &[u8]) -> Result<(), Error> {
         let path = self.folder.join(name);
-        OpenOptions::new().append(true).open(&path).and_then(|mut f| f.write_all(bytes)).map_err(|e| cannot_write(&path, e))
+        OpenOptions::new()
+            .append(true)
+            .open(&path)
+            .and_then(|mut f| f.write_all(bytes))
+            .map_err(|e| cannot_write(&path, e))
     }
 }
 
@@ -100,7 +112,12 @@ pub(super) fn empty_folder(folder: &Path) -> Result<(), Error> {
     fs::create_dir_all(folder).map_err(|e| cannot_write(folder, e))?;
     let mut entries = fs::read_dir(folder).map_err(|e| cannot_write(folder, e))?;
     if entries.next().is_some() {
-        return Err(Error::new("writing", format!("`{}`", folder.display()), "the folder is not empty", "name a new one"));
+        return Err(Error::new(
+            "writing",
+            format!("`{}`", folder.display()),
+            "the folder is not empty",
+            "name a new one",
+        ));
     }
     Ok(())
 }
@@ -161,7 +178,9 @@ mod tests {
         let bytes = header(DType::F32, &[3, 576]);
         assert_eq!(bytes.len() % 64, 0);
         let text = String::from_utf8_lossy(&bytes[10..]).into_owned();
-        assert!(text.starts_with("{'descr': '<f4', 'fortran_order': False, 'shape': (3, 576), }") && text.ends_with(" \n"));
+        assert!(
+            text.starts_with("{'descr': '<f4', 'fortran_order': False, 'shape': (3, 576), }") && text.ends_with(" \n")
+        );
         assert_eq!(usize::from(u16::from_le_bytes([bytes[8], bytes[9]])) + 10, bytes.len());
         assert!(String::from_utf8_lossy(&header(DType::I32, &[7])).contains("'shape': (7,), }"));
     }

@@ -10,7 +10,9 @@ use std::sync::Arc;
 
 use half::f16;
 use parquet::basic::{Compression, Encoding, ZstdLevel};
-use parquet::data_type::{ByteArray, ByteArrayType, FixedLenByteArray, FixedLenByteArrayType, FloatType, Int32Type, Int64Type};
+use parquet::data_type::{
+    ByteArray, ByteArrayType, FixedLenByteArray, FixedLenByteArrayType, FloatType, Int32Type, Int64Type,
+};
 use parquet::errors::ParquetError;
 use parquet::file::metadata::KeyValue;
 use parquet::file::properties::{EnabledStatistics, WriterProperties, WriterPropertiesPtr};
@@ -131,7 +133,8 @@ impl Parquet {
         let part = part_of(path);
         fs::create_dir_all(part.parent().unwrap_or(&self.folder)).map_err(|e| cannot_write(path, e))?;
         let file = File::create(&part).map_err(|e| cannot_write(&part, e))?;
-        SerializedFileWriter::new(file, Arc::clone(&self.schema), Arc::clone(&self.properties)).map_err(|e| cannot_write(&part, e))
+        SerializedFileWriter::new(file, Arc::clone(&self.schema), Arc::clone(&self.properties))
+            .map_err(|e| cannot_write(&part, e))
     }
 }
 
@@ -247,7 +250,9 @@ fn write_longs(group: &mut SerializedRowGroupWriter<'_, File>, values: &[i64]) -
 fn next<'a>(
     group: &'a mut SerializedRowGroupWriter<'_, File>,
 ) -> Result<parquet::file::writer::SerializedColumnWriter<'a>, ParquetError> {
-    group.next_column()?.ok_or_else(|| ParquetError::General("the schema has fewer columns than are written".to_owned()))
+    group
+        .next_column()?
+        .ok_or_else(|| ParquetError::General("the schema has fewer columns than are written".to_owned()))
 }
 
 fn narrow(x: f32, saturated: &mut u64) -> FixedLenByteArray {

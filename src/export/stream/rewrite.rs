@@ -61,7 +61,8 @@ impl Rewrite {
     /// When it is none, or the file cannot be written.
     pub fn copy(&mut self, packet: &mut [u8]) -> Result<(), Error> {
         stream::set_sequence(packet, self.sequence)?;
-        let raw = RawPacket::read(packet).map_err(|e| Error::new("copying", "a packet", e, "the file changed while it was read: try again"))?;
+        let raw = RawPacket::read(packet)
+            .map_err(|e| Error::new("copying", "a packet", e, "the file changed while it was read: try again"))?;
         self.file.write_all(packet).map_err(|e| cannot_write(&self.part, e))?;
         // A kind of a later version has no name here; the index is a help only, and the nearest number does.
         self.note(Kind::from_u8(raw.kind).unwrap_or(Kind::Account), raw.name, packet.len())

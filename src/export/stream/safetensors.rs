@@ -84,7 +84,15 @@ impl Safetensors {
             Ok(())
         };
         fill().map_err(|e: std::io::Error| cannot_write(&part, e))?;
-        Ok(Self { path: path.to_owned(), part, file, layout, cursors, converter: Converter::default(), rows: Vec::new() })
+        Ok(Self {
+            path: path.to_owned(),
+            part,
+            file,
+            layout,
+            cursors,
+            converter: Converter::default(),
+            rows: Vec::new(),
+        })
     }
 }
 

@@ -10,7 +10,10 @@ use crate::export::units::{bytes, count, count_short, known, number, percent, pr
 #[must_use]
 pub fn fields(fields: &[(&str, String)]) -> String {
     let width = fields.iter().map(|(key, _)| key.chars().count()).max().unwrap_or(0) + 4;
-    fields.iter().map(|(key, value)| wrap(&format!("{:<width$}", format!("  {key}")), &" ".repeat(width), value)).collect()
+    fields
+        .iter()
+        .map(|(key, value)| wrap(&format!("{:<width$}", format!("  {key}")), &" ".repeat(width), value))
+        .collect()
 }
 
 /// What the header says, as far as it is known.
@@ -49,9 +52,21 @@ pub fn origin(header: &Value) -> Vec<(&'static str, String)> {
         _ => add("Model", vec![text(&["model"])]),
     }
     add("Selection", vec![text(&["selection"])]);
-    let bound = header.get("error_bound").and_then(Value::as_f64).filter(|b| *b > 0.0).map(|b| format!("error bound {}", b as f32));
+    let bound = header
+        .get("error_bound")
+        .and_then(Value::as_f64)
+        .filter(|b| *b > 0.0)
+        .map(|b| format!("error bound {}", b as f32));
     let policy = text(&["policy"]).map(|p| format!("policy {p}"));
-    add("Settings", vec![text(&["route"]).map(|r| format!("route {r}")), text(&["codec"]).map(|c| format!("codec {c}")), bound, policy]);
+    add(
+        "Settings",
+        vec![
+            text(&["route"]).map(|r| format!("route {r}")),
+            text(&["codec"]).map(|c| format!("codec {c}")),
+            bound,
+            policy,
+        ],
+    );
     out
 }
 
@@ -136,7 +151,8 @@ pub fn tensors<'a>(tensors: impl Iterator<Item = &'a Tensor> + Clone, style: Sty
         too_wide -= widths[column].saturating_sub(width);
         cells.iter_mut().for_each(|c| c[column] = shorten(&c[column], width));
     }
-    let mut table = Table::new(&heads.map(|h| if too_wide > WIDTH - 4 { if h == "<component" { "<part" } else { h } } else { h }));
+    let mut table =
+        Table::new(&heads.map(|h| if too_wide > WIDTH - 4 { if h == "<component" { "<part" } else { h } } else { h }));
     cells.into_iter().for_each(|c| table.row(c));
     table.render(style)
 }
@@ -153,11 +169,25 @@ pub fn stats(lines: &[(String, u64, Figures)], head: &str, style: Style) -> Stri
     let mut table = Table::new(&[&format!("<{head}"), "values", "bytes", "mean", "std", "min", "max", "L2", "zeros"]);
     for (name, size, f) in lines {
         let [mean, std, min, max, l2] = [f.mean, f.std, f.min, f.max, f.l2].map(|v| known(v, short));
-        table.row([name.clone(), count_short(f.count), bytes(*size), mean, std, min, max, l2, known(f.sparsity, percent)]);
+        table.row([
+            name.clone(),
+            count_short(f.count),
+            bytes(*size),
+            mean,
+            std,
+            min,
+            max,
+            l2,
+            known(f.sparsity, percent),
+        ]);
     }
     let mut text = table.render(style);
     for (name, _, f) in lines.iter().filter(|(_, _, f)| f.nan + f.inf > 0) {
-        text += &wrap("  ", "    ", &format!("{name}: {} NaN and {} infinite values, left out", count(f.nan), count(f.inf)));
+        text += &wrap(
+            "  ",
+            "    ",
+            &format!("{name}: {} NaN and {} infinite values, left out", count(f.nan), count(f.inf)),
+        );
     }
     text
 }

@@ -12,8 +12,8 @@ Examples:
   llama-resource stream export acts.stream --to safetensors --out acts.safetensors
   llama-resource stream verify acts.stream && echo whole
 
-A stream whose writer was killed is read as far as it goes, and behind damage again. Nothing is returned from a packet whose checksum
-is wrong.")]
+A stream whose writer was killed is read as far as it goes, and behind damage again. Nothing is returned from a packet \
+whose checksum is wrong.")]
 pub struct Stream {
     /// What to do
     #[command(subcommand)]
@@ -79,9 +79,10 @@ pub struct Ls {
 Example:
   llama-resource stream verify acts.stream --json
 
-Checks the checksum of every packet, decodes all values, looks for gaps in the sequence, compares the rows with the shapes and the
-account with what is there. A stream whose writer was killed is not damaged by that alone, even in the middle of its last packet: what was
-written before is whole.
+Checks the checksum of every packet, decodes all values, looks for gaps in the sequence, compares the rows with the \
+shapes and the account with what is there. A stream whose writer was killed is not damaged by that alone, even in the \
+middle of its last packet: what was written before is whole.
+
 Exit status: 0 good, 2 damaged, 1 an error.")]
 pub struct Verify {
     /// The stream
@@ -96,7 +97,8 @@ pub struct Verify {
 #[command(after_help = "\
 Examples:
   llama-resource stream cat acts.stream l_out-0 --rows 0-3
-  llama-resource stream cat acts.stream l_out-0 > l_out-0.txt       numpy.loadtxt('l_out-0.txt')[:, 4:]
+  llama-resource stream cat acts.stream l_out-0 > l_out-0.txt
+  python -c \"import numpy; print(numpy.loadtxt('l_out-0.txt')[:, 4:].shape)\"
 
 A row a line: step, sequence, position and token (-1 where not known), then the values, exactly.")]
 pub struct Cat {
@@ -119,8 +121,8 @@ Examples:
   llama-resource stream stats acts.stream
   llama-resource stream stats acts.stream --by token --tensors 'l_out-*' --csv > tokens.csv
 
-Standard deviation is the population's; sparsity is the share of exact zeros. NaN and infinities are counted apart and are not in the
-other figures. Values of lossy codecs are taken as they are stored.")]
+Standard deviation is the population's; sparsity is the share of exact zeros. NaN and infinities are counted apart and \
+are not in the other figures. Values of lossy codecs are taken as they are stored.")]
 pub struct Stats {
     /// The stream
     pub file: PathBuf,
@@ -155,8 +157,9 @@ pub enum By {
 Example:
   llama-resource stream recover killed.stream --out whole.stream
 
-Values, tokens and headers are copied as they are and numbered anew; account, index and end are made of what is there. What the old
-account counts as captured but is not there any more is dropped (`damaged`) in the new one; what was on its way, `unwritten`.")]
+Values, tokens and headers are copied as they are and numbered anew; account, index and end are made of what is there. \
+What the old account counts as captured but is not there any more is dropped (`damaged`) in the new one; what was on \
+its way, `unwritten`.")]
 pub struct Recover {
     /// The damaged or unfinished stream; it is not changed
     pub file: PathBuf,
@@ -173,12 +176,14 @@ Examples:
   llama-resource stream export acts.stream --to npy --out acts --tensors 'l_out-*' --dtype f16
   llama-resource stream export acts.stream --to parquet --out acts
 
-safetensors: one file. For every tensor NAME an array [rows, ne0] and NAME.rows, int32 [rows, 4]: step, sequence, position, token.
-npy:         a folder of NAME.npy, NAME.rows.npy and index.json.
-parquet:     a folder layer=N/part-0.parquet with tensor, row, step, sequence, position, token, request and
-             values (a list of floats).
-Where only some elements of each row were stored, NAME.columns says which. A tensor whose rows change their length becomes one array
-for each length: NAME.n256, NAME.n512. docs/PYTHON.md shows how to load all of them.")]
+  safetensors  one file: NAME, [rows, ne0], and NAME.rows, int32 [rows, 4]:
+               step, sequence, position, token
+  npy          a folder: NAME.npy, NAME.rows.npy, index.json
+  parquet      a folder: layer=N/part-0.parquet with tensor, row, step, sequence,
+               position, token, request, values (a list of floats)
+
+Where only some elements of each row were stored, NAME.columns says which. A tensor whose rows change their length \
+becomes one array for each length: NAME.n256, NAME.n512. docs/PYTHON.md shows how to load all of them.")]
 pub struct Export {
     /// The stream
     pub file: PathBuf,
@@ -222,8 +227,8 @@ pub enum Float {
 Example:
   llama-resource stream import old.stream --dtype f16 --width 576 --out new.stream
 
-The older system (llm-instrumentation) stored neither type nor shape nor step: the type and, if wanted, the length of a row are
-given here; steps count the packets of each name. Its LZ4 and Zstandard frames are recognised.")]
+The older system (llm-instrumentation) stored neither type nor shape nor step: the type and, if wanted, the length of \
+a row are given here; steps count the packets of each name. Its LZ4 and Zstandard frames are recognised.")]
 pub struct Import {
     /// The stream of the older system
     pub file: PathBuf,

@@ -11,13 +11,18 @@ use super::source::{self, Source};
 
 /// `A-B`, `A-` or `A`: first and last row.
 pub fn rows(text: &str) -> Result<(u64, u64), String> {
-    let number = |t: &str| t.trim().parse::<u64>().map_err(|_| format!("`{t}` is no row number: expected A-B, A- or A"));
+    let number =
+        |t: &str| t.trim().parse::<u64>().map_err(|_| format!("`{t}` is no row number: expected A-B, A- or A"));
     let range = match text.split_once('-') {
         None => (number(text)?, number(text)?),
         Some((first, "")) => (number(first)?, u64::MAX),
         Some((first, last)) => (number(first)?, number(last)?),
     };
-    if range.0 > range.1 { Err(format!("the first row, {}, is behind the last, {}", range.0, range.1)) } else { Ok(range) }
+    if range.0 > range.1 {
+        Err(format!("the first row, {}, is behind the last, {}", range.0, range.1))
+    } else {
+        Ok(range)
+    }
 }
 
 /// Runs the subcommand.
@@ -68,10 +73,17 @@ pub fn cat(args: &args::Cat) -> Result<(), Stop> {
     })?;
     out.finish()?;
     if !found {
-        return Err(Stop::Failed(format!("no tensor `{}` in `{}`: `stream ls` lists them", args.name, args.file.display())));
+        return Err(Stop::Failed(format!(
+            "no tensor `{}` in `{}`: `stream ls` lists them",
+            args.name,
+            args.file.display()
+        )));
     }
     if args.rows.is_some() && row <= first {
-        return Err(Stop::Failed(format!("`{}` has {row} rows, --rows begins at {first} (the first row is 0)", args.name)));
+        return Err(Stop::Failed(format!(
+            "`{}` has {row} rows, --rows begins at {first} (the first row is 0)",
+            args.name
+        )));
     }
     Ok(())
 }
@@ -96,7 +108,13 @@ fn value(dtype: DType, x: f64) -> Value {
             _ => json!(x as i64),
         };
     }
-    let text = if x.is_nan() { "NaN" } else if x > 0.0 { "Infinity" } else { "-Infinity" };
+    let text = if x.is_nan() {
+        "NaN"
+    } else if x > 0.0 {
+        "Infinity"
+    } else {
+        "-Infinity"
+    };
     text.into()
 }
 

@@ -3,7 +3,9 @@
 use std::path::Path;
 
 use llama_resource_instrumentation::analyze::stream::Globs;
-use llama_resource_instrumentation::export::stream::{self as out, Export, Layout, Wanted, layout, npy, parquet, safetensors};
+use llama_resource_instrumentation::export::stream::{
+    self as out, Export, Layout, Wanted, layout, npy, parquet, safetensors,
+};
 use llama_resource_instrumentation::export::units::{bytes, count};
 use llama_resource_instrumentation::format::stream::Content;
 use llama_resource_instrumentation::read::stream::{Item, Location, StreamReader};
@@ -27,7 +29,11 @@ pub fn export(args: &args::Export) -> Result<(), Stop> {
         Ok(())
     })?;
     if layout.arrays().is_empty() {
-        return Err(Stop::Failed(format!("no tensor of `{}` fits `{}`: `stream ls` lists them", args.file.display(), args.tensors)));
+        return Err(Stop::Failed(format!(
+            "no tensor of `{}` fits `{}`: `stream ls` lists them",
+            args.file.display(),
+            args.tensors
+        )));
     }
     let wanted = args.dtype.map(|float| match float {
         Float::F32 => Wanted::F32,
@@ -36,7 +42,9 @@ pub fn export(args: &args::Export) -> Result<(), Stop> {
     layout.settle(wanted);
     if args.to != Format::Parquet {
         for name in layout.divided() {
-            report::eprint_line(&format!("rows of `{name}` have several lengths: one array for each, `{name}.nLENGTH`"));
+            report::eprint_line(&format!(
+                "rows of `{name}` have several lengths: one array for each, `{name}.nLENGTH`"
+            ));
         }
     }
     let origin = layout::origin(&header, &layout);
@@ -57,7 +65,10 @@ pub fn export(args: &args::Export) -> Result<(), Stop> {
     let (arrays, rows, size) = (count(arrays as u64), count(rows), bytes(total));
     report::eprint_line(&format!("{arrays} arrays, {rows} rows, {size} of values written to `{}`", args.out.display()));
     if saturated > 0 {
-        report::eprint_line(&format!("{} values do not fit f16 and became its largest: --dtype f32 keeps them", count(saturated)));
+        report::eprint_line(&format!(
+            "{} values do not fit f16 and became its largest: --dtype f32 keeps them",
+            count(saturated)
+        ));
     }
     Ok(())
 }

@@ -24,7 +24,10 @@ pub fn import(args: &args::Import) -> Result<(), Stop> {
     refuse_same(&args.file, &args.out)?;
     let mut source = Source::open_any(&args.file, "importing")?;
     if !source.is_legacy() {
-        return Err(Stop::Failed(format!("`{}` is no stream of the older system: it needs no import", args.file.display())));
+        return Err(Stop::Failed(format!(
+            "`{}` is no stream of the older system: it needs no import",
+            args.file.display()
+        )));
     }
     let codec = match args.codec {
         Lossless::None => Codec::None,
@@ -57,7 +60,12 @@ pub fn import(args: &args::Import) -> Result<(), Stop> {
     let (tensors, size) = (importer.ledger.captured.tensors, importer.ledger.captured.bytes);
     importer.ledger.seen = importer.ledger.captured;
     importer.out.finish(&importer.ledger, Map::new())?;
-    report::eprint_line(&format!("{} packets, {} of values, written to `{}`", count(tensors), bytes(size), args.out.display()));
+    report::eprint_line(&format!(
+        "{} packets, {} of values, written to `{}`",
+        count(tensors),
+        bytes(size),
+        args.out.display()
+    ));
     let lost = info::damage(&account);
     if !lost.is_empty() {
         report::eprint(lost.trim_end());
@@ -87,7 +95,11 @@ impl Importer {
         packet.decode(None, &mut self.values).map_err(|e| wrong(e.0))?;
         let (n, odd) = (self.values.len() / self.dtype.size(), self.values.len() % self.dtype.size());
         if odd != 0 {
-            return Err(wrong(format!("its {} bytes are no whole number of {} values: another --dtype?", self.values.len(), self.dtype.name())));
+            return Err(wrong(format!(
+                "its {} bytes are no whole number of {} values: another --dtype?",
+                self.values.len(),
+                self.dtype.name()
+            )));
         }
         let n = u32::try_from(n).map_err(|_| wrong(format!("it has {n} values, 2^32 are too many")))?;
         let width = self.width.unwrap_or(n);

@@ -85,7 +85,10 @@ fn as_text(file: &Path, len: u64, survey: &Survey, account: &StreamAccount) -> S
         count(inventory.requests())
     );
     fields.push(("Holds", holds));
-    fields.push(("Also", format!("sampled tokens: {}, checkpoints: {}", count(survey.sampled_tokens), count(survey.checkpoints))));
+    fields.push((
+        "Also",
+        format!("sampled tokens: {}, checkpoints: {}", count(survey.sampled_tokens), count(survey.checkpoints)),
+    ));
     out += &text::fields(&fields);
     if let Some(ledger) = survey.ledger() {
         out += &format!("\n{}\n{}", style.heading("ACCOUNT"), text::ledger(&ledger, style));
@@ -147,7 +150,8 @@ fn legacy(args: &args::Info, source: &mut Source) -> Result<(), Stop> {
     })?;
     let mut out = Out::new();
     if args.json {
-        let tensors: Vec<Value> = names.iter().map(|(n, (p, b))| json!({"name": n, "packets": p, "stored_bytes": b})).collect();
+        let tensors: Vec<Value> =
+            names.iter().map(|(n, (p, b))| json!({"name": n, "packets": p, "stored_bytes": b})).collect();
         let json = json!({
             "file": args.file.display().to_string(), "bytes": source.len(), "form": "legacy", "header": null, "clean_end": null,
             "account": null, "packets": account.packets, "tensors": tensors, "damage": account.damaged,
@@ -157,8 +161,20 @@ fn legacy(args: &args::Info, source: &mut Source) -> Result<(), Stop> {
         let style = stdout_style();
         out.print(format_args!("{}  {}\n", style.heading("STREAM"), style.strong(&printable(&args.file))))?;
         let fields = [
-            ("Form", "of the older system: packets say neither type nor shape; `stream import` makes one of ours of it".to_owned()),
-            ("Size", format!("{}, {} packets, {} names", bytes(source.len()), count(account.packets), count(names.len() as u64))),
+            (
+                "Form",
+                "of the older system: packets say neither type nor shape; `stream import` makes one of ours of it"
+                    .to_owned(),
+            ),
+            (
+                "Size",
+                format!(
+                    "{}, {} packets, {} names",
+                    bytes(source.len()),
+                    count(account.packets),
+                    count(names.len() as u64)
+                ),
+            ),
         ];
         out.print(format_args!("{}{}", text::fields(&fields), damage(&account)))?;
     }

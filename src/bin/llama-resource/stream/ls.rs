@@ -17,7 +17,11 @@ pub fn ls(args: &args::Ls) -> Result<(), Stop> {
     })?;
     let tensors = inventory.tensors();
     if tensors.is_empty() && !Globs::new(&args.pattern).is_all() {
-        return Err(Stop::Failed(format!("no tensor of `{}` fits `{}`: `stream ls` lists them", args.file.display(), args.pattern)));
+        return Err(Stop::Failed(format!(
+            "no tensor of `{}` fits `{}`: `stream ls` lists them",
+            args.file.display(),
+            args.pattern
+        )));
     }
     let mut out = Out::new();
     if args.json {

@@ -25,13 +25,17 @@ pub fn recover(args: &args::Recover) -> Result<(), Stop> {
     let account = source.each(|packet, at| {
         survey.add(packet, at.len);
         // They tell places and totals of the file as it was; the new file gets its own.
-        if matches!(packet.content, Content::Index(_) | Content::End(_) | Content::Account(_) | Content::Checkpoint(_)) {
+        if matches!(packet.content, Content::Index(_) | Content::End(_) | Content::Account(_) | Content::Checkpoint(_))
+        {
             return Ok(());
         }
         let mut rewrite = match copy.take() {
             Some(rewrite) => rewrite,
             None if matches!(packet.content, Content::Header(_)) => Rewrite::open(&args.out)?,
-            None => Rewrite::with_header(&args.out, &json!({ "library_version": env!("CARGO_PKG_VERSION"), "header_lost": true }))?,
+            None => Rewrite::with_header(
+                &args.out,
+                &json!({ "library_version": env!("CARGO_PKG_VERSION"), "header_lost": true }),
+            )?,
         };
         read(&file, at, &mut buffer).map_err(failed)?;
         rewrite.copy(&mut buffer)?;

@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 
 use llama_resource_instrumentation::analyze::stream::Globs;
 use llama_resource_instrumentation::format::stream::{Content, Packet, TensorMeta};
-use llama_resource_instrumentation::read::stream::{self, Form, Item, LegacyPacket, Location, StreamAccount, StreamReader};
+use llama_resource_instrumentation::read::stream::{
+    self, Form, Item, LegacyPacket, Location, StreamAccount, StreamReader,
+};
 
 use super::out::Stop;
 use super::progress::Progress;
@@ -60,7 +62,10 @@ impl Source {
     }
 
     /// Gives every packet of ours; what was not whole is in the account. Packets of another version end it.
-    pub fn each(&mut self, mut packet: impl FnMut(&Packet<'_>, Location) -> Result<(), Stop>) -> Result<StreamAccount, Stop> {
+    pub fn each(
+        &mut self,
+        mut packet: impl FnMut(&Packet<'_>, Location) -> Result<(), Stop>,
+    ) -> Result<StreamAccount, Stop> {
         let mut progress = Progress::new(self.what, self.len());
         while let Some(item) = self.reader.next_item()? {
             if let Item::Packet { at, packet: found } = item {
@@ -72,7 +77,10 @@ impl Source {
     }
 
     /// Gives every packet of the older system.
-    pub fn each_legacy(&mut self, mut packet: impl FnMut(&LegacyPacket<'_>) -> Result<(), Stop>) -> Result<StreamAccount, Stop> {
+    pub fn each_legacy(
+        &mut self,
+        mut packet: impl FnMut(&LegacyPacket<'_>) -> Result<(), Stop>,
+    ) -> Result<StreamAccount, Stop> {
         let mut progress = Progress::new(self.what, self.len());
         while let Some(item) = self.reader.next_item()? {
             if let Item::Legacy { at, packet: found } = item {
@@ -84,9 +92,15 @@ impl Source {
     }
 
     /// Gives the packets of the tensors that are wanted, in the order of the file. Says on standard error if some could not be read.
-    pub fn each_tensor(&mut self, wanted: &Globs, mut tensor: impl FnMut(&Tensor<'_>) -> Result<(), Stop>) -> Result<(), Stop> {
+    pub fn each_tensor(
+        &mut self,
+        wanted: &Globs,
+        mut tensor: impl FnMut(&Tensor<'_>) -> Result<(), Stop>,
+    ) -> Result<(), Stop> {
         let mut give = |packet: &Packet<'_>, at| match &packet.content {
-            Content::Tensor { meta, body } if wanted.fits(packet.name) => tensor(&Tensor { name: packet.name, meta, body, at }),
+            Content::Tensor { meta, body } if wanted.fits(packet.name) => {
+                tensor(&Tensor { name: packet.name, meta, body, at })
+            }
             _ => Ok(()),
         };
         if wanted.is_all() {
@@ -106,14 +120,21 @@ impl Source {
     }
 
     /// Gives packets again whose places are known. Damage is an error here: they were whole before.
-    pub fn again(&mut self, places: &[Location], mut tensor: impl FnMut(&Tensor<'_>) -> Result<(), Stop>) -> Result<(), Stop> {
+    pub fn again(
+        &mut self,
+        places: &[Location],
+        mut tensor: impl FnMut(&Tensor<'_>) -> Result<(), Stop>,
+    ) -> Result<(), Stop> {
         let mut give = |packet: &Packet<'_>, at| match &packet.content {
             Content::Tensor { meta, body } => tensor(&Tensor { name: packet.name, meta, body, at }),
             _ => Ok(()),
         };
         match self.give(places, &mut give)? {
             (0, _) => Ok(()),
-            _ => Err(Stop::Failed(format!("`{}` changed while it was read: try again when nobody writes to it", self.path.display()))),
+            _ => Err(Stop::Failed(format!(
+                "`{}` changed while it was read: try again when nobody writes to it",
+                self.path.display()
+            ))),
         }
     }
 
@@ -139,7 +160,9 @@ impl Source {
     fn warn(&self, places: u64, bytes: u64) {
         if places > 0 {
             let (path, s) = (self.path.display(), if places == 1 { "" } else { "s" });
-            report::eprint_line(&format!("{places} damaged place{s} of `{path}` left out ({bytes} bytes): `stream verify` lists them"));
+            report::eprint_line(&format!(
+                "{places} damaged place{s} of `{path}` left out ({bytes} bytes): `stream verify` lists them"
+            ));
         }
     }
 }

@@ -40,7 +40,11 @@ pub fn stats(args: &args::Stats) -> Result<(), Stop> {
             if !groups.contains_key(&key) {
                 order.push(key.clone());
             }
-            let group = groups.entry(key).or_insert_with(|| Group { layer: tensor.meta.layer, bytes: 0, moments: Moments::default() });
+            let group = groups.entry(key).or_insert_with(|| Group {
+                layer: tensor.meta.layer,
+                bytes: 0,
+                moments: Moments::default(),
+            });
             group.bytes += values.len() as u64;
             group.moments.add_bytes(tensor.meta.dtype, &values);
             Ok(())
@@ -53,7 +57,11 @@ pub fn stats(args: &args::Stats) -> Result<(), Stop> {
     }
     out.finish()?;
     if !any {
-        return Err(Stop::Failed(format!("no tensor of `{}` fits `{}`: `stream ls` lists them", args.file.display(), args.tensors)));
+        return Err(Stop::Failed(format!(
+            "no tensor of `{}` fits `{}`: `stream ls` lists them",
+            args.file.display(),
+            args.tensors
+        )));
     }
     Ok(())
 }
@@ -79,7 +87,10 @@ fn print_groups(args: &args::Stats, lines: &[(String, &Group)], out: &mut Out) -
             })
             .collect();
         let by = if by_layer { "layer" } else { "tensor" };
-        return out.print(format_args!("{:#}\n", json!({ "file": args.file.display().to_string(), "by": by, "stats": stats })));
+        return out.print(format_args!(
+            "{:#}\n",
+            json!({ "file": args.file.display().to_string(), "by": by, "stats": stats })
+        ));
     }
     if args.csv {
         out.print(format_args!("{}layer,{FIGURES}\n", if by_layer { "" } else { "tensor," }))?;
@@ -90,12 +101,17 @@ fn print_groups(args: &args::Stats, lines: &[(String, &Group)], out: &mut Out) -
         }
         return Ok(());
     }
-    let lines: Vec<(String, u64, Figures)> = lines.iter().map(|(k, g)| (k.clone(), g.bytes, g.moments.finish())).collect();
+    let lines: Vec<(String, u64, Figures)> =
+        lines.iter().map(|(k, g)| (k.clone(), g.bytes, g.moments.finish())).collect();
     out.print(format_args!("{}", text::stats(&lines, if by_layer { "layer" } else { "tensor" }, stdout_style())))
 }
 
 /// The figures of each token of a packet: the rows of all its heads together.
-fn by_token(tensor: &Tensor<'_>, values: &[u8], mut each: impl FnMut(Label, u64, &Figures) -> Result<(), Stop>) -> Result<(), Stop> {
+fn by_token(
+    tensor: &Tensor<'_>,
+    values: &[u8],
+    mut each: impl FnMut(Label, u64, &Figures) -> Result<(), Stop>,
+) -> Result<(), Stop> {
     let (meta, dtype) = (tensor.meta, tensor.meta.dtype);
     let width = labels::width(meta) as usize * dtype.size();
     let mut rest = values;
@@ -161,7 +177,9 @@ impl<'a> TokenPrinter<'a> {
         if self.csv {
             let layer = tensor.meta.layer.map(|l| l.to_string()).unwrap_or_default();
             let (name, step) = (quoted(tensor.name), label.step);
-            return self.out.print(format_args!("{name},{layer},{step},{sequence},{position},{token},{}\n", figures_csv(size, f)));
+            return self
+                .out
+                .print(format_args!("{name},{layer},{step},{sequence},{position},{token},{}\n", figures_csv(size, f)));
         }
         let [mean, std, min, max, l2] = [f.mean, f.std, f.min, f.max, f.l2].map(|v| known(v, text::short));
         let name = llama_resource_instrumentation::export::table::shorten(&printable(tensor.name), 14);
@@ -181,7 +199,8 @@ impl<'a> TokenPrinter<'a> {
 const FIGURES: &str = "count,bytes,nan,inf,mean,std,min,max,l2,sparsity";
 
 fn figures_csv(size: u64, f: &Figures) -> String {
-    let numbers = [f.mean, f.std, f.min, f.max, f.l2, f.sparsity].map(|v| v.map(|v| format!("{v:?}")).unwrap_or_default());
+    let numbers =
+        [f.mean, f.std, f.min, f.max, f.l2, f.sparsity].map(|v| v.map(|v| format!("{v:?}")).unwrap_or_default());
     format!("{},{size},{},{},{}", f.count, f.nan, f.inf, numbers.join(","))
 }
 

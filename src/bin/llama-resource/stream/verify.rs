@@ -62,7 +62,12 @@ fn check(args: &args::Verify, good: &mut bool) -> Result<(), Stop> {
     let shown = if *good { style.strong(verdict) } else { style.warning(verdict) };
     out.print(format_args!("{}: {shown}\n", printable(&args.file.display().to_string())))?;
     let end = if survey.end.is_some() { "cleanly ended" } else { "not ended (its writer runs or was killed)" };
-    let text = format!("{} packets, {}, {} of values decoded, {end}", count(survey.packets), bytes(source.len()), bytes(decoded));
+    let text = format!(
+        "{} packets, {}, {} of values decoded, {end}",
+        count(survey.packets),
+        bytes(source.len()),
+        bytes(decoded)
+    );
     out.print(format_args!("{}", wrap("  ", "  ", &text)))?;
     if headless {
         out.print(format_args!("  the header is missing or damaged\n"))?;
