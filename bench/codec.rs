@@ -2,6 +2,7 @@
 //!
 //!     cargo bench --bench codec                    # every kind with `bounded` and `fast`, two kinds with every codec
 //!     cargo bench --bench codec -- ffn_up Vcur     # these kinds, with every codec
+//!     cargo bench --bench codec -- sample l_out    # only sixteen packets, those of bench/codecs.py
 //!
 //! The activations are those of bench/dump_activations.cpp, in packets of about 1 MiB, as a prompt gives them. Speeds are of f32 values.
 //! bench/codecs.py prints the same for other libraries.
@@ -14,6 +15,8 @@ use llama_resource_instrumentation::codec::{Codec, DType, Encoder, Params, decod
 
 /// Passes over a tensor; the best time of each packet counts, so that other work on the machine disturbs little.
 const PASSES: usize = 7;
+/// Packets of a sample.
+const SAMPLE: usize = 16;
 const BOUND: f32 = 1e-3;
 
 struct Tensor {
@@ -77,11 +80,24 @@ impl Errors {
     }
 }
 
+/// Every so many of the whole packets, 16 in all, as bench/codecs.py takes them.
+fn sample(tensor: Tensor) -> Tensor {
+    let packet = packet_bytes(&tensor);
+    let step = (tensor.data.len() / packet / SAMPLE).max(1);
+    let data = tensor.data.chunks_exact(packet).step_by(step).take(SAMPLE).flatten().copied().collect();
+    Tensor { data, ..tensor }
+}
+
+/// Bytes of whole rows, about 1 MiB.
+fn packet_bytes(tensor: &Tensor) -> usize {
+    let row = tensor.row_len * 4;
+    ((1 << 20) / row).max(1) * row
+}
+
 fn print(codec: Codec, tensor: &Tensor) {
     let params = Params { codec, error_bound: BOUND };
-    let packet = (1 << 20) / (tensor.row_len * 4) * tensor.row_len * 4;
     let mut encoder = Encoder::default();
-    let packets: Vec<&[u8]> = tensor.data.chunks(packet).collect();
+    let packets: Vec<&[u8]> = tensor.data.chunks(packet_bytes(tensor)).collect();
     let mut bodies = vec![Vec::new(); packets.len()];
     let mut encode_s = vec![f64::MAX; packets.len()];
     for _ in 0..PASSES {
@@ -121,25 +137,33 @@ fn print(codec: Codec, tensor: &Tensor) {
 }
 
 fn main() {
-    let tensors = tensors();
+    // cargo adds options of its own.
+    let mut asked: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
+    let all = asked.len();
+    asked.retain(|a| a != "sample");
+    let mut tensors = tensors();
+    if asked.len() < all {
+        tensors = tensors.into_iter().map(sample).collect();
+    }
     if tensors.is_empty() {
         println!("no activations in {}: make them with bench/dump_activations.cpp", folder().display());
         return;
     }
     println!("                          GB/s of f32   greatest error      % within {BOUND:e}");
     println!("kind       codec    ratio  encode  decode    row L2     block    rows  blocks");
-    // cargo adds options of its own.
-    let asked: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
-    if asked.is_empty() {
-        for codec in [Codec::Bounded, Codec::Fast] {
-            tensors.iter().for_each(|t| print(codec, t));
-            println!();
+    if !asked.is_empty() {
+        for tensor in tensors.iter().filter(|t| asked.contains(&t.kind)) {
+            Codec::ALL.iter().for_each(|codec| print(*codec, tensor));
         }
+        return;
     }
-    let both = ["l_out", "ffn_swiglu"].map(str::to_owned);
-    let chosen = if asked.is_empty() { &both[..] } else { &asked[..] };
-    for tensor in tensors.iter().filter(|t| chosen.contains(&t.kind)) {
-        let done = |codec: &Codec| asked.is_empty() && matches!(codec, Codec::Bounded | Codec::Fast);
-        Codec::ALL.iter().filter(|codec| !done(codec)).for_each(|codec| print(*codec, tensor));
+    for codec in [Codec::Bounded, Codec::Fast] {
+        tensors.iter().for_each(|t| print(codec, t));
+        println!();
+    }
+    for tensor in tensors.iter().filter(|t| ["l_out", "ffn_swiglu"].contains(&t.kind.as_str())) {
+        for codec in [Codec::None, Codec::Lz4, Codec::Zstd, Codec::F16, Codec::Bf16] {
+            print(codec, tensor);
+        }
     }
 }

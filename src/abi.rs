@@ -6,6 +6,7 @@
 pub mod capture;
 pub mod eval;
 pub mod marks;
+pub mod server;
 
 use std::ffi::{CStr, OsStr, c_char, c_void};
 use std::os::unix::ffi::OsStrExt;
@@ -157,12 +158,12 @@ pub unsafe extern "C" fn llama_resource_instrumentation_init_with_params(
 }
 
 /// Ends recording: totals are written and the log is closed. May be called again; a later init starts a new session. A recording that
-/// LD_PRELOAD began is not the program's to end: it is flushed, goes on, and the answer is ALREADY_RUNNING.
+/// the environment began (LD_PRELOAD, or a build that follows it) is not the program's to end: it is flushed, goes on, and the answer is ALREADY_RUNNING.
 #[unsafe(no_mangle)]
 pub extern "C" fn llama_resource_instrumentation_free() -> llama_resource_instrumentation_status {
     guard(Status::Internal, || match session::stop_own() {
         None => refused("llama_resource_instrumentation_free", mark::refusal()),
-        Some(Mode::Preload) => Status::AlreadyRunning,
+        Some(Mode::Preload | Mode::Linked) => Status::AlreadyRunning,
         Some(Mode::Api | Mode::ApiWithoutHooks) => Status::Success,
     })
 }

@@ -312,7 +312,7 @@ impl Pages {
                 0,
             )
         };
-        let Some(start) = NonNull::new(start.cast()).filter(|_| start != libc::MAP_FAILED) else {
+        let Some(start) = NonNull::new(start.cast::<u8>()).filter(|_| start != libc::MAP_FAILED) else {
             return Err(std::io::Error::last_os_error());
         };
         if len >= 2 << 20 {

@@ -25,6 +25,7 @@ pub mod export;
 pub mod format;
 #[expect(unsafe_code, reason = "the host's ggml: its symbols, its tensors")]
 pub mod ggml;
+pub mod gpu;
 pub mod graph;
 #[expect(unsafe_code, reason = "interposed functions: arguments of the host")]
 pub mod hook;

@@ -29,6 +29,8 @@ const CAPTURE_PATIENCE: Duration = Duration::from_secs(30);
 pub enum Mode {
     /// LD_PRELOAD.
     Preload,
+    /// A program that was linked with this library and follows the environment (patches/).
+    Linked,
     /// `llama_resource_instrumentation_init`.
     Api,
     /// The same, and the hooks are to do nothing.
@@ -85,6 +87,21 @@ pub fn begin_in_host() {
     if let Err(e) = start(&config, Mode::Preload) {
         log::error(format!("{e}. Nothing is recorded; the host goes on"));
     }
+}
+
+/// A program that was built to be recorded starts: it is, if the environment names a log or a capture. `None` if it names none.
+pub fn start_linked() -> Result<Option<Started>> {
+    const ASK: [&str; 3] = ["LLAMA_RESOURCE_LOG_PATH", "LLAMA_RESOURCE_CAPTURE", "LLAMA_RESOURCE_CAPTURE_LIST"];
+    // A recording that LD_PRELOAD began is the same one: there is one library in the process.
+    if is_running() {
+        return Ok(Some(Started::Already));
+    }
+    if !ASK.iter().any(|name| std::env::var_os(name).is_some_and(|v| !v.is_empty())) {
+        return Ok(None);
+    }
+    let (config, warnings) = from_environment();
+    warnings.iter().for_each(log::warn);
+    start(&config, Mode::Linked).map(Some)
 }
 
 extern "C" fn at_exit_unseen() {
@@ -220,6 +237,7 @@ fn first_line(config: &Config, mode: Mode, now: u64, session_id: &str, program: 
         library_version: env!("CARGO_PKG_VERSION").to_owned(),
         mode: match mode {
             Mode::Preload => "preload",
+            Mode::Linked => "linked",
             Mode::Api | Mode::ApiWithoutHooks => "api",
         }
         .to_owned(),
@@ -266,13 +284,13 @@ pub fn stop() -> bool {
     true
 }
 
-/// Ends recording if `init` began it; one that LD_PRELOAD began is the user's, and only flushed. `None` if nothing ran.
+/// Ends recording if `init` began it; one that the environment began is the user's, and only flushed. `None` if nothing ran.
 pub fn stop_own() -> Option<Mode> {
     if boundary::in_forked_child() {
         return None;
     }
     let mode = RUNNING.lock().as_ref().map(|r| r.mode)?;
-    if mode == Mode::Preload {
+    if matches!(mode, Mode::Preload | Mode::Linked) {
         flush();
     } else {
         stop();
@@ -300,7 +318,7 @@ fn tell_the_end(running: &Running) {
         host.settle_samples();
         host.requests.end_all(None, "unfinished", now);
     }
-    if running.mode == Mode::Preload && !state::any_call_seen() {
+    if matches!(running.mode, Mode::Preload | Mode::Linked) && !state::any_call_seen() {
         let lived_s = (now - running.began_ns) as f64 / 1e9;
         state::tell(
             "hooks",

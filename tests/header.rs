@@ -43,6 +43,7 @@ fn committed_header_equals_the_source() {
         .with_src(root().join("src/abi.rs"))
         .with_src(root().join("src/abi/marks.rs"))
         .with_src(root().join("src/abi/eval.rs"))
+        .with_src(root().join("src/abi/server.rs"))
         .generate()
         .expect("cbindgen")
         .write(&mut made);

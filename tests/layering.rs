@@ -34,7 +34,7 @@ const ROOMS: &[Room] = &[
     ),
     (
         "pipeline",
-        &["boundary", "codec", "config", "error", "format", "host", "log"],
+        &["boundary", "clock", "codec", "error", "format", "host", "log"],
         "threads of its own between the host's and the disk",
     ),
     (
@@ -59,8 +59,8 @@ const ROOMS: &[Room] = &[
     ),
     (
         "abi",
-        &["boundary", "capture", "clock", "config", "format", "ggml", "log", "mark", "record", "session"],
-        "the C face of `session` and `mark`; `ggml` for the caller's tensors",
+        &["boundary", "capture", "clock", "config", "format", "ggml", "log", "mark", "observe", "record", "session"],
+        "the C face of `session` and `mark`; `ggml` for the caller's tensors; `observe` for what a patched server tells",
     ),
     ("read", &["codec", "error", "format"], "lines and packets back into values"),
     ("analyze", &["codec", "format", "graph", "read"], "values to results; types of values, names of components"),

@@ -3,6 +3,7 @@
 //! Before it: `read` (files to events). After it: `export` (results to text, JSON, HTML). Pure: no clock, no files, no environment.
 //! What the log does not say stays `null`; sums saturate, since a damaged log may hold any number.
 
+pub mod bench;
 pub mod coverage;
 pub mod host;
 pub mod kv;

@@ -182,6 +182,8 @@ fn step_begins(capture: &Arc<Capture>, live: Arc<Live>, sched: Ptr, number: Opti
         unsafe { api::ggml_backend_sched_set_eval_callback(sched, Some(shown), sched) };
     }
     let number = number.unwrap_or_else(|| steps::TOTALS.last_step.load(std::sync::atomic::Ordering::Relaxed));
+    // A resumed stream has steps of an earlier run: its numbers go on.
+    let number = number + pipeline.resumed().map_or(0, |r| r.last_step);
     let step = Step::new(capture.clone(), live, sched, number, rows);
     STEP.set(Some(step));
     true

@@ -52,8 +52,14 @@ impl Start {
     }
 }
 
-/// Share of the memory budget that the host's allocator may keep for us; the pipeline has the rest.
-const RETAINED: u64 = 4;
+/// Bytes of the memory budget that the host's allocator may keep for us; the pipeline has the rest. A quarter, but what the pipeline needs
+/// comes first; what only the callback reads needs nothing kept.
+fn retained(config: &CaptureConfig) -> u64 {
+    if config.route == RouteChoice::Callback {
+        return 0;
+    }
+    (config.max_memory / 4).min(config.max_memory.saturating_sub(crate::config::capture::LEAST_MEMORY))
+}
 
 /// Begins to capture into `path` by `config`. Nothing is read before the first step.
 pub fn begin(config: &CaptureConfig, path: PathBuf, session: Session, text: bool, list: Option<PathBuf>) -> Result<()> {
@@ -63,7 +69,7 @@ pub fn begin(config: &CaptureConfig, path: PathBuf, session: Session, text: bool
     let capture = Capture {
         config: config.clone(),
         wish: Wish { selection: config.tensors.clone(), elements: config.sample_elements },
-        retain_limit: usize::try_from(config.max_memory / RETAINED).unwrap_or(usize::MAX),
+        retain_limit: usize::try_from(retained(config)).unwrap_or(usize::MAX),
         text,
         list,
         start: Start { path, session, pipeline: OnceLock::new() },
@@ -94,13 +100,11 @@ fn check(path: &Path, resume: bool) -> Result<()> {
 fn options(capture: &Capture, start: &Start) -> Options {
     let config = &capture.config;
     let params = config.codec_params();
-    // What only the callback reads needs nothing kept.
-    let retained = if config.route == RouteChoice::Callback { 0 } else { config.max_memory / RETAINED };
     Options {
         path: start.path.clone(),
         header: header(config, start),
         params,
-        max_memory: usize::try_from(config.max_memory - retained).unwrap_or(usize::MAX),
+        max_memory: usize::try_from(config.max_memory - retained(config)).unwrap_or(usize::MAX),
         policy: config.policy,
         workers: config.codec_threads,
         checkpoint_tokens: config.checkpoint_tokens,

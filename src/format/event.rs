@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{resource, server, session, summary};
+use super::{gpu, resource, server, session, summary};
 
 /// One line of the log. `event` names the kind; the rest of the line is that kind's fields.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -62,6 +62,10 @@ pub enum Line {
     MoeRouting(summary::MoeRouting),
     /// What this process used of the machine.
     HostSample(summary::HostSample),
+    /// What a GPU says of itself.
+    GpuSample(gpu::GpuSample),
+    /// What a GPU did during the session.
+    GpuSummary(gpu::GpuSummary),
     /// Busy time of each compute thread in a sampled step (VERBOSE).
     ThreadImbalance(summary::ThreadImbalance),
     /// Events that were not written, with the reason.
@@ -102,6 +106,8 @@ impl Line {
             Self::StepSummary(_) => "step_summary",
             Self::MoeRouting(_) => "moe_routing",
             Self::HostSample(_) => "host_sample",
+            Self::GpuSample(_) => "gpu_sample",
+            Self::GpuSummary(_) => "gpu_summary",
             Self::ThreadImbalance(_) => "thread_imbalance",
             Self::EventsDropped(_) => "events_dropped",
             Self::CaptureSummary(_) => "capture_summary",

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::gpu::GpuUse;
+
 /// A model was loaded.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
@@ -112,7 +114,8 @@ pub struct RequestStart {
     pub seq_id: i32,
     /// Number of the context within the session, from 1.
     pub context_id: u64,
-    /// `launch` (llama-server gave a slot), `copy` (a further completion of the same prompt), `derived` (from the tokens alone).
+    /// `launch` (llama-server gave a slot), `copy` (a further completion of the same prompt), `derived` (from the tokens alone), `server`
+    /// (a server that was built with `patches/` said so).
     pub source: String,
 }
 
@@ -193,6 +196,21 @@ pub struct RequestEnd {
     pub outcome: String,
     /// Positions shifted out by context shift during the request.
     pub shifted_tokens: u64,
+    /// The server's number of the task. This and the next five come from a server that was built with `patches/`, and are `null` from
+    /// any other.
+    pub task_id: Option<i32>,
+    /// The `id` of the response; `null` for embeddings, which have none.
+    pub completion_id: Option<String>,
+    /// From the creation of the task to its launch in a slot, which is the start.
+    pub queue_ms: Option<f64>,
+    /// The server's `stop_type`: `eos`, `word`, `limit`, `none` (embeddings); or `cancelled` (the client went away), `error`.
+    pub stop_reason: Option<String>,
+    /// Tokens drafted by speculative decoding.
+    pub drafted: Option<u64>,
+    /// Those of them that the model accepted.
+    pub accepted: Option<u64>,
+    /// What each GPU did during the request, but for those on which this process is known to hold no memory; `null` where no GPU is read.
+    pub gpu: Option<Vec<GpuUse>>,
 }
 
 /// One call of `llama_decode` or `llama_process`.

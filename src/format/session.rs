@@ -22,7 +22,7 @@ pub struct SessionStart {
     pub log_version: u32,
     /// Version of the library.
     pub library_version: String,
-    /// `preload` (LD_PRELOAD) or `api` (`llama_resource_instrumentation_init`).
+    /// `preload` (LD_PRELOAD), `linked` (a build with `patches/`) or `api` (`llama_resource_instrumentation_init`).
     pub mode: String,
     /// Process id of the host.
     pub pid: u32,

@@ -160,6 +160,10 @@ pub struct HostSample {
     pub memory_pressure_percent: Option<f64>,
     /// The same for I/O.
     pub io_pressure_percent: Option<f64>,
+    /// Energy of all CPU packages since the last sample (RAPL), millijoules; `null` where it cannot be read.
+    pub cpu_package_energy_mj: Option<f64>,
+    /// Their mean power since the last sample, milliwatts.
+    pub cpu_package_power_mw: Option<f64>,
 }
 
 /// Busy time of each compute thread in a sampled step.

@@ -8,7 +8,9 @@
 //!
 //! In llama-server the sequence id is the slot id. A context whose first `llama_set_sampler` passes null is a serving one (the server
 //! resets each slot); a draft context's first call passes a sampler. Other hosts' requests are derived from the tokens alone and told
-//! only once an output is read, so that warm-up decodes never count.
+//! only once an output is read, so that warm-up decodes never count. A patched server tells launch and release itself: [`served`].
+
+pub mod served;
 
 use std::collections::HashMap;
 
@@ -37,6 +39,29 @@ struct Request {
     shifted: u64,
     ended_by_model: bool,
     told: bool,
+    /// From a patched server: it says when the request ends.
+    served: Option<Box<served::Served>>,
+}
+
+impl Request {
+    const fn new(source: &'static str, start_ns: u64) -> Self {
+        Self {
+            id: 0,
+            source,
+            start_ns,
+            prompt_start_ns: 0,
+            processed: 0,
+            cached: 0,
+            generated: 0,
+            first_ns: 0,
+            last_ns: 0,
+            gaps_us: Vec::new(),
+            shifted: 0,
+            ended_by_model: false,
+            told: false,
+            served: None,
+        }
+    }
 }
 
 /// What is known of a sequence.
@@ -62,6 +87,9 @@ impl Requests {
     /// told has ended.
     pub fn sampler_set(&mut self, ctx: u64, seq: i32, busy_ns: u64, now: u64) -> bool {
         let s = self.sequences.entry((ctx, seq)).or_default();
+        if s.request.as_ref().is_some_and(|r| r.served.is_some()) {
+            return false;
+        }
         if s.request.is_some() {
             let ended = self.ended;
             self.end(ctx, seq, now, None);
@@ -103,24 +131,16 @@ impl Requests {
         if parent.generated > 0 {
             return false;
         }
-        let child = Request {
-            id: 0,
-            source: "copy",
-            gaps_us: Vec::new(),
-            told: false,
-            start_ns: parent.start_ns,
-            prompt_start_ns: parent.prompt_start_ns,
-            processed: parent.processed,
-            cached: parent.cached,
-            generated: 0,
-            first_ns: 0,
-            last_ns: 0,
-            shifted: 0,
-            ended_by_model: false,
-        };
+        let (prompt_start_ns, processed, cached) = (parent.prompt_start_ns, parent.processed, parent.cached);
+        let child = Request { prompt_start_ns, processed, cached, ..Request::new("copy", parent.start_ns) };
         let s = self.sequences.entry((ctx, to)).or_default();
-        if s.request.is_some() {
-            return false;
+        if let Some(r) = &mut s.request {
+            // Launched by a patched server, and now it has its prompt.
+            let waits = r.served.is_some() && r.prompt_start_ns == 0;
+            if waits {
+                (r.prompt_start_ns, r.processed, r.cached) = (prompt_start_ns, processed, cached);
+            }
+            return waits;
         }
         let launched = s.launched.take().map_or(child.start_ns, |(t, _)| t);
         s.request = Some(Request { start_ns: launched, ..child });
@@ -160,21 +180,16 @@ impl Requests {
                 let waited = touched.saturating_sub(*t);
                 waited.saturating_sub(busy_ns.saturating_sub(*busy)) < STALE_LAUNCH_NS
             });
+            let start_ns = launched.map_or(if serving { touched } else { begun_ns }, |(t, _)| t);
             s.request = Some(Request {
-                id: 0,
-                source: if launched.is_some() { "launch" } else { "derived" },
-                start_ns: launched.map_or(if serving { touched } else { begun_ns }, |(t, _)| t),
                 prompt_start_ns: if serving { touched } else { begun_ns },
-                processed: 0,
                 cached: u64::try_from(first_pos).unwrap_or(0),
-                generated: 0,
-                first_ns: 0,
-                last_ns: 0,
-                gaps_us: Vec::new(),
-                shifted: 0,
-                ended_by_model: false,
-                told: false,
+                ..Request::new(if launched.is_some() { "launch" } else { "derived" }, start_ns)
             });
+        }
+        if let Some(r) = s.request.as_mut().filter(|r| r.prompt_start_ns == 0) {
+            r.prompt_start_ns = begun_ns;
+            r.cached = u64::try_from(first_pos).unwrap_or(0);
         }
         if let Some(r) = s.request.as_mut().filter(|r| r.generated == 0) {
             r.processed += n;
@@ -303,6 +318,12 @@ impl Requests {
         };
         let ms = |from: u64, to: u64| to.saturating_sub(from) as f64 / 1e6;
         let prompt_ms = (r.generated > 0).then(|| ms(r.prompt_start_ns, r.first_ns));
+        let served = r.served.take().map(|s| *s);
+        let waited = (r.source == "launch" || served.is_some()) && r.prompt_start_ns > 0;
+        let (task_id, queue_ms) = served.as_ref().map(|s| (s.task_id, s.queue_ms)).unzip();
+        let (completion_id, released) = served.map(|s| (s.completion_id, s.released)).unzip();
+        let counts = released.flatten();
+        let (drafted, accepted) = counts.as_ref().map(|c| (c.drafted, c.accepted)).unzip();
         let generating_ns = r.last_ns.saturating_sub(r.first_ns);
         record::push_line(Line::RequestEnd(RequestEnd {
             timestamp: String::new(),
@@ -316,7 +337,7 @@ impl Requests {
             generated_tokens: r.generated,
             ttft_ms: (r.generated > 0).then(|| ms(r.start_ns, r.first_ns)),
             prompt_ms,
-            wait_ms: (r.source == "launch").then(|| ms(r.start_ns, r.prompt_start_ns)),
+            wait_ms: waited.then(|| ms(r.start_ns, r.prompt_start_ns)),
             inter_token_ms: inter_token(&mut r.gaps_us, generating_ns),
             tokens_per_second: (r.generated > 1 && generating_ns > 0)
                 .then(|| (r.generated - 1) as f64 * 1e9 / generating_ns as f64),
@@ -324,6 +345,14 @@ impl Requests {
             duration_ms: ms(r.start_ns, now),
             outcome: outcome.to_owned(),
             shifted_tokens: r.shifted,
+            task_id,
+            completion_id: completion_id.flatten(),
+            queue_ms,
+            stop_reason: counts.map(|c| c.stop_reason),
+            drafted,
+            accepted,
+            // The writer fills it in, once the devices were read behind the end.
+            gpu: None,
         }));
     }
 }

@@ -31,6 +31,8 @@ macro_rules! of_any {
             Line::StepSummary($e) => $value,
             Line::MoeRouting($e) => $value,
             Line::HostSample($e) => $value,
+            Line::GpuSample($e) => $value,
+            Line::GpuSummary($e) => $value,
             Line::ThreadImbalance($e) => $value,
             Line::EventsDropped($e) => $value,
             Line::CaptureSummary($e) => $value,

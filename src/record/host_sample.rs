@@ -48,6 +48,8 @@ impl Sampler {
         let wall_ns = last.as_ref().map(|l| t_ns.saturating_sub(l.t_ns)).filter(|&d| d > 0);
         let percent = |ns: f64| wall_ns.map(|w| ns / w as f64 * 100.0);
         HostSample {
+            cpu_package_energy_mj: None,
+            cpu_package_power_mw: None,
             timestamp: String::new(),
             session_id: String::new(),
             t_ns,

@@ -31,6 +31,8 @@ macro_rules! each_line {
             Line::StepSummary($e) => $body,
             Line::MoeRouting($e) => $body,
             Line::HostSample($e) => $body,
+            Line::GpuSample($e) => $body,
+            Line::GpuSummary($e) => $body,
             Line::ThreadImbalance($e) => $body,
             Line::EventsDropped($e) => $body,
             Line::CaptureSummary($e) => $body,

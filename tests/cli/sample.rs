@@ -160,6 +160,12 @@ impl Writer {
             duration_ms,
             outcome: outcome.into(),
             shifted_tokens: 0,
+            task_id: None,
+            completion_id: None,
+            queue_ms: None,
+            stop_reason: None,
+            drafted: None,
+            accepted: None,
         }));
     }
 

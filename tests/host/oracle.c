@@ -13,7 +13,8 @@
 //     "ORACLE1\n", then records: u8 kind, u32 length of what follows
 //     'R'  u32 run, u64 scheduler, i32 nodes, i32 tokens (-1: no ubatch), then per token i32 token, pos, seq, u32 n_seq, output
 //          then three lists, each i32 length (-1: not in the graph) and i32 values: inp_tokens, inp_pos, out_ids
-//     'N'  u32 run, u32 index in the graph, u32 occurrence, i32 type, i64 ne[4], u32 flags, u32 is_view, u32 contiguous, u32 computed in this graph
+//     'N'  u32 run, u32 index in the graph, u32 occurrence, i32 type, i64 ne[4], u32 flags, u32 is_view, u32 contiguous, i32 root
+//          (index of the node whose memory it is or looks into, -1: not one of this graph)
 //          u32 lengths of name, op and source (name of src[0]), u64 bytes; name, op, source, values (none where bytes is 0)
 //     'E'  u32 run: the run is complete
 
@@ -187,12 +188,12 @@ static void number_nodes(struct ggml_cgraph * graph) {
     qsort(nodes, n_nodes, sizeof *nodes, by_address);
 }
 
-// Whether the bytes behind a view are computed in this graph; views of weights and of the cache are not looked at.
-static bool is_computed(const struct ggml_tensor * tensor) {
-    if (tensor->op == GGML_OP_NONE) return false;
+// Index of the node whose memory a tensor is or looks into; -1 for views of weights and of the cache, whose bytes are not looked at.
+static int32_t root_of(const struct ggml_tensor * tensor) {
+    if (tensor->op == GGML_OP_NONE) return -1;
     while (tensor->view_src) tensor = tensor->view_src;
-    const struct node key = {tensor, 0, 0};
-    return bsearch(&key, nodes, n_nodes, sizeof *nodes, by_address) != NULL;
+    const struct node key = {tensor, 0, 0}, * root = bsearch(&key, nodes, n_nodes, sizeof *nodes, by_address);
+    return root ? (int32_t) root->index : -1;
 }
 
 // The values without the gaps that a permuted or cut view has between its rows.
@@ -212,10 +213,11 @@ static void write_node(struct ggml_tensor * tensor) {
     const struct node key = {tensor, 0, 0};
     const struct node * node = bsearch(&key, nodes, n_nodes, sizeof *nodes, by_address);
     if (!node) die("a node is not in its graph");
+    const int32_t root = root_of(tensor);
     const char * op = ggml_op_desc(tensor);
     const char * source = tensor->src[0] ? tensor->src[0]->name : "";
     const bool contiguous = ggml_is_contiguous(tensor), rows = !ggml_is_quantized(tensor->type) && tensor->nb[0] == ggml_type_size(tensor->type);
-    const bool bytes = (contiguous || rows) && (tensor->flags & GGML_TENSOR_FLAG_COMPUTE) && is_computed(tensor) && wanted(tensor->name);
+    const bool bytes = (contiguous || rows) && (tensor->flags & GGML_TENSOR_FLAG_COMPUTE) && root >= 0 && wanted(tensor->name);
     const uint64_t size = bytes ? (uint64_t) ggml_nelements(tensor) * ggml_type_size(tensor->type) / ggml_blck_size(tensor->type) : 0;
     put_i32((int32_t) run);
     put_i32((int32_t) node->index);
@@ -225,7 +227,7 @@ static void write_node(struct ggml_tensor * tensor) {
     put_i32(tensor->flags);
     put_i32(tensor->view_src != NULL);
     put_i32(contiguous);
-    put_i32(is_computed(tensor));
+    put_i32(root);
     put_i32((int32_t) strlen(tensor->name));
     put_i32((int32_t) strlen(op));
     put_i32((int32_t) strlen(source));

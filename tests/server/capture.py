@@ -107,7 +107,7 @@ class Node:
     is_view: bool
     contiguous: bool
     flags: int
-    computed: bool  # in this graph, or a view of what is
+    root: int  # index of the node whose memory it is or looks into, -1 if that is not in this graph
     source: str
     data: memoryview
 
@@ -171,19 +171,19 @@ def _run(body):
     return Run(number, rows, [row for row, line in zip(rows, table) if line[4]], table[:, 3].tolist(), inputs)
 
 
-_NODE = struct.Struct("<IIIi4qIIIIIIIQ")
+_NODE = struct.Struct("<IIIi4qIIIiIIIQ")
 
 
 def _node(body):
     _, index, occurrence, dtype, *rest = _NODE.unpack_from(body)
-    ne, (flags, is_view, contiguous, computed, n_name, n_op, n_source, n_bytes) = tuple(rest[:4]), rest[4:]
+    ne, (flags, is_view, contiguous, root, n_name, n_op, n_source, n_bytes) = tuple(rest[:4]), rest[4:]
     texts, at = [], _NODE.size
     for length in (n_name, n_op, n_source):
         texts.append(bytes(body[at : at + length]).decode())
         at += length
     assert len(body) == at + n_bytes
     return Node(index, texts[0], texts[1], occurrence, GGML_TYPES.get(dtype, f"type {dtype}"), ne, bool(is_view), bool(contiguous), flags,
-                bool(computed), texts[2], body[at:])
+                root, texts[2], body[at:])
 
 
 # --- What we wrote ---
@@ -408,25 +408,21 @@ def compare(pairs):
                   if name == run.at[i].name and any(j > i and run.at[j].name == name for j in stored)]
         for node in run.nodes:
             if node.index not in stored and (node.flags & 16 or node.op in VIEW_OPS):
-                result.left[re.sub(r"-\d+(?=$| )", "", node.name), node.op, why_left(node, run, stored)] += 1
+                result.left[re.sub(r"-\d+(?=$| )", "", node.name), node.op, why_left(node, stored)] += 1
         result.steps += 1
     assert not wrong, f"{len(wrong)} of {result.tensors} are wrong:\n" + "\n".join(wrong[:20])
     return result
 
 
-def why_left(node, run, stored):
+def why_left(node, stored):
     """Why a node need not be in a stream of everything; "?" if it should be."""
     if 0 in node.ne:
         return "empty"
-    if not node.computed:
+    if node.root < 0:
         return "external"
     if node.dtype.startswith("type "):
         return "type"
-    if not node.taken:
-        return "not contiguous"
-    if node.op in VIEW_OPS and ("(" in node.name or made_up(node.name)):
-        return "view"
-    if node.op in VIEW_OPS and any(run.at[i].name == node.name or run.at[i].data == node.data for i in stored):
+    if node.op in VIEW_OPS and node.root in stored:
         return "view of what is stored"
     return "?"
 

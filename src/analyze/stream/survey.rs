@@ -180,3 +180,104 @@ impl Survey {
         self.earlier.as_ref().map_or(ledger.clone(), |earlier| earlier.plus(&ledger))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::Survey;
+    use crate::analyze::stream::Amount;
+    use crate::codec::{Codec, DType};
+    use crate::format::stream::{Content, Packet, Part, Route, TensorMeta};
+
+    /// A tensor of 8 values, 32 bytes.
+    fn tensor(sequence: u64) -> Packet<'static> {
+        let part = Part { step: sequence, t_ns: 0, ne: [8, 1, 1, 1], token_dim: 0, rows: Vec::new() };
+        let meta = TensorMeta {
+            tensor: "t".to_owned(),
+            op: "ADD".to_owned(),
+            layer: None,
+            component: 0,
+            occurrence: 0,
+            dtype: DType::F32,
+            codec: Codec::None,
+            route: Route::Retain,
+            row_len: 8,
+            error_bound: 0.0,
+            row_l2: 0.0,
+            block_max: 0.0,
+            saturated: 0,
+            slice: None,
+            parts: vec![part],
+        };
+        Packet { name: "t", sequence, content: Content::Tensor { meta, body: b"" } }
+    }
+
+    fn account(seen: u64, captured: u64, dropped: u64) -> serde_json::Value {
+        let amount = |n: u64| json!({ "tensors": n, "bytes": 32 * n });
+        json!({ "seen": amount(seen), "captured": amount(captured), "skipped": {}, "dropped": { "full": amount(dropped) } })
+    }
+
+    fn survey(contents: Vec<(u64, Option<Content<'static>>)>) -> Survey {
+        let mut survey = Survey::default();
+        survey.add(&Packet { name: "h", sequence: 0, content: Content::Header(json!({})) }, 50);
+        for (sequence, content) in contents {
+            let packet = content.map_or_else(|| tensor(sequence), |content| Packet { name: "a", sequence, content });
+            survey.add(&packet, 100);
+        }
+        survey
+    }
+
+    fn of(tensors: u64) -> Amount {
+        Amount { tensors, bytes: 32 * tensors }
+    }
+
+    #[test]
+    fn an_account_that_fits_its_packets_is_no_problem_and_one_that_does_not_is() {
+        let good = survey(vec![
+            (1, None),
+            // Two are on their way.
+            (2, Some(Content::Account(account(4, 1, 1)))),
+            (3, None),
+            (4, Some(Content::End(account(3, 2, 1)))),
+        ]);
+        assert_eq!((good.n_problems, good.end.is_some(), good.ledger().unwrap().captured), (0, true, of(2)));
+        let wrong = survey(vec![(1, None), (2, Some(Content::End(account(3, 2, 1))))]);
+        assert!(wrong.problems[0].problem.contains("64 bytes were captured, the packets before it hold 32"));
+        let uneven = survey(vec![(1, None), (2, Some(Content::End(account(3, 1, 1))))]);
+        assert!(uneven.problems[0].problem.contains("does not add up"));
+        // Where a packet is missing, totals cannot agree.
+        let gap = survey(vec![(2, None), (3, Some(Content::End(account(3, 2, 1))))]);
+        assert_eq!(gap.n_problems, 0);
+    }
+
+    #[test]
+    fn a_recovered_account_counts_what_is_there_and_what_is_not() {
+        // Killed: of three on their way at the last account, one was written.
+        let killed = survey(vec![(1, None), (2, Some(Content::Account(account(5, 1, 1)))), (3, None)]);
+        let ledger = killed.recovered_ledger();
+        assert_eq!((ledger.seen, ledger.captured), (of(5), of(2)));
+        assert_eq!((ledger.dropped["full"], ledger.dropped["unwritten"]), (of(1), of(2)));
+        // More was written than had been seen then.
+        let behind = survey(vec![(1, None), (2, Some(Content::Account(account(2, 1, 1)))), (3, None), (4, None)]);
+        assert_eq!((behind.recovered_ledger().seen, behind.recovered_ledger().captured), (of(4), of(3)));
+        // Damaged: one of two is gone.
+        let damaged = survey(vec![(2, None), (3, Some(Content::End(account(3, 2, 1))))]);
+        let ledger = damaged.recovered_ledger();
+        assert_eq!((ledger.seen, ledger.captured, ledger.dropped["damaged"]), (of(3), of(1), of(1)));
+        assert!(ledger.is_exact());
+        // Without any account, what is there is what was seen.
+        assert_eq!(survey(vec![(1, None)]).recovered_ledger().seen, of(1));
+    }
+
+    #[test]
+    fn two_files_in_one_have_two_accounts() {
+        let mut both = survey(vec![(1, None), (2, Some(Content::End(account(2, 1, 1))))]);
+        for packet in [Packet { name: "h", sequence: 0, content: Content::Header(json!({})) }, tensor(1)] {
+            both.add(&packet, 10);
+        }
+        both.add(&Packet { name: "e", sequence: 2, content: Content::End(account(1, 1, 0)) }, 10);
+        let ledger = both.ledger().unwrap();
+        assert_eq!((both.n_problems, both.resumed, ledger.seen, ledger.captured), (0, 0, of(3), of(2)));
+    }
+}

@@ -11,6 +11,8 @@ const MOST_STEPS: f32 = 4_000_000.0;
 const LEAST_BLOCK: f32 = 7.888_609e-31;
 /// Errors are summed with rounding errors of at most this, relative to their square.
 const SUM_SLACK: f64 = 1e-6;
+/// Values that a block must have to be worth coding; a row may end with a shorter one.
+const LEAST_LEN: usize = 9;
 /// What another number of low bits than the block before had must save, in bits.
 const STAY: u32 = 6;
 /// How often a row is tried with a finer step.
@@ -93,7 +95,7 @@ fn look(s: &mut Scratch, data: &[u8]) -> (f64, f32) {
         let (most, sums) = measure::survey(&measure::load(raw));
         let kind = match most {
             0.0 => Kind::Zero,
-            m if m.is_finite() && m >= LEAST_BLOCK => Kind::Row,
+            m if m.is_finite() && m >= LEAST_BLOCK && raw.len() >= LEAST_LEN * 4 => Kind::Row,
             _ => Kind::Raw,
         };
         if most.is_finite() {

@@ -93,20 +93,25 @@ fn read_slowly(row_len: usize, n_values: usize, body: &[u8]) -> Vec<f32> {
                 15 => values = raw(take(n * 4, &mut at)),
                 _ => {
                     let width = low + 1;
-                    for plane in 0..width / 8 {
-                        for (number, b) in numbers.iter_mut().zip(take(*n, &mut at)) {
-                            *number |= u32::from(*b) << (8 * plane);
-                        }
-                    }
-                    let rest = width % 8;
-                    for group in numbers.chunks_mut(8) {
-                        let bytes = take(rest, &mut at);
-                        for (i, number) in group.iter_mut().enumerate() {
-                            for bit in 0..rest {
-                                let place = i * rest + bit;
-                                *number |= u32::from(bytes[place / 8] >> (place % 8) & 1) << (width - rest + bit);
+                    // Values of a word, at most: bit-reversed places of 8, 4 or 2.
+                    let in_word: &[usize] = match n {
+                        33.. => &[0, 32, 16, 48, 8, 40, 24, 56],
+                        17.. => &[0, 16, 8, 24],
+                        _ => &[0, 8],
+                    };
+                    let mut begin = 0;
+                    while begin < width {
+                        let part = (width - begin).min(8);
+                        for word in 0..8 {
+                            let bytes = take((in_word.len() * part).div_ceil(8), &mut at);
+                            for (place, i) in in_word.iter().enumerate().filter(|(_, i)| **i + word < *n) {
+                                for bit in 0..part {
+                                    let from = place * part + bit;
+                                    numbers[i + word] |= u32::from((bytes[from / 8] >> (from % 8)) & 1) << (begin + bit);
+                                }
                             }
                         }
+                        begin += part;
                     }
                 }
             }

@@ -4,6 +4,7 @@
 //! packet by packet, so memory does not grow with the file. Everything is written beside its final name and renamed when it is whole.
 
 pub mod elements;
+pub mod json;
 pub mod layout;
 pub mod npy;
 #[cfg(feature = "parquet")]

@@ -31,7 +31,7 @@ use crate::format::stream::TensorMeta;
 use crate::read::stream::to_f32;
 
 /// Values that all layers together gather before the largest becomes a row group.
-const MOST_PENDING: usize = 8 << 20;
+const MOST_PENDING: usize = 4 << 20;
 /// Row groups of a file; its footer describes each of them and is kept in memory until the end.
 const MOST_GROUPS: usize = 1024;
 /// Folder of what belongs to no layer, as Hive names it.

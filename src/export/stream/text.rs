@@ -163,26 +163,16 @@ pub fn short(value: f64) -> String {
     if value.abs() < 99_999.5 { number(value) } else { format!("{value:.1e}") }
 }
 
-/// Statistics, one line each: name, bytes, figures.
+/// Statistics, one line each: name and figures. Their bytes are left to JSON and CSV: names need the room.
 #[must_use]
-pub fn stats(lines: &[(String, u64, Figures)], head: &str, style: Style) -> String {
-    let mut table = Table::new(&[&format!("<{head}"), "values", "bytes", "mean", "std", "min", "max", "L2", "zeros"]);
-    for (name, size, f) in lines {
+pub fn stats(lines: &[(String, Figures)], head: &str, style: Style) -> String {
+    let mut table = Table::new(&[&format!("<{head}"), "values", "mean", "std", "min", "max", "L2", "zeros"]);
+    for (name, f) in lines {
         let [mean, std, min, max, l2] = [f.mean, f.std, f.min, f.max, f.l2].map(|v| known(v, short));
-        table.row([
-            name.clone(),
-            count_short(f.count),
-            bytes(*size),
-            mean,
-            std,
-            min,
-            max,
-            l2,
-            known(f.sparsity, percent),
-        ]);
+        table.row([name.clone(), count_short(f.count), mean, std, min, max, l2, known(f.sparsity, percent)]);
     }
     let mut text = table.render(style);
-    for (name, _, f) in lines.iter().filter(|(_, _, f)| f.nan + f.inf > 0) {
+    for (name, f) in lines.iter().filter(|(_, f)| f.nan + f.inf > 0) {
         text += &wrap(
             "  ",
             "    ",

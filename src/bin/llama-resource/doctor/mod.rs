@@ -54,8 +54,10 @@ pub struct Diagnosis {
     /// The verdict in one sentence.
     pub summary: String,
     features: Vec<Feature>,
-    libraries: Vec<PathBuf>,
-    dlopened_backends: Vec<PathBuf>,
+    /// Its ggml and llama.cpp libraries.
+    pub libraries: Vec<PathBuf>,
+    /// Backends that ggml opens by itself.
+    pub dlopened_backends: Vec<PathBuf>,
     missing_libraries: Vec<String>,
     notes: Vec<String>,
 }

@@ -122,7 +122,7 @@ Examples:
   llama-resource stream stats acts.stream --by token --tensors 'l_out-*' --csv > tokens.csv
 
 Standard deviation is the population's; sparsity is the share of exact zeros. NaN and infinities are counted apart and \
-are not in the other figures. Values of lossy codecs are taken as they are stored.")]
+are not in the other figures. --json and --csv also say the bytes. Values of lossy codecs are taken as they are stored.")]
 pub struct Stats {
     /// The stream
     pub file: PathBuf,

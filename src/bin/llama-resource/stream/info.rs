@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use llama_resource_instrumentation::analyze::stream::Survey;
-use llama_resource_instrumentation::export::stream::text;
+use llama_resource_instrumentation::export::stream::{json as export, text};
 use llama_resource_instrumentation::export::units::{bytes, count};
 use llama_resource_instrumentation::read::stream::{Damage, StreamAccount};
 use serde_json::{Value, json};
@@ -29,40 +29,14 @@ pub fn info(args: &args::Info) -> Result<(), Stop> {
     })?;
     let mut out = Out::new();
     if args.json {
-        out.print(format_args!("{:#}\n", as_json(&args.file, source.len(), &survey, &account)))?;
+        out.print(format_args!(
+            "{:#}\n",
+            export::survey(&args.file.display().to_string(), source.len(), &survey, &account)
+        ))?;
     } else {
         out.print(format_args!("{}", as_text(&args.file, source.len(), &survey, &account)))?;
     }
     out.finish()
-}
-
-/// The answer for programs; `verify` adds to it.
-pub fn as_json(file: &Path, len: u64, survey: &Survey, account: &StreamAccount) -> Value {
-    let inventory = &survey.inventory;
-    json!({
-        "file": file.display().to_string(),
-        "bytes": len,
-        "form": "described",
-        "header": survey.header,
-        "resumed": survey.resumed,
-        "clean_end": survey.end.is_some(),
-        "end": survey.end,
-        "account": survey.ledger(),
-        "packets": survey.packets,
-        "tensors": inventory.tensors(),
-        "steps": inventory.steps(),
-        "tokens": inventory.tokens(),
-        "sequences": inventory.sequences(),
-        "requests": inventory.requests(),
-        "sampled_tokens": survey.sampled_tokens,
-        "checkpoints": survey.checkpoints,
-        "unwritten_bytes": account.unwritten,
-        "damaged_ranges": account.damaged_ranges,
-        "damaged_bytes": account.damaged_bytes,
-        "damage": account.damaged,
-        "gaps": account.missing,
-        "missing_packets": account.missing_packets,
-    })
 }
 
 fn as_text(file: &Path, len: u64, survey: &Survey, account: &StreamAccount) -> String {

@@ -101,8 +101,7 @@ fn print_groups(args: &args::Stats, lines: &[(String, &Group)], out: &mut Out) -
         }
         return Ok(());
     }
-    let lines: Vec<(String, u64, Figures)> =
-        lines.iter().map(|(k, g)| (k.clone(), g.bytes, g.moments.finish())).collect();
+    let lines: Vec<(String, Figures)> = lines.iter().map(|(k, g)| (k.clone(), g.moments.finish())).collect();
     out.print(format_args!("{}", text::stats(&lines, if by_layer { "layer" } else { "tensor" }, stdout_style())))
 }
 

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use llama_resource_instrumentation::analyze::stream::Survey;
+use llama_resource_instrumentation::export::stream::json as export;
 use llama_resource_instrumentation::export::table::wrap;
 use llama_resource_instrumentation::export::units::{bytes, count, printable};
 use llama_resource_instrumentation::format::stream::Content;
@@ -48,7 +49,7 @@ fn check(args: &args::Verify, good: &mut bool) -> Result<(), Stop> {
     let verdict = if *good { "good" } else { "damaged" };
     let mut out = Out::new();
     if args.json {
-        let mut json = info::as_json(&args.file, source.len(), &survey, &account);
+        let mut json = export::survey(&args.file.display().to_string(), source.len(), &survey, &account);
         if let Some(object) = json.as_object_mut() {
             object.insert("verdict".to_owned(), verdict.into());
             object.insert("decoded_bytes".to_owned(), decoded.into());

@@ -1,0 +1,259 @@
+//! Slow-down of a server by mode: the measured pairs, what follows from them, and two such results against each other.
+//!
+//! A pair is the same request to two servers, plain and of a mode, a moment apart. Pairs of a round share their processes. The report that
+//! is written holds every pair; everything else is computed again when it is read.
+
+pub mod compare;
+pub mod statistics;
+pub mod summary;
+
+use serde::{Deserialize, Serialize};
+
+/// Version of the report. Fields are only ever added; it counts the additions.
+pub const BENCH_VERSION: u32 = 1;
+
+/// The mode that compares two plain servers: what it shows is the error of the method.
+pub const PLAIN: &str = "plain";
+
+/// Per cent that each mode may cost, and whether it should cost nothing at all.
+const CEILINGS: [(&str, f64); 7] = [
+    ("disabled", 0.5),
+    ("minimal", 0.5),
+    ("detailed", 2.0),
+    ("verbose", 5.0),
+    ("capture", 1.5),
+    ("patched-off", 0.5),
+    // It records at the default level, DETAILED.
+    ("patched-on", 2.0),
+];
+
+/// Every mode, in the order in which they are shown.
+#[must_use]
+pub fn modes() -> Vec<&'static str> {
+    std::iter::once(PLAIN).chain(CEILINGS.iter().map(|c| c.0)).collect()
+}
+
+/// Per cent that a mode may cost.
+#[must_use]
+pub fn ceiling(mode: &str) -> Option<f64> {
+    CEILINGS.iter().find(|c| c.0 == mode).map(|c| c.1)
+}
+
+/// Whether a mode does nothing, so that it must not be told from the plain server.
+#[must_use]
+pub fn is_off(mode: &str) -> bool {
+    matches!(mode, "disabled" | "patched-off")
+}
+
+/// One run of the benchmark, as it is written.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// [`BENCH_VERSION`].
+    pub bench_version: u32,
+    /// When it began, UTC.
+    pub created: String,
+    /// Seconds that it took.
+    pub took_s: f64,
+    /// Where it ran.
+    pub machine: Machine,
+    /// What ran.
+    pub build: Build,
+    /// How it was measured.
+    pub settings: Settings,
+    /// Modes that were asked for and not measured, and why.
+    pub not_measured: Vec<NotMeasured>,
+    /// What the reader should know: other text than the plain server's, a run cut short.
+    pub notes: Vec<String>,
+    /// Every pair.
+    pub pairs: Vec<Pair>,
+}
+
+/// The machine.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Machine {
+    /// Its processor's name.
+    pub cpu: String,
+    /// Cores that the program may use.
+    pub cores: u32,
+    /// Memory in GiB, rounded.
+    pub memory_gib: u64,
+    /// The kernel's release.
+    pub kernel: String,
+    /// Instruction set.
+    pub arch: String,
+    /// Load average of a minute, before.
+    pub load_before: f64,
+    /// And after.
+    pub load_after: f64,
+}
+
+/// What was measured.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Build {
+    /// The plain server, which the preloaded modes use too.
+    pub server: Binary,
+    /// The patched server, if one was measured.
+    pub patched: Option<Binary>,
+    /// The model.
+    pub model: Model,
+    /// The library under test, if one was measured.
+    pub library: Option<File>,
+}
+
+/// A server and the llama.cpp libraries that it loads.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Binary {
+    /// Where it was.
+    pub path: String,
+    /// What it says about itself.
+    pub version: Option<String>,
+    /// The program first, then its libraries.
+    pub files: Vec<File>,
+}
+
+/// A file by its content.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct File {
+    /// Its name without folders.
+    pub name: String,
+    /// SHA-256 of the whole file; unknown where it could not be had.
+    pub sha256: Option<String>,
+}
+
+/// The model, which may be too large to be read as a whole.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Model {
+    /// File name.
+    pub name: String,
+    /// Its size.
+    pub size_bytes: u64,
+    /// SHA-256 of the first 16 MiB.
+    pub sha256_of_16_mib: Option<String>,
+}
+
+/// How it was measured. Results with other requests cannot be compared.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Settings {
+    /// Threads of each server.
+    pub threads: u32,
+    /// Tokens of the short and of the long prompt.
+    pub contexts: Vec<u32>,
+    /// Tokens generated for each.
+    pub predict: u32,
+    /// Requests at once, and tokens generated for each.
+    pub parallel: [u32; 2],
+    /// Rounds that were wanted, each with new processes.
+    pub rounds: u32,
+    /// Pairs of each round.
+    pub pairs_per_round: u32,
+    /// Seconds after which no further step is begun.
+    pub time_limit_s: Option<u32>,
+    /// What `capture` captures: selection and codec.
+    pub capture: [String; 2],
+}
+
+/// A mode without figures.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NotMeasured {
+    /// The mode.
+    pub mode: String,
+    /// Why.
+    pub reason: String,
+}
+
+/// The same request to a plain server and to one of a mode.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Pair {
+    /// The mode.
+    pub mode: String,
+    /// Its round; the pairs of a round and mode share two processes.
+    pub round: u32,
+    /// What was timed: `decode 384`.
+    pub phase: String,
+    /// Seconds since the beginning.
+    pub at_s: f64,
+    /// Milliseconds a token by the plain server's own clock.
+    pub plain_ms: f64,
+    /// And by the other's.
+    pub mode_ms: f64,
+}
+
+impl Pair {
+    /// By how many per cent the mode's request took longer.
+    #[must_use]
+    pub fn percent(&self) -> f64 {
+        (self.mode_ms / self.plain_ms - 1.0) * 100.0
+    }
+}
+
+impl Report {
+    /// A report as it was written.
+    ///
+    /// # Errors
+    /// One line that says what is wrong with the text.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        #[derive(Deserialize)]
+        struct Head {
+            bench_version: Option<u32>,
+        }
+        let no_json = |e: serde_json::Error| format!("it is no report of `llama-resource bench --json`: {e}");
+        // The version first: a newer report may lack what this one needs, and the version is then the reason.
+        match serde_json::from_str::<Head>(text).map_err(no_json)?.bench_version {
+            None => return Err("it is no report of `llama-resource bench --json`: it has no `bench_version`".to_owned()),
+            Some(v) if v == 0 || v > BENCH_VERSION => {
+                return Err(format!(
+                    "its version is {v}, and this program knows versions up to {BENCH_VERSION}: use the program that wrote it"
+                ));
+            }
+            Some(_) => {}
+        }
+        let report: Self = serde_json::from_str(text).map_err(no_json)?;
+        report.check().map(|()| report)
+    }
+
+    fn check(&self) -> Result<(), String> {
+        if self.pairs.is_empty() {
+            return Err("it holds no pair: nothing was measured".to_owned());
+        }
+        let time = |ms: f64| ms.is_finite() && ms > 0.0;
+        match self.pairs.iter().position(|p| !time(p.plain_ms) || !time(p.mode_ms) || !p.at_s.is_finite()) {
+            Some(i) => Err(format!("pair {i}: expected times above 0")),
+            None => Ok(()),
+        }
+    }
+
+    /// Modes with pairs: those we know in our order, then others.
+    #[must_use]
+    pub fn modes(&self) -> Vec<&str> {
+        let known = modes().into_iter().filter(|m| self.pairs.iter().any(|p| p.mode == *m));
+        let mut found: Vec<&str> = known.collect();
+        for pair in &self.pairs {
+            if !found.contains(&pair.mode.as_str()) {
+                found.push(&pair.mode);
+            }
+        }
+        found
+    }
+
+    /// Phases in the order in which they were measured.
+    #[must_use]
+    pub fn phases(&self) -> Vec<&str> {
+        let mut found: Vec<&str> = Vec::new();
+        for pair in &self.pairs {
+            if !found.contains(&pair.phase.as_str()) {
+                found.push(&pair.phase);
+            }
+        }
+        found
+    }
+
+    /// Slow-downs of one mode and phase, by round.
+    #[must_use]
+    pub fn rounds(&self, mode: &str, phase: &str) -> Vec<Vec<f64>> {
+        let mut rounds: std::collections::BTreeMap<u32, Vec<f64>> = std::collections::BTreeMap::new();
+        for pair in self.pairs.iter().filter(|p| p.mode == mode && p.phase == phase) {
+            rounds.entry(pair.round).or_default().push(pair.percent());
+        }
+        rounds.into_values().collect()
+    }
+}

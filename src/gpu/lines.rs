@@ -1,0 +1,169 @@
+//! Readings to lines: every one at VERBOSE, one a second and device at DETAILED, one a summary interval at MINIMAL. What is not written
+//! itself is in the next line's means and peaks.
+
+use super::history::{Mean, round};
+use super::reading::{Identity, Reading};
+use super::{SHARED, Shared};
+use crate::format::gpu::{GpuInterval, GpuSample, GpuSummary, GpuUse};
+use crate::format::summary::InstrumentationState;
+use crate::format::{Level, Line};
+
+/// A second, less what a reading may come early.
+const SECOND_NS: u64 = 950_000_000;
+
+/// Makes lines; keeps what was not written yet.
+#[derive(Debug, Default)]
+pub struct Lines {
+    open: Vec<Open>,
+}
+
+/// Readings of a device since its last line.
+#[derive(Debug, Default)]
+struct Open {
+    last: Option<Reading>,
+    since_ns: Option<u64>,
+    samples: u64,
+    power: Mean,
+    busy: Mean,
+    sm: Mean,
+    memory_peak: Option<u64>,
+}
+
+impl Lines {
+    /// The lines that are due. With `all`, an interval ends: every device with a new reading is due.
+    pub fn take(&mut self, level: Level, all: bool) -> Vec<Line> {
+        let mut shared = SHARED.lock();
+        let mut out: Vec<Line> = std::mem::take(&mut shared.facts).into_iter().map(state).collect();
+        let fresh = std::mem::take(&mut shared.fresh);
+        for (number, reading) in fresh {
+            let (Some(open), Some(device)) = (self.open(number), shared.devices.get(number as usize)) else { continue };
+            open.add(reading);
+            if open.is_due(level) {
+                out.extend(open.line(&device.identity));
+            }
+        }
+        if all {
+            for (open, device) in self.open.iter_mut().zip(&shared.devices) {
+                out.extend(open.line(&device.identity));
+            }
+        }
+        out
+    }
+
+    fn open(&mut self, number: u32) -> Option<&mut Open> {
+        let number = number as usize;
+        if self.open.len() <= number {
+            self.open.resize_with(number + 1, Open::default);
+        }
+        self.open.get_mut(number)
+    }
+}
+
+/// Readings that came too fast for the writer since the last call.
+#[must_use]
+pub fn take_overflowed() -> u64 {
+    std::mem::take(&mut SHARED.lock().overflowed)
+}
+
+/// What each device did from `from_ns` to `to_ns`, with `tokens` of all requests that ended.
+#[must_use]
+pub fn summaries(from_ns: u64, to_ns: u64, tokens: u64) -> Vec<Line> {
+    let shared: &Shared = &SHARED.lock();
+    let of = |d: &super::Device| {
+        let from = d.history.began_ns()?.max(from_ns);
+        // The last reading is a moment before the end, and a lost device's long before.
+        let until = d.history.ended_ns()?.min(to_ns);
+        Some(Line::GpuSummary(GpuSummary {
+            timestamp: String::new(),
+            session_id: String::new(),
+            t_ns: to_ns,
+            duration_ms: round(until.checked_sub(from)? as f64 / 1e6),
+            name: d.identity.name.clone(),
+            uuid: d.identity.uuid.clone(),
+            temperature_max_c: d.history.temperature_max_c(from, until),
+            lost: d.lost.clone(),
+            totals: GpuUse { device: d.identity.number, ..d.history.between(from, until, tokens) },
+        }))
+    };
+    shared.devices.iter().filter_map(of).collect()
+}
+
+impl Open {
+    fn add(&mut self, r: Reading) {
+        self.samples += 1;
+        self.power.add(r.power_mw);
+        self.busy.add(r.busy);
+        self.sm.add(r.sm_utilization);
+        self.memory_peak = self.memory_peak.max(r.memory_used);
+        // Read once a second: a line without it would be one in ten.
+        let before = self.last.take();
+        let kept = |get: fn(&Reading) -> Option<u64>| get(&r).or_else(|| before.as_ref().and_then(get));
+        let (pcie_tx, pcie_rx) = (kept(|r| r.pcie_tx), kept(|r| r.pcie_rx));
+        self.last = Some(Reading { pcie_tx, pcie_rx, ..r });
+    }
+
+    fn is_due(&self, level: Level) -> bool {
+        let Some(now) = self.last.as_ref().map(|r| r.t_ns) else { return false };
+        match level {
+            Level::Minimal => false,
+            Level::Detailed => self.since_ns.is_none_or(|since| now.saturating_sub(since) >= SECOND_NS),
+            Level::Verbose => true,
+        }
+    }
+
+    fn line(&mut self, who: &Identity) -> Option<Line> {
+        let r = self.last.take()?;
+        let open = std::mem::replace(self, Self { since_ns: Some(r.t_ns), ..Self::default() });
+        Some(Line::GpuSample(GpuSample {
+            timestamp: String::new(),
+            session_id: String::new(),
+            t_ns: r.t_ns,
+            device: who.number,
+            name: who.name.clone(),
+            uuid: who.uuid.clone(),
+            pci_bus_id: who.pci_bus_id.clone(),
+            mig_instance: who.mig_instance,
+            source: who.source.to_owned(),
+            memory_used_bytes: r.memory_used,
+            memory_free_bytes: r.memory_free,
+            memory_total_bytes: r.memory_total,
+            process_memory_bytes: r.process_memory,
+            gpu_busy_percent: r.busy,
+            memory_busy_percent: r.memory_busy,
+            sm_utilization_percent: r.sm_utilization.map(round),
+            power_mw: r.power_mw,
+            energy_mj: r.energy_mj,
+            temperature_c: r.temperature_c,
+            sm_clock_mhz: r.sm_clock_mhz,
+            memory_clock_mhz: r.memory_clock_mhz,
+            pcie_tx_kb_per_s: r.pcie_tx,
+            pcie_rx_kb_per_s: r.pcie_rx,
+            pcie_link_gen: r.link_gen,
+            pcie_link_width: r.link_width,
+            throttle_reasons: r.throttle,
+            performance_state: r.state.map(|s| format!("P{s}")),
+            since_last: GpuInterval {
+                interval_ms: open.since_ns.map_or(0.0, |since| round(r.t_ns.saturating_sub(since) as f64 / 1e6)),
+                samples: open.samples,
+                power_mean_mw: open.power.mean(),
+                power_max_mw: open.power.max(),
+                busy_mean_percent: open.busy.mean(),
+                busy_max_percent: open.busy.max(),
+                sm_utilization_mean_percent: open.sm.mean(),
+                memory_peak_bytes: open.memory_peak,
+            },
+        }))
+    }
+}
+
+fn state(fact: super::Fact) -> Line {
+    Line::InstrumentationState(InstrumentationState {
+        timestamp: String::new(),
+        session_id: String::new(),
+        t_ns: fact.t_ns,
+        component: "gpu".to_owned(),
+        state: fact.state.to_owned(),
+        reason: fact.reason,
+        lost: fact.lost.map(str::to_owned),
+    })
+}

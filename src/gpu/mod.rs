@@ -1,0 +1,137 @@
+//! GPUs: a thread of ours asks the driver for figures, keeps their history for requests, and has them ready for the writer.
+//!
+//! Before it: NVML (`nvidia`, `mig`) and the kernel's files (`amd`, `rapl`). After it: `record`, whose writer takes lines (`lines`), and
+//! completes the events that happened while a device was read (`use_between`, `sm_utilization`). A machine without a GPU keeps no thread.
+
+mod amd;
+mod history;
+mod lines;
+#[expect(unsafe_code, reason = "one function of NVML that its wrapper leaves out")]
+mod mig;
+mod nvidia;
+pub mod rapl;
+mod reading;
+mod sampler;
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+pub use lines::{Lines, summaries, take_overflowed};
+pub use sampler::{refresh, start, stop};
+
+use crate::format::gpu::GpuUse;
+use history::History;
+use reading::{Identity, Reading};
+
+/// Readings that may wait for the writer; at ten a second and device, that is some minutes.
+const MOST_FRESH: usize = 4096;
+
+/// What the thread has found out, for the writer.
+#[derive(Debug)]
+struct Shared {
+    /// Devices by number.
+    devices: Vec<Device>,
+    /// Readings that the writer has not taken yet.
+    fresh: VecDeque<(u32, Reading)>,
+    /// Readings that it took too late.
+    overflowed: u64,
+    /// Facts to be told in the log, with the time they were found.
+    facts: Vec<Fact>,
+    /// Up to when the devices are read; `None` while nobody reads them.
+    horizon_ns: Option<u64>,
+    /// Time between two readings.
+    interval_ns: u64,
+}
+
+#[derive(Debug)]
+struct Device {
+    identity: Identity,
+    history: History,
+    /// Why it is read no more.
+    lost: Option<String>,
+}
+
+/// A state of the part `gpu`.
+#[derive(Debug)]
+pub struct Fact {
+    /// When it was found.
+    pub t_ns: u64,
+    /// `ok`, `unavailable` or `degraded`.
+    pub state: &'static str,
+    /// What was found.
+    pub reason: String,
+    /// What is missing from the log because of it.
+    pub lost: Option<&'static str>,
+}
+
+static SHARED: Mutex<Shared> = Mutex::new(Shared::new());
+
+impl Shared {
+    const fn new() -> Self {
+        Self {
+            devices: Vec::new(),
+            fresh: VecDeque::new(),
+            overflowed: 0,
+            facts: Vec::new(),
+            horizon_ns: None,
+            interval_ns: 0,
+        }
+    }
+
+    fn tell(&mut self, t_ns: u64, state: &'static str, reason: String, lost: Option<&'static str>) {
+        self.facts.push(Fact { t_ns, state, reason, lost });
+    }
+
+    fn add(&mut self, device: u32, reading: Reading) {
+        if let Some(d) = self.devices.get_mut(device as usize) {
+            d.history.add(&reading);
+        }
+        if self.fresh.len() >= MOST_FRESH {
+            self.overflowed += 1;
+        } else {
+            self.fresh.push_back((device, reading));
+        }
+    }
+}
+
+/// Whether what happened up to `t_ns` can be completed now, or never will be more complete: the devices were read behind it, nobody
+/// reads them, or they have not been read for long.
+#[must_use]
+pub fn is_settled(t_ns: u64, now_ns: u64) -> bool {
+    let shared = SHARED.lock();
+    let patience_ns = 2 * shared.interval_ns + 1_000_000_000;
+    shared.horizon_ns.is_none_or(|h| t_ns <= h || now_ns.saturating_sub(t_ns) > patience_ns)
+}
+
+/// What each device did between two moments. Devices on which this process is known to have held no memory all that time are left out.
+/// `None` where no device was ever read.
+#[must_use]
+pub fn use_between(from_ns: u64, to_ns: u64, tokens: u64) -> Option<Vec<GpuUse>> {
+    let shared = SHARED.lock();
+    if shared.devices.is_empty() {
+        return None;
+    }
+    let uses = shared.devices.iter().map(|d| GpuUse {
+        device: d.identity.number,
+        ..d.history.between(from_ns, to_ns, tokens)
+    });
+    Some(uses.filter(|u| u.process_memory_peak_bytes != Some(0)).collect())
+}
+
+/// SM activity around the moment `t_ns` on the device that ggml calls `device`, where there is no doubt which one that is: the
+/// process has a single NVIDIA GPU. (CUDA numbers devices as it likes.)
+#[must_use]
+pub fn sm_utilization(device: Option<&str>, t_ns: u64) -> Option<f64> {
+    device.filter(|d| d.starts_with("CUDA"))?;
+    let shared = SHARED.lock();
+    let mut whole = shared.devices.iter().filter(|d| d.identity.source == nvidia::SOURCE);
+    match (whole.next(), whole.next()) {
+        (Some(only), None) => only.history.sm_utilization(t_ns),
+        _ => None,
+    }
+}
+
+/// The longest that the end of the host may wait for a driver that does not answer.
+const PATIENCE: Duration = Duration::from_millis(500);
