@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Records a real llama-server with a real model while it serves six requests, then shows the report.
+"""Records a real llama-server with a real model while it serves six requests, then shows the report and the captured activations.
 
 Nothing here knows the library: the server is started by `llama-resource run`, the requests are plain HTTP, and everything shown
-comes out of the log.
+comes out of the log and the stream.
 """
 import json
 import os
@@ -55,11 +55,12 @@ def wait_until_ready(port, server, log):
 
 def main():
     OUT.mkdir(parents=True, exist_ok=True)
-    log, server_log, html = OUT / "demo.jsonl", OUT / "llama-server.log", OUT / "report.html"
+    log, stream, server_log, html = OUT / "demo.jsonl", OUT / "acts.stream", OUT / "llama-server.log", OUT / "report.html"
     log.unlink(missing_ok=True)
+    stream.unlink(missing_ok=True)
     port = free_port()
-    command = [str(PROGRAM), "run", "--level", "DETAILED", "--log", str(log), "--",
-               str(SERVER), "-m", str(MODEL), "-c", "4096", "-np", "4", "-t", "2", "--port", str(port), "--host", "127.0.0.1", "--no-webui"]
+    command = [str(PROGRAM), "run", "--level", "DETAILED", "--log", str(log), "--capture", str(stream), "--tensors", "residual", "--codec", "bounded",
+               "--", str(SERVER), "-m", str(MODEL), "-c", "4096", "-np", "4", "-t", "2", "--port", str(port), "--host", "127.0.0.1", "--no-webui"]
     show = " ".join(os.path.relpath(c, TOP) if c.startswith(str(TOP)) else c for c in command)
     print(f"$ {show}", flush=True)
     with open(server_log, "wb") as output:
@@ -87,8 +88,8 @@ def main():
             server.wait(30)
         except subprocess.TimeoutExpired:
             server.kill()
-    for extra in ([], ["--html", os.path.relpath(html, TOP)]):
-        arguments = ["report", os.path.relpath(log, TOP), *extra]
+    log, stream, html = (os.path.relpath(path, TOP) for path in (log, stream, html))
+    for arguments in (["report", log], ["report", log, "--html", html], ["stream", "info", stream], ["stream", "stats", stream]):
         print(f"\n$ target/release/llama-resource {' '.join(arguments)}\n", flush=True)
         status = subprocess.run([str(PROGRAM), *arguments], cwd=TOP).returncode
         if status:

@@ -46,13 +46,17 @@ fn main() {
         println!("pipeline alone: {source}; {} rows a step, {} s a row of the table", s.rows, s.seconds);
         println!(
             "memcpy {:.1} GB/s (one thread), {:.1} GB/s (two); plain O_DIRECT writes {:.2} GB/s; load {}",
-            limits.copy_one, limits.copy_two, limits.disk, load_average()
+            limits.copy_one,
+            limits.copy_two,
+            limits.disk,
+            load_average()
         );
         println!("codec    workers   GB/s in    ratio   disk GB/s   limit   of limit   cores");
     }
     let mut results = Vec::new();
     for codec in [Codec::None, Codec::F16, Codec::Bounded, Codec::Fast, Codec::Zstd] {
-        let wanted = if s.only.is_empty() { codec != Codec::Zstd } else { s.only.iter().any(|o| codec.name().contains(o)) };
+        let wanted =
+            if s.only.is_empty() { codec != Codec::Zstd } else { s.only.iter().any(|o| codec.name().contains(o)) };
         for workers in [1, 2] {
             if !wanted {
                 continue;
@@ -139,7 +143,9 @@ fn load(s: &Settings) -> (String, Vec<Kind>) {
         })
         .collect();
     let source = if kinds.is_empty() {
-        for (i, (name, width)) in [("l_out", 576), ("ffn_up", 1536), ("Qcur", 576), ("Kcur", 192)].into_iter().enumerate() {
+        for (i, (name, width)) in
+            [("l_out", 576), ("ffn_up", 1536), ("Qcur", 576), ("Kcur", 192)].into_iter().enumerate()
+        {
             let rows = HELD / (width * 4) / s.rows * s.rows;
             kinds.push(Kind { name: name.to_owned(), width, data: heavy_tailed(width * rows, i as u64) });
         }
@@ -314,7 +320,8 @@ fn copy(seconds: f64) -> f64 {
 /// reach the disk, where the file system has nothing else.
 fn disk(s: &Settings, seconds: f64) -> f64 {
     let path = s.folder.join(format!("bench-disk-{}", std::process::id()));
-    let open = |flags| std::fs::OpenOptions::new().write(true).create(true).truncate(true).custom_flags(flags).open(&path);
+    let open =
+        |flags| std::fs::OpenOptions::new().write(true).create(true).truncate(true).custom_flags(flags).open(&path);
     let mut file = open(libc::O_DIRECT).or_else(|_| open(0)).unwrap();
     let block = host::Pages::new(4 * MIB).unwrap();
     let (began, mut bytes, mut at) = (Instant::now(), 0u64, 0u64);

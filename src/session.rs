@@ -16,7 +16,7 @@ use crate::ggml::symbol;
 use crate::observe::{self, state, steps};
 use crate::record::sink::Sink;
 use crate::record::writer::{self, Command, Options};
-use crate::{capture, clock, host, log, mark, record};
+use crate::{capture, clock, gpu, host, log, mark, record};
 
 /// The longest that the end of the host may wait for a slow disk.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -204,6 +204,8 @@ pub fn start(config: &Config, mode: Mode) -> Result<Started> {
     boundary::set_phase(if mode == Mode::ApiWithoutHooks { Phase::Marking } else { Phase::Running });
     record::set_writer(Some(commands.clone()));
     let thread = writer::spawn(options, inbox).inspect_err(|_| boundary::set_phase(before))?;
+    gpu::stop();
+    gpu::start(config.gpu_interval_ms);
     install_handlers();
     *running = Some(Running { commands, thread: Some(thread), mode, began_ns: now });
     // A callback that gets the message may call us again.
@@ -257,7 +259,14 @@ pub fn stop() -> bool {
     if boundary::in_forked_child() {
         return false;
     }
-    let Some(mut running) = RUNNING.lock().take() else { return false };
+    let Some(running) = RUNNING.lock().take() else { return false };
+    close(running);
+    // The writer's last lines hold the devices' last readings.
+    gpu::stop();
+    true
+}
+
+fn close(mut running: Running) {
     if boundary::recording() {
         mark::before_the_end();
         tell_the_end(&running);
@@ -265,10 +274,10 @@ pub fn stop() -> bool {
     end_capture();
     boundary::set_phase(Phase::Stopped);
     record::set_writer(None);
-    let Some(thread) = running.thread.take() else { return true };
+    let Some(thread) = running.thread.take() else { return };
     if thread.thread().id() == std::thread::current().id() {
         // A callback that was told of the writer's failure: the thread must not wait for itself.
-        return true;
+        return;
     }
     let (done, answer) = bounded(1);
     // A writer that is stuck in a write of a dead disk must not hold the host's exit for ever.
@@ -281,7 +290,6 @@ pub fn stop() -> bool {
     } else {
         log::error(format!("the log could not be closed within {} s; its end is missing", PATIENCE.as_secs()));
     }
-    true
 }
 
 /// Ends recording if `init` began it; one that the environment began is the user's, and only flushed. `None` if nothing ran.

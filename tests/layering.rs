@@ -22,6 +22,7 @@ const ROOMS: &[Room] = &[
     ("select", &["codec", "format", "graph"], "names, components and ops; a preset brings a codec; `format` for the slice of a row"),
     ("ggml", &["graph", "host"], "gives a tensor as `graph` wants it; finds symbols in the process's objects"),
     ("boundary", &[], "guards and the phase; what a first call starts is registered with it"),
+    ("gpu", &["boundary", "clock", "format", "host", "log"], "a thread of its own asks the driver; the writer takes what it found"),
     (
         "observe",
         &["clock", "format", "ggml", "graph", "log", "record"],
@@ -29,7 +30,7 @@ const ROOMS: &[Room] = &[
     ),
     (
         "record",
-        &["boundary", "clock", "error", "format", "graph", "host", "log", "mark", "observe", "queue"],
+        &["boundary", "clock", "error", "format", "gpu", "graph", "host", "log", "mark", "observe", "queue"],
         "`observe` for plans, samples and counters and `mark` for marks, which the writer reads when it has time; `boundary` to end recording on an I/O error",
     ),
     (
@@ -49,7 +50,7 @@ const ROOMS: &[Room] = &[
     ),
     (
         "session",
-        &["boundary", "capture", "clock", "config", "error", "format", "ggml", "host", "log", "mark", "observe", "record"],
+        &["boundary", "capture", "clock", "config", "error", "format", "ggml", "gpu", "host", "log", "mark", "observe", "record"],
         "starts and stops everything, so it knows everything",
     ),
     (
@@ -73,7 +74,7 @@ const ROOMS: &[Room] = &[
 ];
 
 /// Modules that may contain unsafe code: those whose `mod` line in src/lib.rs says so, one function and one module of the program.
-const UNSAFE: &[&str] = &["abi", "capture", "ggml", "hook", "host", "mark", "observe", "log.rs", "bin/llama-resource/signals.rs"];
+const UNSAFE: &[&str] = &["abi", "capture", "ggml", "gpu/mig.rs", "hook", "host", "mark", "observe", "log.rs", "bin/llama-resource/signals.rs"];
 
 /// A file longer than this is two files.
 const MOST_LINES: usize = 500;

@@ -173,6 +173,35 @@ fn paths_and_budgets_that_cannot_work_are_refused_with_a_remedy() {
 }
 
 #[test]
+fn a_file_system_in_memory_does_as_well() {
+    let folder = std::path::Path::new("/dev/shm");
+    if !folder.is_dir() {
+        return;
+    }
+    let path = folder.join(format!("lri-pipeline-{}.stream", std::process::id()));
+    clear(&path);
+    let pipeline = Pipeline::start(options(&path, Codec::Zstd, 32, Policy::Block)).unwrap();
+    let mut feeder = Feeder::new(2);
+    assert!((1..=100).all(|step| feeder.step(&pipeline, step)));
+    assert!(pipeline.finish(PATIENCE).clean);
+    let stream = read(&path);
+    stream.assert_steps(1..=100, 2);
+    assert_eq!(stream.torn, 0);
+    clear(&path);
+}
+
+#[test]
+fn tokens_never_go_into_the_stream() {
+    let path = scratch("same");
+    for tokens in [path.clone(), format!("{}.ckpt.json", path.display()).into()] {
+        let mut options = options(&path, Codec::None, 32, Policy::Block);
+        options.tokens_path = Some(tokens);
+        assert!(Pipeline::start(options).unwrap_err().to_string().contains("same file"));
+    }
+    clear(&path);
+}
+
+#[test]
 fn a_device_that_swallows_everything_is_a_stream_too() {
     let mut options = options("/dev/null".as_ref(), Codec::None, 64, Policy::Block);
     options.tokens_path = Some("/dev/null".into());

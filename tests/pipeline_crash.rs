@@ -121,8 +121,11 @@ fn killed_at_random_moments_and_resumed_it_is_as_if_nothing_had_happened() {
     while killed < kills {
         round += 1;
         let codec = [Codec::None, Codec::Zstd, Codec::Lz4][streams % 3];
-        let environment =
-            [("LRI_CRASH_PATH", path.to_str().unwrap()), ("LRI_CRASH_SEED", &round.to_string()), ("LRI_CRASH_CODEC", codec.name())];
+        let environment = [
+            ("LRI_CRASH_PATH", path.to_str().unwrap()),
+            ("LRI_CRASH_SEED", &round.to_string()),
+            ("LRI_CRASH_CODEC", codec.name()),
+        ];
         let mut command = child::command("writes_until_it_is_killed", &environment);
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         // A run takes about a second when it is left alone.
@@ -150,7 +153,8 @@ fn killed_at_random_moments_and_resumed_it_is_as_if_nothing_had_happened() {
         }
         let _ = std::fs::remove_file(flushed_file(&path));
     }
-    let environment = [("LRI_CRASH_PATH", path.to_str().unwrap()), ("LRI_CRASH_SEED", "0"), ("LRI_CRASH_CODEC", "zstd")];
+    let environment =
+        [("LRI_CRASH_PATH", path.to_str().unwrap()), ("LRI_CRASH_SEED", "0"), ("LRI_CRASH_CODEC", "zstd")];
     child::run("writes_until_it_is_killed", &environment);
     check_end(&path, resumes, texts);
     println!("{killed} kills, {} streams, seed {seed}", streams + 1);

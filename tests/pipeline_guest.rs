@@ -78,7 +78,8 @@ fn feed_many_sizes(pipeline: &Pipeline, values: &[u8], seconds: f64, peak: &mut 
 #[ignore = "the child of the test below"]
 fn captures_within_its_budget() {
     let mib: usize = std::env::var("LRI_MIB").expect("run by the test below").parse().unwrap();
-    let values: Vec<u8> = (0..1_000_000u64).flat_map(|i| ((feed::noise(i) as i32 as f32) / 1e9).to_le_bytes()).collect();
+    let values: Vec<u8> =
+        (0..1_000_000u64).flat_map(|i| ((feed::noise(i) as i32 as f32) / 1e9).to_le_bytes()).collect();
     let seconds = std::env::var("LRI_SECONDS").ok().and_then(|v| v.parse().ok()).unwrap_or(1.0);
     let before = resident_kib();
     let mut peak = before;
@@ -122,7 +123,8 @@ fn looks_at_its_own_threads() {
                 let task = t.ok()?.path();
                 let name = std::fs::read_to_string(task.join("comm")).ok()?.trim().to_owned();
                 let status = std::fs::read_to_string(task.join("status")).ok()?;
-                let field = |n: &str| status.lines().find_map(|l| l.strip_prefix(n)).unwrap_or_default().trim().to_owned();
+                let field =
+                    |n: &str| status.lines().find_map(|l| l.strip_prefix(n)).unwrap_or_default().trim().to_owned();
                 let stat = std::fs::read_to_string(task.join("stat")).ok()?;
                 let nice = stat.rsplit(')').next()?.split_whitespace().nth(16)?.to_owned();
                 let switches = field("voluntary_ctxt_switches:").parse().ok()?;
@@ -133,7 +135,10 @@ fn looks_at_its_own_threads() {
         threads
     };
     let before = threads();
-    assert_eq!(before.iter().map(|t| t.0.as_str()).collect::<Vec<_>>(), ["lri-cap-codec0", "lri-cap-collect", "lri-cap-write"]);
+    assert_eq!(
+        before.iter().map(|t| t.0.as_str()).collect::<Vec<_>>(),
+        ["lri-cap-codec0", "lri-cap-collect", "lri-cap-write"]
+    );
     for (name, _, blocked, nice) in &before {
         // All but SIGKILL and SIGSTOP, and the two signals that the C library keeps for itself.
         assert_eq!((blocked.as_str(), nice.as_str()), ("fffffffe7ffbfeff", "10"), "{name}");

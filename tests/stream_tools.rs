@@ -80,7 +80,8 @@ fn every_codec() -> Writer {
         for (i, codec) in Codec::ALL.into_iter().enumerate() {
             let value = |k: u64| ((k * 7919 + packet * 104_729 + i as u64 * 13) % 2003) as f32 / 100.0 - 9.0;
             let data = f32_bytes(&(0..1280).map(value).collect::<Vec<_>>());
-            let rows = (0..10).map(|t| Row { seq: 0, pos: 10 * packet as i32 + t, token: 300 + t, request: 1 }).collect();
+            let rows =
+                (0..10).map(|t| Row { seq: 0, pos: 10 * packet as i32 + t, token: 300 + t, request: 1 }).collect();
             let parts = vec![Part { step: packet, t_ns: 1000 * packet, ne: [128, 10, 1, 1], token_dim: 1, rows }];
             let mut body = Vec::new();
             let done = encoder.encode(&Params { codec, error_bound: 1e-3 }, DType::F32, 128, &data, &mut body);
@@ -134,11 +135,14 @@ fn answers_on_the_golden_stream() {
 #[test]
 fn json_has_the_documented_keys() {
     let info = json_of(&golden("stream"), 0, &["info", "v1.stream", "--json"]);
-    for key in ["file", "bytes", "header", "clean_end", "account", "tensors", "steps", "tokens", "checkpoints", "damage"] {
+    for key in
+        ["file", "bytes", "header", "clean_end", "account", "tensors", "steps", "tokens", "checkpoints", "damage"]
+    {
         assert!(!info[key].is_null(), "{key}");
     }
     for tensor in info["tensors"].as_array().unwrap() {
-        let keys = ["name", "dtype", "packets", "rows", "values", "bytes", "stored_bytes", "ratio", "row_l2_max", "block_max"];
+        let keys =
+            ["name", "dtype", "packets", "rows", "values", "bytes", "stored_bytes", "ratio", "row_l2_max", "block_max"];
         for key in keys.into_iter().chain(["saturated", "layers", "routes"]) {
             assert!(!tensor[key].is_null(), "{key}");
         }
@@ -153,14 +157,18 @@ fn every_codec_comes_out_as_it_decodes() {
     assert_eq!((&verified["verdict"], &verified["clean_end"]), (&json!("good"), &json!(true)), "{verified}");
     for tensor in verified["tensors"].as_array().unwrap() {
         let bound = if tensor["codecs"] == json!(["bounded"]) { 1e-3 } else { 1.0 };
-        assert!(tensor["row_l2_max"].as_f64().unwrap() <= bound && tensor["block_max"].as_f64().unwrap() <= bound, "{tensor}");
+        assert!(
+            tensor["row_l2_max"].as_f64().unwrap() <= bound && tensor["block_max"].as_f64().unwrap() <= bound,
+            "{tensor}"
+        );
     }
     said(&here, 0, &["export", "s", "--to", "npy", "--out", "npy"]);
     for (i, codec) in Codec::ALL.into_iter().enumerate() {
         let name = format!("{}-{i}", codec.name());
         let file = fs::read(here.join(format!("npy/{name}.npy"))).unwrap();
         let header = 10 + usize::from(u16::from_le_bytes([file[8], file[9]]));
-        let expected: Vec<u8> = written.tensors.iter().filter(|t| t.name == name).flat_map(|t| t.values.clone()).collect();
+        let expected: Vec<u8> =
+            written.tensors.iter().filter(|t| t.name == name).flat_map(|t| t.values.clone()).collect();
         assert!(file[header..] == expected, "{name}");
     }
 }
@@ -237,10 +245,18 @@ fn wrong_use_says_what_to_do() {
     assert_error(&here, &["cat", "s", "none-0", "--rows", "40-"], "error: `none-0` has 40 rows, --rows begins at 40");
     assert_error(&here, &["stats", "s", "--tensors", "x*"], "error: no tensor of `s` fits `x*`");
     assert_error(&here, &["ls", "old"], "error: `old` is a stream of the older system");
-    assert_error(&here, &["import", "s", "--dtype", "f16", "--out", "x"], "error: `s` is no stream of the older system");
+    assert_error(
+        &here,
+        &["import", "s", "--dtype", "f16", "--out", "x"],
+        "error: `s` is no stream of the older system",
+    );
     assert_error(&here, &["recover", "s", "--out", "./s"], "error: `./s` is both read and written");
     assert_error(&here, &["export", "s", "--to", "npy", "--out", "s"], "error: ");
-    assert_error(&here, &["export", "s", "--to", "safetensors", "--out", "no/such/x"], "error: writing `no/such/x.part` failed");
+    assert_error(
+        &here,
+        &["export", "s", "--to", "safetensors", "--out", "no/such/x"],
+        "error: writing `no/such/x.part` failed",
+    );
     assert_eq!(run(&here, &["cat", "s", "none-0", "--rows", "9-3"]).status.code(), Some(2), "clap's own");
 }
 
@@ -252,7 +268,11 @@ fn a_reader_that_goes_away_is_no_error() {
         let mut child = program(&here, args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         drop(child.stdout.take());
         let output = child.wait_with_output().unwrap();
-        assert!(output.status.success() && output.stderr.is_empty(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success() && output.stderr.is_empty(),
+            "{args:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
     }
 }
 
@@ -281,7 +301,11 @@ fn damage_never_crashes_a_tool_nor_comes_out_as_values() {
             assert!(whole.contains(&line), "seed {seed}: {line:.80}");
         }
         let verify = run(&here, &["verify", "s", "--json"]);
-        assert!(matches!(verify.status.code(), Some(0 | 2)), "seed {seed}: {}", String::from_utf8_lossy(&verify.stderr));
+        assert!(
+            matches!(verify.status.code(), Some(0 | 2)),
+            "seed {seed}: {}",
+            String::from_utf8_lossy(&verify.stderr)
+        );
         let recover = run(&here, &["recover", "s", "--out", "r"]);
         if recover.status.success() {
             let again = run(&here, &["verify", "r"]);

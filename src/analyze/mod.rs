@@ -5,6 +5,7 @@
 
 pub mod bench;
 pub mod coverage;
+pub mod gpu;
 pub mod host;
 pub mod kv;
 pub mod memory;
@@ -77,6 +78,8 @@ pub struct Session {
     pub threads: Option<threads::Threads>,
     /// Expert routing by layer; empty without a mixture of experts.
     pub moe: Vec<moe::Layer>,
+    /// What each GPU did; empty where none was read.
+    pub gpus: Vec<gpu::Gpu>,
     /// What the process used of the machine; `null` when it was not logged.
     pub host: Option<host::Host>,
     /// What was sampled, dropped, unavailable.
@@ -93,6 +96,7 @@ struct SessionFold {
     time: time::Fold,
     threads: threads::Fold,
     moe: moe::Fold,
+    gpus: gpu::Fold,
     host: host::Fold,
     coverage: coverage::Fold,
 }
@@ -108,6 +112,7 @@ impl SessionFold {
         self.time.add(line, t_s);
         self.threads.add(line);
         self.moe.add(line);
+        self.gpus.add(line, t_s);
         self.host.add(line, t_s);
         self.coverage.add(line);
     }
@@ -123,6 +128,7 @@ impl SessionFold {
             time: self.time.finish(),
             threads: self.threads.finish(),
             moe: self.moe.finish(),
+            gpus: self.gpus.finish(),
             host: self.host.finish(),
             coverage: self.coverage.finish(account),
             session,

@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::stats::{Distribution, share};
 use crate::format::Line;
+use crate::format::gpu::GpuUse;
 use crate::format::server::{InterToken, RequestEnd};
 
 /// One request. Counts and times are `null` while its end is not in the log.
@@ -47,6 +48,8 @@ pub struct Request {
     pub outcome: Option<String>,
     /// Positions that context shift removed.
     pub shifted_tokens: Option<u64>,
+    /// What each GPU did during it; `null` where none was read.
+    pub gpu: Option<Vec<GpuUse>>,
 }
 
 /// All requests together.
@@ -137,6 +140,7 @@ impl Fold {
             duration_ms: None,
             outcome: None,
             shifted_tokens: None,
+            gpu: None,
         })
     }
 
@@ -165,6 +169,7 @@ impl Request {
         self.duration_ms = Some(e.duration_ms);
         self.outcome = Some(e.outcome.clone());
         self.shifted_tokens = Some(e.shifted_tokens);
+        self.gpu.clone_from(&e.gpu);
     }
 }
 

@@ -123,7 +123,9 @@ pub(super) fn get(from: &[u8], n: usize, width: usize, values: &mut [u32; BLOCK]
             let at = from.get(i * len..).unwrap_or_default();
             *word = match at.first_chunk::<8>() {
                 Some(eight) => u64::from_le_bytes(*eight),
-                None => own.get(i * len..).unwrap_or_default().iter().rev().fold(0, |word, b| word << 8 | u64::from(*b)),
+                None => {
+                    own.get(i * len..).unwrap_or_default().iter().rev().fold(0, |word, b| word << 8 | u64::from(*b))
+                }
             };
         }
         split(&words, done as u32, n, part, values);

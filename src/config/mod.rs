@@ -40,6 +40,8 @@ pub struct Config {
     pub text: bool,
     /// Keep LD_PRELOAD for children.
     pub follow_children: bool,
+    /// Time between two readings of the GPUs in milliseconds; 0 for none.
+    pub gpu_interval_ms: u64,
     /// The activation stream.
     pub capture: CaptureConfig,
 }
@@ -53,6 +55,7 @@ impl Default for Config {
             rate: None,
             text: false,
             follow_children: false,
+            gpu_interval_ms: 100,
             capture: CaptureConfig::default(),
         }
     }
@@ -135,10 +138,12 @@ mod tests {
             ("LLAMA_RESOURCE_LOG_LEVEL", "verbose"),
             ("LLAMA_RESOURCE_LOG_RATE", "64KB/s"),
             ("LLAMA_RESOURCE_LOG_TEXT", "yes"),
+            ("LLAMA_RESOURCE_GPU_INTERVAL_MS", "0"),
             ("PATH", "/bin"),
         ]);
         assert!(w.is_empty(), "{w:?}");
         assert_eq!((c.level, c.rate, c.text), (Level::Verbose, Some(Rate::Limited(64_000)), true));
+        assert_eq!(c.gpu_interval_ms, 0);
     }
 
     #[test]
@@ -189,6 +194,7 @@ mod tests {
             ("CODEC_THREADS", &["0", "65", "-1"]),
             ("SAMPLE_ELEMENTS", &["-1", "4294967296"]),
             ("CAPTURE_REQUESTS", &["0", "3-1"]),
+            ("GPU_INTERVAL_MS", &["9", "60001", "-1", "0.5", "100ms"]),
             ("TENSORS", &["-l_out", "component:cache", "l_out@"]),
         ] {
             for bad in bad {

@@ -79,6 +79,13 @@ pub const SETTINGS: &[Setting] = &[
         apply: |c, v| some(value::boolean(v), &mut c.follow_children),
     },
     Setting {
+        name: "LLAMA_RESOURCE_GPU_INTERVAL_MS",
+        default: "100",
+        values: "milliseconds from 10 to 60000, or 0 to leave GPUs alone",
+        help: "How often GPUs are read, on a thread of its own. Without a driver there is neither thread nor cost.",
+        apply: |c, v| some(v.parse().ok().filter(|n| matches!(n, 0 | 10..=60_000)), &mut c.gpu_interval_ms),
+    },
+    Setting {
         name: "LLAMA_RESOURCE_CAPTURE",
         default: "not set: nothing is captured",
         values: "a path; %p, %t, %e and %% as in LLAMA_RESOURCE_LOG_PATH",

@@ -230,6 +230,12 @@ impl History {
         }
     }
 
+    /// Whether the last reading had it.
+    #[must_use]
+    pub fn measures_sm(&self) -> bool {
+        self.segments.last().is_some_and(|s| s.sm.mean().is_some())
+    }
+
     /// SM activity of the interval between two readings in which `t_ns` lies.
     #[must_use]
     pub fn sm_utilization(&self, t_ns: u64) -> Option<f64> {

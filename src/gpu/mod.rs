@@ -19,7 +19,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 pub use lines::{Lines, summaries, take_overflowed};
-pub use sampler::{refresh, start, stop};
+pub use sampler::{own_cpu_ns, refresh, start, stop};
 
 use crate::format::gpu::GpuUse;
 use history::History;
@@ -118,6 +118,12 @@ pub fn use_between(from_ns: u64, to_ns: u64, tokens: u64) -> Option<Vec<GpuUse>>
         ..d.history.between(from_ns, to_ns, tokens)
     });
     Some(uses.filter(|u| u.process_memory_peak_bytes != Some(0)).collect())
+}
+
+/// Whether SM activity is measured at all.
+#[must_use]
+pub fn measures_sm() -> bool {
+    SHARED.lock().devices.iter().any(|d| d.history.measures_sm())
 }
 
 /// SM activity around the moment `t_ns` on the device that ggml calls `device`, where there is no doubt which one that is: the

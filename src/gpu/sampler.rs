@@ -1,5 +1,6 @@
 //! The thread that reads: started with the recording, gone at once where no driver answers.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
@@ -24,11 +25,22 @@ enum Command {
     Stop(Sender<()>),
 }
 
+/// How long the thread outlives a recording that ended without a word, as after an I/O error. The end of one in order takes less.
+const AFTERLIFE: Duration = Duration::from_secs(10);
+
+/// CPU time of the thread.
+static OWN_CPU_NS: AtomicU64 = AtomicU64::new(0);
+
+/// The thread of which recording counts: one that hung in its driver until the next began must not speak for that one.
+static GENERATION: AtomicU64 = AtomicU64::new(0);
+
 static COMMANDS: Mutex<Option<Sender<Command>>> = Mutex::new(None);
 
 /// Starts to read the devices every `interval_ms`; 0 reads nothing.
 pub fn start(interval_ms: u64) {
+    let generation = GENERATION.fetch_add(1, Ordering::AcqRel) + 1;
     *SHARED.lock() = Shared::new();
+    OWN_CPU_NS.store(0, Ordering::Relaxed);
     if interval_ms == 0 {
         return;
     }
@@ -39,9 +51,11 @@ pub fn start(interval_ms: u64) {
     let spawned = std::thread::Builder::new().name("lri-gpu".into()).stack_size(1 << 20).spawn(move || {
         boundary::mark_own_thread();
         host::become_background_thread(c"lri-gpu");
-        boundary::guard((), || run(interval, &inbox));
+        boundary::guard((), || run(generation, interval, &inbox));
         let mut shared = SHARED.lock();
-        shared.horizon_ns = None;
+        if generation == GENERATION.load(Ordering::Acquire) {
+            shared.horizon_ns = None;
+        }
     });
     host::restore_signals(&old);
     match spawned {
@@ -69,6 +83,12 @@ pub fn stop() {
     if commands.try_send(Command::Stop(done)).is_ok() {
         let _ = answer.recv_timeout(PATIENCE);
     }
+}
+
+/// CPU time that reading has taken in this recording.
+#[must_use]
+pub fn own_cpu_ns() -> u64 {
+    OWN_CPU_NS.load(Ordering::Relaxed)
 }
 
 /// What is missing without it.
@@ -104,7 +124,7 @@ impl Source<'_> {
     }
 }
 
-fn run(interval: Duration, inbox: &Receiver<Command>) {
+fn run(generation: u64, interval: Duration, inbox: &Receiver<Command>) {
     let nvml = nvidia::open();
     let mut problems = Vec::new();
     let mut sources: Vec<Option<Source<'_>>> = Vec::new();
@@ -118,6 +138,9 @@ fn run(interval: Duration, inbox: &Receiver<Command>) {
     }
     sources.extend(amd::devices(amd::CARDS.as_ref()).into_iter().map(|d| Some(Source::Amd(d))));
     let now = clock::now_ns();
+    if generation != GENERATION.load(Ordering::Acquire) {
+        return;
+    }
     if sources.is_empty() {
         let why = if problems.is_empty() { "the driver lists no GPU".to_owned() } else { problems.join("; ") };
         SHARED.lock().tell(now, "unavailable", why, LOST);
@@ -135,9 +158,10 @@ fn run(interval: Duration, inbox: &Receiver<Command>) {
             problems.into_iter().for_each(|p| shared.tell(now, "degraded", p, None));
         }
     }
-    read_all(&mut sources, true);
+    read_all(generation, &mut sources, true);
     tell_what_is_there(&sources, interval);
     let (mut next, mut slow) = (Instant::now() + interval, Instant::now() + SLOW);
+    let mut last_wanted = Instant::now();
     loop {
         match inbox.recv_deadline(next) {
             Ok(Command::Stop(done)) => {
@@ -147,16 +171,19 @@ fn run(interval: Duration, inbox: &Receiver<Command>) {
                 return;
             }
             Ok(Command::Read(done)) => {
-                read_all(&mut sources, false);
+                read_all(generation, &mut sources, false);
                 let _ = done.send(());
             }
             Err(RecvTimeoutError::Timeout) => {
                 let now = Instant::now();
                 if boundary::recording() {
-                    read_all(&mut sources, now >= slow);
+                    last_wanted = now;
+                    read_all(generation, &mut sources, now >= slow);
                     if now >= slow {
                         slow = now + SLOW;
                     }
+                } else if now - last_wanted > AFTERLIFE {
+                    return;
                 }
                 // What was missed, on a busy machine, is not made up for.
                 while next <= now {
@@ -165,6 +192,9 @@ fn run(interval: Duration, inbox: &Receiver<Command>) {
             }
             Err(RecvTimeoutError::Disconnected) => return,
         }
+        if generation != GENERATION.load(Ordering::Acquire) {
+            return;
+        }
         if sources.iter().all(Option::is_none) {
             SHARED.lock().horizon_ns = None;
         }
@@ -172,11 +202,15 @@ fn run(interval: Duration, inbox: &Receiver<Command>) {
 }
 
 /// Reads every device that is left.
-fn read_all(sources: &mut [Option<Source<'_>>], slowly: bool) {
+fn read_all(generation: u64, sources: &mut [Option<Source<'_>>], slowly: bool) {
     let began = clock::now_ns();
     for (place, number) in sources.iter_mut().zip(0..) {
         let Some(source) = place else { continue };
-        match source.read(slowly) {
+        let answer = source.read(slowly);
+        if generation != GENERATION.load(Ordering::Acquire) {
+            return;
+        }
+        match answer {
             Ok(reading) => SHARED.lock().add(number, reading),
             Err(Lost(why)) => {
                 let name = source.identity().name.clone().unwrap_or_else(|| "unnamed".to_owned());
@@ -192,6 +226,7 @@ fn read_all(sources: &mut [Option<Source<'_>>], slowly: bool) {
         }
     }
     SHARED.lock().horizon_ns = Some(began);
+    OWN_CPU_NS.store(host::thread_cpu_ns(), Ordering::Relaxed);
 }
 
 /// Which devices are read, and what each of them does not tell.

@@ -49,6 +49,8 @@ impl Remaining {
         let in_order: Vec<usize> = self.0.iter().rev().take(n).copied().collect();
         let found = if unified && all_fit(&in_order) {
             in_order.into_iter().map(Some).collect()
+        } else if let Some(found) = self.neighbours(rows, n).filter(all_fit) {
+            found.into_iter().map(Some).collect()
         } else if let Some(found) = self.side_by_side(rows, n).find(all_fit) {
             found.into_iter().map(Some).collect()
         } else if all_fit(&in_order) {
@@ -83,6 +85,21 @@ impl Remaining {
             }
         }
         by
+    }
+
+    /// How llama.cpp takes `n` rows of a cache with streams of their own, or of recurrent states: the same number from each of some
+    /// sequences whose ids follow each other, the first of them that of the first row to come.
+    fn neighbours(&self, rows: &[Row], n: usize) -> Option<Vec<usize>> {
+        let mut chosen: Vec<i32> = Vec::new();
+        for seq in self.0.iter().rev().filter_map(|&k| rows.get(k)).map(|r| r.seq) {
+            if chosen.last().is_none_or(|last| seq == last + 1) {
+                chosen.push(seq);
+            }
+        }
+        let by: Vec<_> = self.by_sequence(rows).into_iter().filter(|(s, _)| chosen.contains(s)).collect();
+        let each = n.checked_div(by.len()).filter(|each| each * by.len() == n)?;
+        let of = |seq| by.iter().find(|(s, _)| *s == seq).map(|(_, own)| own.iter().take(each).copied());
+        Some(chosen.into_iter().filter_map(of).flatten().collect())
     }
 
     /// The ways to take `n` rows, the same number from each of some sequences: from as many as there are, then from fewer.
@@ -158,6 +175,16 @@ mod tests {
         left.begin(5);
         assert_eq!(seqs(&left.take(&rows, 3, Some(&[1, 7, 2]), Some(&[8, 9, 10]), true)), [0, 0, 0]);
         assert_eq!(seqs(&left.take(&rows, 2, Some(&[3, 7]), Some(&[8, 9]), true)), [1, 1]);
+    }
+
+    #[test]
+    fn sequences_of_a_ubatch_have_ids_that_follow_each_other() {
+        // Without positions (a recurrent model), tokens of rows 1 and 2 are the same: after sequence 1 comes 2, not 0.
+        let rows = vec![row(1, None, 320), row(0, None, 263), row(2, None, 263)];
+        let mut left = Remaining::default();
+        left.begin(3);
+        assert_eq!(seqs(&left.take(&rows, 2, Some(&[320, 263]), None, false)), [1, 2]);
+        assert_eq!(seqs(&left.take(&rows, 1, Some(&[263]), None, false)), [0]);
     }
 
     #[test]

@@ -246,7 +246,11 @@ impl Account {
     #[must_use]
     pub fn totals(&self) -> Counts {
         let of = |counts: &[Count]| {
-            Reason::ALL.iter().map(|&r| (r, counts[r as usize].get())).filter(|(_, a)| *a != Amount::default()).collect()
+            Reason::ALL
+                .iter()
+                .map(|&r| (r, counts[r as usize].get()))
+                .filter(|(_, a)| *a != Amount::default())
+                .collect()
         };
         Counts {
             seen: self.seen.get(),

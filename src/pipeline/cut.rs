@@ -125,8 +125,16 @@ mod tests {
             slice: None,
         };
         let rows = (0..ne[usize::from(token_dim)]).map(|i| Row { seq: 0, pos: i as i32, token: -1, request: 0 });
-        let piece =
-            Piece { spec: Arc::new(spec), offset: 0, len, ne, token_dim, rows: Some(0), route: Route::Retain, completes: true };
+        let piece = Piece {
+            spec: Arc::new(spec),
+            offset: 0,
+            len,
+            ne,
+            token_dim,
+            rows: Some(0),
+            route: Route::Retain,
+            completes: true,
+        };
         Arc::new(Job { step: 1, t_ns: 1, row_sets: vec![rows.collect()], pieces: vec![piece], data, tokens: 1 })
     }
 
@@ -161,12 +169,8 @@ mod tests {
     #[test]
     fn two_dimensions_are_cut_where_one_is_not_enough() {
         let got = chunks([2, 3, 2, 1], 1, 16);
-        let want = [
-            (16, [2, 2, 1, 1], 0, 0),
-            (8, [2, 1, 1, 1], 2, 0),
-            (16, [2, 2, 1, 1], 0, 0),
-            (8, [2, 1, 1, 1], 2, 1),
-        ];
+        let want =
+            [(16, [2, 2, 1, 1], 0, 0), (8, [2, 1, 1, 1], 2, 0), (16, [2, 2, 1, 1], 0, 0), (8, [2, 1, 1, 1], 2, 1)];
         assert_eq!(got, want);
         assert!(!cut(&job([8, 1, 1, 1], 1), 0, 16, &mut |_| {}), "a row that is too long");
     }

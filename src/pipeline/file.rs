@@ -60,7 +60,14 @@ impl FileDisk {
         let open = |flags| {
             // O_NONBLOCK: a pipe without a reader must fail, not hang the host.
             let flags = flags | libc::O_CLOEXEC | libc::O_NOCTTY | libc::O_NONBLOCK;
-            OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).custom_flags(flags).open(path)
+            OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .mode(0o600)
+                .custom_flags(flags)
+                .open(path)
         };
         let (file, direct) = match open(libc::O_DIRECT) {
             Ok(file) => (file, true),

@@ -265,7 +265,7 @@ impl Pipeline {
         let mut amount = Amount::default();
         job.pieces.iter().for_each(|p| amount += p.amount());
         let rows: usize = job.row_sets.iter().map(|r| size_of_val::<[Row]>(r)).sum();
-        job.data.handed_over(rows + job.pieces.capacity() * size_of::<Piece>());
+        job.data.handed_over(rows + job.pieces.capacity() * (size_of::<Piece>() + size_of::<cut::Chunk>()));
         self.shared.account.enter(amount);
         if self.inbox.try_send(Message::Job(job)).is_err() {
             // Only when the collector is gone.

@@ -18,6 +18,9 @@ use crate::format::stream::SampledToken;
 /// The longest that a job waits for others.
 const PATIENCE: Duration = Duration::from_millis(800);
 
+/// A step is over when nothing has come for so long; otherwise, when the next begins.
+const END_OF_STEP: Duration = Duration::from_secs(3);
+
 /// How often a waiting host is looked after. Only while one waits.
 const UNDER_PRESSURE: Duration = Duration::from_millis(10);
 
@@ -74,12 +77,16 @@ pub(super) struct Gathering {
     since: Option<Instant>,
     /// Tokens of steps since the last checkpoint.
     unchecked: u64,
+    last_job: Option<Instant>,
 }
 
 impl Collector {
     pub(super) fn run(mut self) {
         loop {
-            let message = match self.gathering.since.map(|since| since + PATIENCE) {
+            let seal = self.gathering.since.map(|since| since + PATIENCE);
+            let checkpoint =
+                self.gathering.last_job.filter(|_| self.is_checkpoint_due()).map(|last| last + END_OF_STEP);
+            let message = match seal.into_iter().chain(checkpoint).min() {
                 None => self.inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
                 Some(due) => {
                     let wait = due.saturating_duration_since(Instant::now());
@@ -106,6 +113,9 @@ impl Collector {
                 }
             }
             self.seal_if_due();
+            if self.gathering.last_job.is_some_and(|last| last.elapsed() >= END_OF_STEP) {
+                self.checkpoint_if_due();
+            }
         }
     }
 
@@ -118,10 +128,6 @@ impl Collector {
             self.seal();
         } else if since.elapsed() >= PATIENCE {
             self.seal();
-            // Nothing may follow for long: a checkpoint that waits for the end of its step has waited long enough.
-            if self.inbox.is_empty() {
-                self.checkpoint_if_due();
-            }
             self.send(What::Settle);
         }
     }
@@ -132,8 +138,11 @@ impl Collector {
             self.checkpoint_if_due();
         }
         self.progress.last_step = job.step;
+        self.gathering.last_job = Some(Instant::now());
         self.progress.step_tokens += u64::from(job.tokens);
         self.gathering.unchecked += u64::from(job.tokens);
+        #[cfg(test)]
+        assert!(job.pieces.iter().all(|p| p.spec.op != "panic in the collector"), "asked for");
         let job = Arc::new(job);
         let at = self.gathering.jobs.len() as u32;
         for (i, piece) in job.pieces.iter().enumerate() {
@@ -152,8 +161,12 @@ impl Collector {
         self.gathering.since.get_or_insert_with(Instant::now);
     }
 
+    fn is_checkpoint_due(&self) -> bool {
+        self.checkpoint_tokens.is_some_and(|every| self.gathering.unchecked >= every)
+    }
+
     fn checkpoint_if_due(&mut self) {
-        if self.checkpoint_tokens.is_some_and(|every| self.gathering.unchecked >= every) {
+        if self.is_checkpoint_due() {
             self.seal();
             self.gathering.unchecked = 0;
             self.send(What::Checkpoint(self.progress));
@@ -183,7 +196,8 @@ impl Collector {
         let mut open: Option<Task> = None;
         let mut open_bytes = 0;
         for (at, number) in group.pieces.drain(..) {
-            let Some((job, piece)) = jobs.get(at as usize).and_then(|j| Some((j, j.pieces.get(number as usize)?))) else {
+            let Some((job, piece)) = jobs.get(at as usize).and_then(|j| Some((j, j.pieces.get(number as usize)?)))
+            else {
                 continue;
             };
             let mut chunks = Vec::new();

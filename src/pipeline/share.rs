@@ -51,12 +51,12 @@ impl Shares {
         }
         let power = |n: usize| (n + 1).next_power_of_two() / 2;
         let block = power(max_memory / 64).clamp(256 << 10, 4 * MIB);
-        // While a block is on its way to the disk, the workers go on.
-        let outputs = 2 * workers + 10;
+        // While a block is on its way to the disk, the workers go on; a small budget rather has room for long rows.
+        let outputs = 2 * workers + if max_memory < 256 * MIB { 2 } else { 10 };
         // A worker's packet exists up to three times (gathered, rearranged, entropy-coded), an output once, a little larger.
         let copies = 3 * workers + outputs + 1;
         let fixed = FIXED + workers * ENCODER + block;
-        let packet = ((max_memory.saturating_sub(fixed)) / 4 / copies).clamp(64 << 10, MOST_PACKET);
+        let packet = ((max_memory.saturating_sub(fixed)) / 3 / copies).clamp(64 << 10, MOST_PACKET);
         let pool = max_memory.saturating_sub(fixed + copies * packet);
         if pool < max_memory / 4 {
             return Err(Error::new(
@@ -90,6 +90,8 @@ mod tests {
             }
         }
         assert_eq!(Shares::of(64 * MIB, 1).unwrap().block, MIB);
+        // Logits of the largest vocabularies there are: a quarter of a million.
+        assert!(Shares::of(32 * MIB, 1).unwrap().packet >= 262_144 * 4);
         assert_eq!(Shares::of(1024 * MIB, 1).unwrap().block, 4 * MIB);
         assert!(Shares::of(LEAST - 1, 1).is_err() && Shares::of(LEAST, 1).is_ok());
     }

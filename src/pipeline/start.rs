@@ -39,6 +39,16 @@ pub(super) fn start(options: Options) -> Result<Pipeline> {
     clock::init();
     let workers = options.workers.max(1);
     let shares = Shares::of(options.max_memory, workers)?;
+    let checkpoint = checkpoint::path_of(&options.path);
+    if options.tokens_path.as_ref().is_some_and(|p| *p == options.path || *p == checkpoint) {
+        let subject = options.path.display().to_string();
+        return Err(Error::new(
+            "opening the stream",
+            subject,
+            "the tokens would go into the same file",
+            "choose another path for them",
+        ));
+    }
     // A file that cannot be written must not be made or cut first.
     let opened = host::without_write_signals(|| open(&options.path, options.resume))?;
     start_on(options, &shares, opened)
@@ -58,7 +68,12 @@ fn open(path: &Path, resume: bool) -> Result<Opened> {
     let length = if disk.is_regular() { std::fs::metadata(path).map_err(fail)?.len() } else { 0 };
     if length > 0 && !resume {
         let remedy = "choose another path, remove the file, or ask to resume it";
-        return Err(Error::new("opening the stream", path.display().to_string(), "the file exists and is not empty", remedy));
+        return Err(Error::new(
+            "opening the stream",
+            path.display().to_string(),
+            "the file exists and is not empty",
+            remedy,
+        ));
     }
     if length > 0 {
         if let Some(found) = resume::find(path, StreamFile::head_len).map_err(fail)? {
@@ -160,6 +175,7 @@ fn start_on(options: Options, shares: &Shares, opened: Opened) -> Result<Pipelin
     Ok(Pipeline { shared, inbox, threads: Mutex::new(all), closed, finished: Mutex::default(), resumed })
 }
 
+/// Adds what a resumed stream says to the fields of its header.
 fn header(fields: Value, from: Option<&Checkpoint>) -> Result<Value> {
     let Value::Object(mut fields) = fields else {
         return Err(Error::new("writing the header of", "the stream", "its fields are no JSON object", ""));

@@ -28,6 +28,7 @@ struct Platter {
     /// Refuses direct writes when they come, as some file systems do.
     refuses_direct: bool,
     no_room_ahead: bool,
+    panics: bool,
     /// Writes that are in the stuck disk.
     waiting: usize,
 }
@@ -55,6 +56,7 @@ impl Fake {
 impl Disk for Fake {
     fn write_at(&mut self, bytes: &[u8], at: u64) -> Result<usize> {
         let mut p = self.platter();
+        assert!(!p.panics, "asked for");
         p.waiting += 1;
         while p.stuck {
             self.0.1.wait(&mut p);
@@ -119,10 +121,14 @@ fn options(policy: Policy, mib: usize) -> Options {
 }
 
 fn spec() -> Arc<Spec> {
+    spec_of("ADD")
+}
+
+fn spec_of(op: &str) -> Arc<Spec> {
     Arc::new(Spec {
         name: "x".into(),
         tensor: "x".into(),
-        op: "ADD".into(),
+        op: op.into(),
         layer: None,
         component: 0,
         occurrence: 0,
@@ -133,7 +139,10 @@ fn spec() -> Arc<Spec> {
 
 /// Steps of 100 rows of 256 values, `step` in each; counted as the host does.
 fn feed(pipeline: &Pipeline, steps: std::ops::Range<u64>) -> u64 {
-    let spec = spec();
+    feed_of(pipeline, steps, &spec())
+}
+
+fn feed_of(pipeline: &Pipeline, steps: std::ops::Range<u64>, spec: &Arc<Spec>) -> u64 {
     let len = 100 * 256 * 4;
     let mut pushed = 0;
     for step in steps {
@@ -148,7 +157,7 @@ fn feed(pipeline: &Pipeline, steps: std::ops::Range<u64>) -> u64 {
         };
         data.chunks_exact_mut(4).for_each(|v| v.copy_from_slice(&(step as f32).to_le_bytes()));
         let piece = Piece {
-            spec: Arc::clone(&spec),
+            spec: Arc::clone(spec),
             offset: 0,
             len,
             ne: [256, 100, 1, 1],
@@ -219,7 +228,9 @@ fn a_slow_disk_costs_a_host_that_drops_nothing_but_data() {
 
 #[test]
 fn a_disk_that_fills_up_keeps_a_valid_prefix_and_its_account() {
-    for (errno, limit) in [(libc::ENOSPC, 5_000_000), (libc::EFBIG, 4_321_987), (libc::ENOSPC, 600), (libc::EIO, 3_000_000)] {
+    for (errno, limit) in
+        [(libc::ENOSPC, 5_000_000), (libc::EFBIG, 4_321_987), (libc::ENOSPC, 600), (libc::EIO, 3_000_000)]
+    {
         for direct in [false, true] {
             let disk = Fake::with(|p| (p.fails_at, p.direct, p.no_room_ahead) = (Some((limit, errno)), direct, true));
             let policy = if direct { Policy::Block } else { Policy::Drop };
@@ -385,4 +396,41 @@ fn jobs_that_do_not_fit_their_data_are_counted_and_harm_nobody() {
     assert_eq!(totals.account.captured.tensors, 2);
     assert_eq!(totals.account.all_dropped().tensors, 4);
     assert!(pipeline.largest() < 16 * MIB && pipeline.reserve(pipeline.largest() + 1).is_err());
+}
+
+#[test]
+#[ignore = "the child of the test below: a panic of ours ends every recording of a process"]
+fn panics_in_a_thread() {
+    let which = std::env::var("LRI_PANIC").expect("run by the test below");
+    let disk = Fake::default();
+    let pipeline = start::start_with(options(Policy::Block, 16), Box::new(disk.clone())).unwrap();
+    assert_eq!(feed(&pipeline, 1..20), 19);
+    assert!(pipeline.flush(Duration::from_secs(20)));
+    disk.platter().panics = which == "disk";
+    feed_of(&pipeline, 20..21, &spec_of(&which));
+    let began = Instant::now();
+    // The host waits for memory, and is let go.
+    while !pipeline.has_failed() {
+        feed(&pipeline, 21..200);
+        assert!(began.elapsed() < Duration::from_secs(20), "nobody noticed");
+    }
+    assert_eq!(pipeline.reserve(1).unwrap_err(), Refused::Failed);
+    assert!(!pipeline.flush(Duration::from_secs(20)));
+    let began = Instant::now();
+    let totals = pipeline.finish(Duration::from_secs(20));
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+    check(&totals);
+    assert!(!totals.clean && totals.account.captured.tensors >= 19, "{totals:?}");
+    assert!(totals.account.all_dropped().tensors > 0);
+}
+
+#[test]
+fn a_panic_in_any_thread_ends_the_stream_and_nothing_else() {
+    for which in ["panic in the collector", "panic in a worker", "disk"] {
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap());
+        child.args(["pipeline::tests::panics_in_a_thread", "--exact", "--ignored", "--nocapture"]);
+        let output = child.env("LRI_PANIC", which).output().unwrap();
+        let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success() && text.contains("1 passed"), "{which}: {text}");
+    }
 }

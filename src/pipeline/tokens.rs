@@ -120,8 +120,7 @@ impl History {
         };
         let tokens = self.pending.len();
         let duration = (now_s - self.began_s).max(0.0);
-        let tail =
-            format!("\n], \"total_tokens\": {}, \"capture_duration_seconds\": {duration:.6}}}\n", self.count);
+        let tail = format!("\n], \"total_tokens\": {}, \"capture_duration_seconds\": {duration:.6}}}\n", self.count);
         self.pending.extend_from_slice(tail.as_bytes());
         // One write, over the old closing lines: what is in the file is a whole document before and after it.
         let result = file.write_all_at(&self.pending, self.at);

@@ -7,9 +7,10 @@ use crossbeam_channel::{Receiver, Sender};
 use super::cut::Chunk;
 use super::writer::{Item, What};
 use super::{Amount, Reason, Shared, Spec};
-use crate::codec::{Encoder, Params};
+use crate::codec::{Codec, Encoder, Params};
 use crate::error::Result;
 use crate::format::stream::{self, Part, Route, RowsBlob, TensorMeta};
+use crate::log;
 
 /// One packet to be made.
 #[derive(Debug)]
@@ -40,6 +41,27 @@ pub(super) struct Worker {
     pub(super) scratch: Scratch,
 }
 
+/// Takes the place of a packet whose worker panics: the writer must not wait for it.
+struct Unmade<'a> {
+    out: &'a Sender<Item>,
+    order: u64,
+    amount: Amount,
+}
+
+impl Unmade<'_> {
+    /// It was not needed.
+    fn made(self) {
+        let _ = std::mem::ManuallyDrop::new(self);
+    }
+}
+
+impl Drop for Unmade<'_> {
+    fn drop(&mut self) {
+        let what = What::Lost { output: Vec::new(), reason: Reason::Internal, amount: self.amount };
+        let _ = self.out.send(Item { order: self.order, what });
+    }
+}
+
 /// What a worker keeps from packet to packet.
 #[derive(Debug, Default)]
 pub(super) struct Scratch {
@@ -49,6 +71,7 @@ pub(super) struct Scratch {
     /// Of which steps and rows `rows` was made.
     rows_of: Vec<(u64, u64, usize, usize)>,
     rows_of_next: Vec<(u64, u64, usize, usize)>,
+    told: bool,
 }
 
 impl Worker {
@@ -57,13 +80,19 @@ impl Worker {
             let Ok(task) = self.tasks.recv() else { return };
             output.clear();
             let (order, amount, spec) = (task.order, task.amount(), Arc::clone(&task.spec));
-            let made = if self.shared.failed() { None } else { Some(self.scratch.packet(&self.params, &task, &mut output)) };
+            let unmade = Unmade { out: &self.out, order, amount };
+            let made =
+                if self.shared.failed() { None } else { Some(self.scratch.packet(&self.params, &task, &mut output)) };
+            unmade.made();
             // The buffers go back to the host before the disk is asked for anything.
             drop(task);
             let what = match made {
                 Some(Ok(())) => What::Packet { bytes: output, spec, amount },
                 Some(Err(e)) => {
-                    crate::log::warn(format!("{e}. The packet is left out"));
+                    // A tensor that cannot be written once cannot be written at any step.
+                    if !std::mem::replace(&mut self.scratch.told, true) {
+                        log::warn(format!("{e}. Such packets are left out"));
+                    }
                     What::Lost { output, reason: Reason::Internal, amount }
                 }
                 None => What::Lost { output, reason: Reason::IoError, amount },
@@ -78,6 +107,8 @@ impl Worker {
 impl Scratch {
     fn packet(&mut self, params: &Params, task: &Task, out: &mut Vec<u8>) -> Result<()> {
         let spec = &task.spec;
+        #[cfg(test)]
+        assert!(spec.op != "panic in a worker", "asked for");
         let open = stream::begin(out, &spec.name)?;
         let data = match task.chunks.as_slice() {
             [one] => one.data(),
@@ -101,7 +132,7 @@ impl Scratch {
             route: task.route,
             row_len: task.row_len,
             error_bound: match encoded.codec {
-                crate::codec::Codec::Bounded | crate::codec::Codec::Fast => params.error_bound,
+                Codec::Bounded | Codec::Fast => params.error_bound,
                 _ => 0.0,
             },
             row_l2: encoded.row_l2,

@@ -211,16 +211,11 @@ impl Writer {
     }
 
     /// Writes a packet of ours.
-    fn note(
-        &mut self,
-        kind: Kind,
-        write: impl FnOnce(&mut Vec<u8>, u64, &IndexBuilder) -> Result<()>,
-    ) -> Result<()> {
+    fn note(&mut self, kind: Kind, write: impl FnOnce(&mut Vec<u8>, u64, &IndexBuilder) -> Result<()>) -> Result<()> {
         let mut bytes = std::mem::take(&mut self.state.note);
         bytes.clear();
-        let result = write(&mut bytes, self.sequence, &self.index).and_then(|()| {
-            self.packet(&mut bytes, kind, kind.packet_name().unwrap_or_default(), Amount::default())
-        });
+        let result = write(&mut bytes, self.sequence, &self.index)
+            .and_then(|()| self.packet(&mut bytes, kind, kind.packet_name().unwrap_or_default(), Amount::default()));
         self.state.note = bytes;
         result
     }

@@ -2,13 +2,16 @@
 
 use std::fs;
 
+use super::expand::round;
 use crate::format::summary::HostSample;
-use crate::host;
+use crate::gpu::rapl;
+use crate::{gpu, host};
 
 /// Takes samples; keeps the last counters.
 #[derive(Debug, Default)]
 pub struct Sampler {
     last: Option<Counters>,
+    packages: rapl::Packages,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -24,7 +27,7 @@ struct Counters {
 }
 
 impl Sampler {
-    /// A sample at `t_ns`. Runs on the writer's thread, whose CPU time is the library's own.
+    /// A sample at `t_ns`. Runs on the writer's thread, whose CPU time, with that of reading GPUs, is the library's own.
     pub fn sample(&mut self, t_ns: u64) -> HostSample {
         let (page, ticks) = host::page_and_ticks();
         let stat = read("/proc/self/stat");
@@ -35,7 +38,7 @@ impl Sampler {
         let io = read("/proc/self/io");
         let now = Counters {
             t_ns,
-            own_cpu_ns: host::thread_cpu_ns(),
+            own_cpu_ns: host::thread_cpu_ns() + gpu::own_cpu_ns(),
             cpu_ticks: field(14).zip(field(15)).map(|(u, s)| u + s),
             minor: field(10),
             major: field(12),
@@ -46,10 +49,9 @@ impl Sampler {
         let last = self.last.replace(now.clone());
         let since = |get: fn(&Counters) -> Option<u64>| Some(get(&now)?.saturating_sub(get(last.as_ref()?)?));
         let wall_ns = last.as_ref().map(|l| t_ns.saturating_sub(l.t_ns)).filter(|&d| d > 0);
+        let energy_mj = self.packages.since_last_mj(rapl::ZONES.as_ref());
         let percent = |ns: f64| wall_ns.map(|w| ns / w as f64 * 100.0);
         HostSample {
-            cpu_package_energy_mj: None,
-            cpu_package_power_mw: None,
             timestamp: String::new(),
             session_id: String::new(),
             t_ns,
@@ -71,6 +73,9 @@ impl Sampler {
             cpu_pressure_percent: pressure("cpu"),
             memory_pressure_percent: pressure("memory"),
             io_pressure_percent: pressure("io"),
+            cpu_package_energy_mj: energy_mj,
+            // Millijoules over nanoseconds are 10^9 milliwatts.
+            cpu_package_power_mw: energy_mj.zip(wall_ns).map(|(mj, ns)| round(mj / ns as f64 * 1e9)),
         }
     }
 }

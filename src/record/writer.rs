@@ -23,7 +23,7 @@ use crate::mark::expand::Marks;
 use crate::mark::sessions;
 use crate::observe;
 use crate::observe::steps::TOTALS;
-use crate::{boundary, clock, host, log};
+use crate::{boundary, clock, gpu, host, log};
 
 /// How long the thread sleeps between two looks at the rings: what a killed host can lose.
 const NAP: Duration = Duration::from_millis(100);
@@ -80,6 +80,20 @@ pub fn spawn(options: Options, commands: Receiver<Command>) -> Result<std::threa
     Ok(handle)
 }
 
+/// Whether the GPUs are still to be read behind the end of what the event tells.
+fn waits_for_gpu(event: &Event, now: u64) -> bool {
+    match event {
+        Event::Line(line) => match &**line {
+            Line::RequestEnd(end) => !gpu::is_settled(end.t_ns, now),
+            _ => false,
+        },
+        Event::Step(step) => {
+            gpu::measures_sm() && step.plan.nodes.iter().any(|n| !n.place.is_cpu) && !gpu::is_settled(step.end_ns, now)
+        }
+        Event::Token(_) => false,
+    }
+}
+
 struct Writer {
     sink: Option<Sink>,
     session_id: String,
@@ -91,6 +105,14 @@ struct Writer {
     marks: Marks,
     /// Lines, bytes and dropped events when the caller's session began.
     named_from: (u64, u64, u64),
+    /// When it began, and the tokens generated before.
+    named_began: (u64, u64),
+    gpu: gpu::Lines,
+    /// Events that wait until the GPUs were read behind them.
+    waiting: Vec<Event>,
+    /// Tokens of the requests that ended.
+    generated: u64,
+    began_ns: u64,
     sampler: Sampler,
     rates: BestRates,
     next_interval_ns: u64,
@@ -117,6 +139,11 @@ impl Writer {
             collector: Collector::new(now),
             marks: Marks::new(options.bytes_per_second, options.text, now),
             named_from: (0, 0, 0),
+            named_began: (now, 0),
+            gpu: gpu::Lines::default(),
+            waiting: Vec::new(),
+            generated: 0,
+            began_ns: now,
             sampler: Sampler::default(),
             rates: BestRates::default(),
             next_interval_ns: now + level().summary_interval_ms() * 1_000_000,
@@ -137,7 +164,7 @@ impl Writer {
     fn run(mut self, commands: &Receiver<Command>) {
         loop {
             let command = commands.recv_timeout(NAP);
-            self.take_events();
+            self.take_events(!matches!(command, Ok(Command::Wake) | Err(RecvTimeoutError::Timeout)));
             let now = clock::now_ns();
             let stopping = matches!(command, Ok(Command::Stop(_)) | Err(RecvTimeoutError::Disconnected));
             if stopping {
@@ -146,7 +173,7 @@ impl Writer {
                 ends.into_iter().for_each(|line| self.put(line));
             }
             if now >= self.next_interval_ns || stopping {
-                self.interval(now);
+                self.interval(now, stopping);
             }
             if stopping {
                 self.close();
@@ -168,16 +195,28 @@ impl Writer {
         }
     }
 
-    fn take_events(&mut self) {
+    /// With `all`, nothing is kept back.
+    fn take_events(&mut self, all: bool) {
         let mut events = std::mem::take(&mut self.pending);
+        events.append(&mut self.waiting);
         super::awake();
         self.marks.drain(clock::now_ns(), |line| events.push(Event::Line(Box::new(line))));
         queue().drain(|e| events.push(e));
+        if all {
+            gpu::refresh();
+        }
+        let now = clock::now_ns();
+        events.extend(self.gpu_lines(false).map(|line| Event::Line(Box::new(line))));
         // Rings are drained one after the other; the log is in order of time.
         events.sort_by_key(Event::t_ns);
         for event in events.drain(..) {
+            if !all && waits_for_gpu(&event, now) {
+                self.waiting.push(event);
+                continue;
+            }
             match event {
                 Event::Line(line) => {
+                    self.gpu_summary_of(&line);
                     self.put(*line);
                     if self.buffer.len() > MOST_BUFFERED {
                         self.write_out();
@@ -222,7 +261,7 @@ impl Writer {
         self.token_bytes += (self.buffer.len() - before) as u64;
     }
 
-    fn interval(&mut self, now: u64) {
+    fn interval(&mut self, now: u64, stopping: bool) {
         let level = level();
         self.budget.interval(now);
         if let Some((summary, missing)) = self.collector.collect(now, level) {
@@ -239,7 +278,10 @@ impl Writer {
         }
         let sample = self.sampler.sample(now);
         self.put(Line::HostSample(sample));
+        let lines: Vec<Line> = self.gpu_lines(stopping || level == Level::Minimal).collect();
+        lines.into_iter().for_each(|line| self.put(line));
         let lost = queue().dropped();
+        dropped::count("queue_full", "gpu_sample", gpu::take_overflowed());
         dropped::count("queue_full", "event", lost - std::mem::replace(&mut self.ring_drops, lost));
         for (reason, kind, count) in dropped::take() {
             self.dropped += count;
@@ -267,6 +309,7 @@ impl Writer {
             TOTALS.phases.iter().map(|p| f(p).load(std::sync::atomic::Ordering::Relaxed)).sum::<u64>()
         };
         let now = clock::now_ns();
+        gpu::summaries(self.began_ns, now, self.generated).into_iter().for_each(|line| self.put(line));
         self.put(Line::ResourceSessionSummary(SessionSummary {
             timestamp: String::new(),
             session_id: String::new(),
@@ -294,6 +337,7 @@ impl Writer {
     }
 
     fn put_unbudgeted(&mut self, mut line: Line) {
+        self.complete(&mut line);
         self.count_named(&mut line);
         let named = if matches!(line, Line::ResourceSessionSummary(_) | Line::ResourceSessionEnd(_)) {
             None
@@ -310,6 +354,49 @@ impl Writer {
         }
         self.buffer.push(b'\n');
         self.lines += 1;
+    }
+
+    /// Lines of the GPUs that are due; with `all`, whatever there is.
+    fn gpu_lines(&mut self, all: bool) -> impl Iterator<Item = Line> + use<> {
+        let mut lines = self.gpu.take(level(), all);
+        if super::paused() {
+            let before = lines.len();
+            lines.retain(|l| !matches!(l, Line::GpuSample(_)));
+            dropped::count("disabled", "gpu_sample", (before - lines.len()) as u64);
+        }
+        lines.into_iter()
+    }
+
+    /// The summary of the caller's session comes with those of the GPUs.
+    fn gpu_summary_of(&mut self, line: &Line) {
+        match line {
+            Line::ResourceTrackingBegin(b) => self.named_began = (b.t_ns, self.generated),
+            Line::ResourceSessionSummary(s) if !s.session_id.is_empty() => {
+                let (from_ns, generated) = self.named_began;
+                for mut line in gpu::summaries(from_ns, s.t_ns, self.generated - generated) {
+                    if let Line::GpuSummary(g) = &mut line {
+                        g.session_id.clone_from(&s.session_id);
+                    }
+                    self.put(line);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Fills in what only the GPUs' readings tell.
+    fn complete(&mut self, line: &mut Line) {
+        match line {
+            Line::RequestEnd(end) => {
+                self.generated += end.generated_tokens;
+                let start_ns = end.t_ns.saturating_sub((end.duration_ms * 1e6) as u64);
+                end.gpu = gpu::use_between(start_ns, end.t_ns, end.generated_tokens);
+            }
+            Line::ComputeExecution(op) if op.sm_utilization_percent.is_none() => {
+                op.sm_utilization_percent = gpu::sm_utilization(op.device.as_deref(), op.t_ns);
+            }
+            _ => {}
+        }
     }
 
     /// The summary of the caller's session says what was written while it lasted.

@@ -113,14 +113,22 @@ pub fn truth(step: u64, scale: u32) -> Vec<(usize, [u32; 4], Vec<u8>)> {
 
 pub fn rows(step: u64, n: u32) -> Vec<Row> {
     (0..n)
-        .map(|i| Row { seq: (step % 2) as i32, pos: (step * 100) as i32 + i as i32, token: (i * 7) as i32, request: step / 9 })
+        .map(|i| Row {
+            seq: (step % 2) as i32,
+            pos: (step * 100) as i32 + i as i32,
+            token: (i * 7) as i32,
+            request: step / 9,
+        })
         .collect()
 }
 
 pub fn token(step: u64) -> (SampledToken, Option<Box<str>>) {
     let probability = (step % 2 == 0).then_some(step as f32 / 1e6);
     let text = (step % 3 != 0).then(|| format!(" w{step}").into());
-    (SampledToken { seq: 0, pos: step as i32, token: (step % 50_000) as i32, request: 1, probability, t_ns: step }, text)
+    (
+        SampledToken { seq: 0, pos: step as i32, token: (step % 50_000) as i32, request: 1, probability, t_ns: step },
+        text,
+    )
 }
 
 /// Feeds steps as the host does.

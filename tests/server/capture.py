@@ -416,10 +416,10 @@ def compare(pairs):
 
 def why_left(node, stored):
     """Why a node need not be in a stream of everything; "?" if it should be."""
-    if 0 in node.ne:
-        return "empty"
     if node.root < 0:
         return "external"
+    if 0 in node.ne:
+        return "empty"
     if node.dtype.startswith("type "):
         return "type"
     if node.op in VIEW_OPS and node.root in stored:

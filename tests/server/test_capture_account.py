@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from capture import (LIBRARY, Stream, account, align, build, capture_env, capturing, check_account, compare, json_packets, packets, plain,
+from capture import (LIBRARY, Stream, account, build, capture_env, capturing, check_account, compare, json_packets, packets, plain,
                      read_oracle, resource, together, total)
 from server import SMOLLM2, Server
 

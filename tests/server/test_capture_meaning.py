@@ -8,7 +8,6 @@ roundings, which is why the measure is what half precision does.
 
 import os
 import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest

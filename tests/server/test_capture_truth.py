@@ -7,6 +7,7 @@ hardest: each kept value must survive all later nodes.
 """
 
 import functools
+import itertools
 import socket
 import subprocess
 import time
@@ -14,7 +15,7 @@ import time
 import pytest
 
 import make_tiny
-from capture import (Stream, account, align, capturing, check_account, compare, read_oracle, resource, total, witnessed)
+from capture import (VIEW_OPS, Stream, account, align, capturing, check_account, compare, read_oracle, total, witnessed)
 from server import LLAMA_SERVER, SMOLLM2, read_log
 
 LETTERS = "There was a house by the water, and the people in it were not there when the light was on. "
@@ -60,11 +61,8 @@ def seen_alone(tmp_path_factory):
     return run
 
 
-@pytest.mark.parametrize("model", APART, indirect=True)
-@pytest.mark.parametrize("route", [*ROUTES, "auto"])
+@pytest.mark.parametrize("model, route", [*itertools.product(APART, ROUTES), ("smollm2", "auto"), ("qwen35", "auto")], indirect=["model"])
 def test_apart(model, route, seen_alone, tmp_path):
-    if route == "auto" and model not in (SMOLLM2,):
-        pytest.skip("auto is one of the others for a small model")
     tokens, runs = seen_alone(model)
     with capturing(model, tmp_path / "acts.stream", ALONE_ARGS, route=route) as server:
         assert alone(server) == tokens, "the capture changed the answers"
@@ -85,6 +83,8 @@ def check_left(result, path):
     check_account(said)
     assert total(said, "dropped") == (0, 0), said
     assert total(said, "captured") == (result.tensors, result.bytes), (said, result)
+    empty = sum(n for (_, op, why), n in result.left.items() if why == "empty" and op not in VIEW_OPS)
+    assert said["skipped"].get("empty", {"tensors": 0})["tensors"] == empty, (said["skipped"], result.left)
     unexplained = {what: n for what, n in result.left.items() if what[2] == "?"}
     assert not unexplained, f"computed, contiguous, not a view, and not captured: {unexplained}; account {said['skipped']}"
 

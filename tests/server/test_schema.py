@@ -27,6 +27,9 @@ NEVER_IN_A_PLAIN_RUN = {
     "memory_deallocation": "written when a C caller says that it freed something",
     "resource_tracking_begin": "written for a session that the host itself names, through the C API or the macros",
     "moe_routing": "the model has no experts (see test_routing_is_told_for_a_model_with_experts)",
+    "capture_summary": "written when activations are captured (see test_capture_account.py)",
+    "gpu_sample": "needs a GPU (see test_gpu.py)",
+    "gpu_summary": "needs a GPU (see test_gpu.py)",
 }
 
 # SmolLM2-135M, as its GGUF file says.

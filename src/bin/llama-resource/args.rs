@@ -36,6 +36,10 @@ pub enum Command {
     Doctor(Doctor),
     /// Look into, check, repair and export activation streams
     Stream(crate::stream::args::Stream),
+    /// Measure what the library costs real servers
+    Bench(crate::bench::args::Bench),
+    /// Say whether one result of `bench` is worse than another
+    Compare(crate::bench::args::Compare),
 }
 
 /// `report`.

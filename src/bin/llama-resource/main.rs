@@ -1,6 +1,8 @@
 //! The companion program: launches, checks, reports. One subcommand a file.
 
 mod args;
+mod bench;
+mod compare;
 mod doctor;
 mod report;
 mod run;
@@ -28,5 +30,7 @@ fn dispatch(command: &args::Command) -> Result<ExitCode, String> {
         args::Command::Run(args) => run::run(args),
         args::Command::Doctor(args) => doctor::doctor(args),
         args::Command::Stream(args) => stream::stream(args),
+        args::Command::Bench(args) => bench::bench(args),
+        args::Command::Compare(args) => compare::compare(args),
     }
 }

@@ -1,5 +1,5 @@
-//! Signals while `run --report` waits: Ctrl-C is the command's business, and SIGTERM is passed on to it. While `doctor --tensors` waits, both
-//! end the waiting.
+//! Signals while `run --report` waits: Ctrl-C is the command's business, and SIGTERM is passed on to it. While `doctor --tensors` or
+//! `bench` waits, both end the waiting.
 //!
 //! Handlers, not SIG_IGN: an ignored signal would stay ignored in the command, a handled one is reset by exec.
 
@@ -54,6 +54,18 @@ pub fn end_group(leader: u32, now: bool) {
         // SAFETY: `kill` takes two integers; a group that is gone is an error that nobody needs.
         unsafe { libc::kill(-group, if now { libc::SIGKILL } else { libc::SIGTERM }) };
     }
+}
+
+/// The command will be killed when the thread that starts it ends, however that happens: a server must not outlive its benchmark.
+pub fn end_with_us(command: &mut std::process::Command) {
+    use std::os::unix::process::CommandExt;
+    let hook = || {
+        // SAFETY: `prctl` with integers only, async-signal-safe, in the child before exec.
+        unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+        Ok(())
+    };
+    // SAFETY: the hook makes one system call; it neither allocates nor locks.
+    unsafe { command.pre_exec(hook) };
 }
 
 /// Keeps this process alive from here on.

@@ -11,8 +11,6 @@ const MOST_STEPS: f32 = 4_000_000.0;
 const LEAST_BLOCK: f32 = 7.888_609e-31;
 /// Errors are summed with rounding errors of at most this, relative to their square.
 const SUM_SLACK: f64 = 1e-6;
-/// Values that a block must have to be worth coding; a row may end with a shorter one.
-const LEAST_LEN: usize = 9;
 /// What another number of low bits than the block before had must save, in bits.
 const STAY: u32 = 6;
 /// How often a row is tried with a finer step.
@@ -95,7 +93,7 @@ fn look(s: &mut Scratch, data: &[u8]) -> (f64, f32) {
         let (most, sums) = measure::survey(&measure::load(raw));
         let kind = match most {
             0.0 => Kind::Zero,
-            m if m.is_finite() && m >= LEAST_BLOCK && raw.len() >= LEAST_LEN * 4 => Kind::Row,
+            m if m.is_finite() && m >= LEAST_BLOCK => Kind::Row,
             _ => Kind::Raw,
         };
         if most.is_finite() {
@@ -168,6 +166,10 @@ fn quantise_row(s: &mut Scratch, bound: f32, data: &[u8], row: f32) -> f64 {
             own = (limit.to_bits() >> 19) as u16;
             (kind, step) = (Kind::Own, own_step(own));
         }
+        if raw.len() < BLOCK * 4 && !shrinks(raw.len() / 4, p.most / step) {
+            (p.kind, p.error, p.missed) = (Kind::Raw, 0.0, Lanes::default());
+            continue;
+        }
         // On a second try only blocks whose step is another one now.
         let mut tries = if p.step == step { 0 } else { 4 };
         while tries > 0 {
@@ -188,6 +190,12 @@ fn quantise_row(s: &mut Scratch, bound: f32, data: &[u8], row: f32) -> f64 {
         sum.add(&p.missed);
     }
     sum.total()
+}
+
+/// Whether the `n` values at the end of a row, the greatest of so many steps, are worth coding: words are not full there.
+fn shrinks(n: usize, steps: f32) -> bool {
+    let bits = (steps as u32).max(1).ilog2() as usize + 1;
+    pack::packed_len(n, bits) + n / 4 + 2 < n * 4
 }
 
 /// Writes a row's blocks.

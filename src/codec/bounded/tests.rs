@@ -107,7 +107,8 @@ fn read_slowly(row_len: usize, n_values: usize, body: &[u8]) -> Vec<f32> {
                             for (place, i) in in_word.iter().enumerate().filter(|(_, i)| **i + word < *n) {
                                 for bit in 0..part {
                                     let from = place * part + bit;
-                                    numbers[i + word] |= u32::from((bytes[from / 8] >> (from % 8)) & 1) << (begin + bit);
+                                    numbers[i + word] |=
+                                        u32::from((bytes[from / 8] >> (from % 8)) & 1) << (begin + bit);
                                 }
                             }
                         }

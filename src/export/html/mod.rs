@@ -1,8 +1,10 @@
 //! The report as one HTML page: style and drawings inline, no script, nothing loaded. Its own policy forbids both, so that even a slip in
 //! the escaping below could neither run nor fetch anything.
 
+pub mod bench;
 mod compute;
 mod experts;
+mod gpu;
 mod plot;
 mod serving;
 mod svg;
@@ -17,14 +19,7 @@ const CSS: &str = include_str!("style.css");
 #[must_use]
 pub fn render(report: &Report) -> String {
     let title = report.file.rsplit('/').next().unwrap_or(&report.file);
-    let mut out = format!(
-        "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
-         <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n\
-         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
-         <meta name=\"color-scheme\" content=\"light dark\">\n\
-         <title>{} - llama-resource</title>\n<style>\n{CSS}</style>\n</head>\n<body>\n<main>\n",
-        esc(title)
-    );
+    let mut out = String::new();
     for session in &report.sessions {
         out += &head(report, session);
         out += &tiles(session);
@@ -40,13 +35,26 @@ pub fn render(report: &Report) -> String {
         out += &compute::ops(session);
         out += &experts::threads(session);
         out += &experts::heatmap(session);
+        out += &gpu::gpus(session);
         out += &serving::host(session);
         out += &missing(session);
     }
     if report.sessions.is_empty() {
         out += "<h1>No session of this log matches</h1>\n";
     }
-    out + &file(&report.account) + "</main>\n</body>\n</html>\n"
+    page(title, &(out + &file(&report.account)))
+}
+
+/// A page around content that is HTML already.
+fn page(title: &str, content: &str) -> String {
+    format!(
+        "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
+         <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n\
+         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
+         <meta name=\"color-scheme\" content=\"light dark\">\n\
+         <title>{} - llama-resource</title>\n<style>\n{CSS}</style>\n</head>\n<body>\n<main>\n{content}</main>\n</body>\n</html>\n",
+        esc(title)
+    )
 }
 
 /// Text of the log as HTML, in elements and in quoted attributes. Control characters, which HTML cannot hold, become U+FFFD.

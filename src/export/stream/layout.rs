@@ -158,6 +158,8 @@ pub fn origin(header: &Value, layout: &Layout) -> Map<String, Value> {
     let text = |value: &Value| match value {
         Value::Null => None,
         Value::String(s) => Some(s.clone()),
+        // Written from a float, whose decimals it should show.
+        Value::Number(n) if n.is_f64() => n.as_f64().map(|x| (x as f32).to_string()),
         other => Some(other.to_string()),
     };
     let mut out = Map::new();

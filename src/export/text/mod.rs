@@ -1,7 +1,9 @@
 //! The report for a terminal: one section a question, at most 80 columns, numbers aligned.
 
+pub mod bench;
 mod compute;
 mod gaps;
+mod gpu;
 mod serving;
 
 use super::table::{Style, Table, bar, shorten, wrap};
@@ -24,6 +26,7 @@ pub fn render(report: &Report, style: Style) -> String {
         out += &compute::ops(session, style);
         out += &compute::threads(session, style);
         out += &compute::moe(session, style);
+        out += &gpu::gpus(session, style);
         out += &serving::host(session, style);
         out += &gaps::session(session, style);
         out.push('\n');
