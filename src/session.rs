@@ -311,7 +311,10 @@ fn end_capture() {
     let Some(summary) = capture::start::end(CAPTURE_PATIENCE) else { return };
     let lost: u64 = summary.dropped.iter().map(|d| d.amount.tensors).sum();
     if lost > 0 {
-        log::warn(format!("{lost} of {} tensors are not in {} (`llama-resource stream info` says why)", summary.seen.tensors, summary.path));
+        log::warn(format!(
+            "{lost} of {} tensors are not in {} (`llama-resource stream info` says why)",
+            summary.seen.tensors, summary.path
+        ));
     }
     record::push_line(Line::CaptureSummary(summary));
 }

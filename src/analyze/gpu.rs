@@ -215,7 +215,8 @@ mod tests {
     fn the_summary_knows_better() {
         let mut fold = Fold::default();
         fold.add(&sample(100.0, 1, 1000), 0.0);
-        let totals = GpuUse { device: 1, samples: 9, energy_mj: Some(5.5), joules_per_token: Some(0.1), ..GpuUse::default() };
+        let totals =
+            GpuUse { device: 1, samples: 9, energy_mj: Some(5.5), joules_per_token: Some(0.1), ..GpuUse::default() };
         fold.add(
             &Line::GpuSummary(GpuSummary {
                 timestamp: String::new(),

@@ -194,7 +194,10 @@ fn good_names(nodes: &[TensorPtr], uses_flag: bool) -> HashMap<*const c_void, &s
     for view in nodes.iter().filter(|t| class::is_view_op(t.op())) {
         let root = root_of(*view);
         let automatic = |t: &TensorPtr| name::is_automatic(name::parse(t.name()).base);
-        if automatic(&root) && !automatic(view) && !view.name().contains(" (") && root.is_computed(uses_flag)
+        if automatic(&root)
+            && !automatic(view)
+            && !view.name().contains(" (")
+            && root.is_computed(uses_flag)
             && root.view().elements() == view.view().elements()
         {
             names.entry(root.address()).or_insert_with(|| view.name());
@@ -275,7 +278,15 @@ impl Memory {
     }
 
     /// The tensor's description, shared by all graphs.
-    pub(super) fn spec(&mut self, store: String, h: &Hit, tensor: &str, occurrence: u16, dtype: DType, slice: Option<Slice>) -> Arc<Spec> {
+    pub(super) fn spec(
+        &mut self,
+        store: String,
+        h: &Hit,
+        tensor: &str,
+        occurrence: u16,
+        dtype: DType,
+        slice: Option<Slice>,
+    ) -> Arc<Spec> {
         let make = || {
             Arc::new(Spec {
                 name: store.clone(),

@@ -41,7 +41,14 @@ impl Live {
     /// Puts `plan` on the nodes of a graph that is about to be allocated. `limit`: bytes that the allocator may keep for us.
     /// `may_retain`: the flags come early enough.
     #[must_use]
-    pub fn new(graph: usize, plan: Arc<GraphPlan>, nodes: &[TensorPtr], choice: Choice, limit: usize, may_retain: bool) -> Self {
+    pub fn new(
+        graph: usize,
+        plan: Arc<GraphPlan>,
+        nodes: &[TensorPtr],
+        choice: Choice,
+        limit: usize,
+        may_retain: bool,
+    ) -> Self {
         let at = |(node, source): (usize, usize)| nodes.get(node).and_then(|t| t.src(source));
         let tensors: Vec<TensorPtr> = plan.wanted.iter().filter_map(|w| nodes.get(w.node).copied()).collect();
         let ways = ways(&plan.wanted, choice, limit, may_retain);

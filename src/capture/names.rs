@@ -58,7 +58,13 @@ mod tests {
 
     #[test]
     fn equal_names_are_told_apart_and_the_last_keeps_its_own() {
-        let names = [("Qcur-0", "MUL_MAT"), ("norm-0", "RMS_NORM"), ("Qcur-0", "ROPE"), ("norm-0", "RMS_NORM"), ("norm-0", "RMS_NORM")];
+        let names = [
+            ("Qcur-0", "MUL_MAT"),
+            ("norm-0", "RMS_NORM"),
+            ("Qcur-0", "ROPE"),
+            ("norm-0", "RMS_NORM"),
+            ("norm-0", "RMS_NORM"),
+        ];
         let names: Vec<(String, &str)> = names.iter().map(|(n, o)| ((*n).to_owned(), *o)).collect();
         assert_eq!(unique(&names), ["Qcur-0.MUL_MAT", "norm-0.RMS_NORM", "Qcur-0", "norm-0.RMS_NORM.1", "norm-0"]);
     }

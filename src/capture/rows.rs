@@ -28,7 +28,8 @@ impl StepRows {
         let [tokens, positions, outputs] = live.inputs.map(|t| t.and_then(integers));
         let mut rows = Vec::with_capacity(n);
         if ctx.is_null() {
-            let at = |values: &Option<Vec<i32>>, i: usize| values.as_ref().and_then(|v| v.get(i)).copied().unwrap_or(-1);
+            let at =
+                |values: &Option<Vec<i32>>, i: usize| values.as_ref().and_then(|v| v.get(i)).copied().unwrap_or(-1);
             rows.extend((0..n).map(|i| Row { seq: -1, pos: at(&positions, i), token: at(&tokens, i), request: 0 }));
         } else {
             let mut host = observe::host();
@@ -109,7 +110,9 @@ pub(super) fn integers(t: TensorPtr) -> Option<Vec<i32>> {
         unsafe { std::ptr::copy_nonoverlapping(t.data().cast::<i32>().cast_const(), values.as_mut_ptr(), bytes / 4) };
     } else {
         // SAFETY: a live tensor; `values` has room for its bytes.
-        unsafe { api::ggml_backend_tensor_get(t.address().cast_mut().cast(), values.as_mut_ptr().cast(), 0, bytes / 4 * 4) }?;
+        unsafe {
+            api::ggml_backend_tensor_get(t.address().cast_mut().cast(), values.as_mut_ptr().cast(), 0, bytes / 4 * 4)
+        }?;
     }
     Some(values)
 }

@@ -139,7 +139,9 @@ pub fn begins(sched: Ptr, graph: Ptr, number: Option<u64>) -> bool {
         Some(live) => live,
         // Built before the capture began: its memory is planned, only the callback can read it.
         None => {
-            let Some(live) = steps::graph_nodes(graph).and_then(|n| plan(&capture, graph, &n, false)) else { return false };
+            let Some(live) = steps::graph_nodes(graph).and_then(|n| plan(&capture, graph, &n, false)) else {
+                return false;
+            };
             let live = Arc::new(live);
             capture.graphs.lock().live.insert(sched as usize, live.clone());
             live

@@ -119,7 +119,8 @@ impl State {
             return false;
         }
         self.settle(capture);
-        let source = |name: &str| (0..t.n_src()).filter_map(|k| t.src(k)).find(|s| s.name() == name && s.op() == "NONE");
+        let source =
+            |name: &str| (0..t.n_src()).filter_map(|k| t.src(k)).find(|s| s.name() == name && s.op() == "NONE");
         if let Some(ids) = source("inp_tokens") {
             // A graph begins with the look-up of its tokens.
             self.finish(capture);
@@ -270,7 +271,14 @@ impl Run {
             .collect();
         drop(memory);
         let tokens = if std::mem::replace(&mut self.told, true) { 0 } else { self.n_tokens as u32 };
-        pipeline.push(Job { step: self.number, t_ns: clock::now_ns(), row_sets: self.row_sets(), pieces, data: buffer, tokens });
+        pipeline.push(Job {
+            step: self.number,
+            t_ns: clock::now_ns(),
+            row_sets: self.row_sets(),
+            pieces,
+            data: buffer,
+            tokens,
+        });
     }
 
     fn row_sets(&self) -> Vec<Arc<[Row]>> {

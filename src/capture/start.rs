@@ -10,10 +10,10 @@ use super::graph::Wish;
 use super::{Capture, Graphs};
 use crate::config::{CaptureConfig, RouteChoice};
 use crate::error::{Error, Result};
+use crate::format::summary::{CaptureAmount, CaptureLoss, CaptureSummary};
 use crate::ggml::api;
 use crate::observe::models::About;
 use crate::observe::steps;
-use crate::format::summary::{CaptureAmount, CaptureLoss, CaptureSummary};
 use crate::pipeline::{Amount, Options, Pipeline, Reason};
 use crate::{clock, log};
 
@@ -44,9 +44,7 @@ impl Start {
         self.pipeline
             .get_or_init(|| {
                 let started = Pipeline::start(options(capture, self));
-                started
-                    .inspect_err(|e| log::error(format!("{e}. No activations are captured; the host goes on")))
-                    .ok()
+                started.inspect_err(|e| log::error(format!("{e}. No activations are captured; the host goes on"))).ok()
             })
             .as_ref()
     }
@@ -83,7 +81,12 @@ pub fn begin(config: &CaptureConfig, path: PathBuf, session: Session, text: bool
 fn check(path: &Path, resume: bool) -> Result<()> {
     use std::os::unix::fs::OpenOptionsExt;
     std::fs::OpenOptions::new().create(true).append(true).mode(0o600).open(path).map_err(|e| {
-        Error::new("opening the stream", path.display().to_string(), e, "name a file in a directory that exists and can be written")
+        Error::new(
+            "opening the stream",
+            path.display().to_string(),
+            e,
+            "name a file in a directory that exists and can be written",
+        )
     })?;
     let written = std::fs::metadata(path).map_or(0, |m| m.len());
     if written > 0 && !resume {

@@ -5,10 +5,10 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::Capture;
 use super::copy::{self, Read};
 use super::live::{Live, Way};
 use super::rows::StepRows;
-use super::Capture;
 use crate::clock;
 use crate::format::stream::{Route, Row};
 use crate::ggml::api::{self, Ptr};
@@ -175,7 +175,9 @@ impl Step {
             let Some(pipeline) = capture.pipeline() else { return false };
             let ask = (bytes + self.to_come).min(pipeline.largest()).max(bytes);
             match pipeline.reserve(ask) {
-                Ok(buffer) => self.filling = Some(Filling { buffer, used: 0, pieces: Vec::new(), sets: self.rows.sets.to_vec() }),
+                Ok(buffer) => {
+                    self.filling = Some(Filling { buffer, used: 0, pieces: Vec::new(), sets: self.rows.sets.to_vec() })
+                }
                 Err(refused) => {
                     self.drop_one(i, Reason::from(refused));
                     return false;

@@ -264,7 +264,7 @@ impl std::fmt::Display for Undecodable {
 }
 
 /// Appends the values of a packet body to `out`, as [`Encoder::encode`] got them (narrowed ones widened again). `n_values` comes from the
-/// packet's metadata and is checked against the body; no bytes make this panic or allocate more than the values need. After an error `out`
+/// packet's metadata and is checked against the body; no bytes make this panic, or allocate more than twice what the values need. After an error `out`
 /// is as it was.
 ///
 /// # Errors
@@ -297,6 +297,9 @@ fn decode_with(
     if !codec.is_lossless() && dtype != DType::F32 {
         return Err(Undecodable(format!("{} is a codec of f32 values, not of {}", codec.name(), dtype.name())));
     }
+    if !plausible(codec, n_values, body.len()) {
+        return Err(Undecodable(format!("{}: {} bytes cannot hold {n_values} values", codec.name(), body.len())));
+    }
     let start = out.len();
     let room = n_values.checked_mul(dtype.size()).filter(|&bytes| out.try_reserve(bytes).is_ok());
     let bytes = room.ok_or_else(|| Undecodable(format!("no memory for {n_values} values")))?;
@@ -326,6 +329,18 @@ fn decode_with(
         Codec::Bounded => simd::decode_bounded(isa, row_len, body, values),
         Codec::Fast => simd::decode_fast(isa, row_len, body, values),
         _ => lz4::decompress(body, values),
+    }
+}
+
+/// Whether so many bytes can hold so many values: memory is set aside only if so. Nothing limits how far zeros shrink with the others.
+const fn plausible(codec: Codec, n_values: usize, bytes: usize) -> bool {
+    match codec {
+        Codec::None => n_values <= bytes,
+        Codec::F16 | Codec::Bf16 => n_values <= bytes / 2,
+        // A byte of a run stands for 255 at most; a block of 64 takes two.
+        Codec::Lz4 => n_values / 255 <= bytes,
+        Codec::Fast => n_values / 32 <= bytes,
+        Codec::Zstd | Codec::Bounded => true,
     }
 }
 

@@ -42,9 +42,9 @@ pub fn devices(cards: &Path) -> Vec<Amd> {
             continue;
         }
         let sensors = fs::read_dir(folder.join("hwmon")).ok().and_then(|mut d| Some(d.next()?.ok()?.path()));
-        let address = fs::read_to_string(folder.join("uevent")).ok().and_then(|text| {
-            text.lines().find_map(|l| l.strip_prefix("PCI_SLOT_NAME=")).map(str::to_owned)
-        });
+        let address = fs::read_to_string(folder.join("uevent"))
+            .ok()
+            .and_then(|text| text.lines().find_map(|l| l.strip_prefix("PCI_SLOT_NAME=")).map(str::to_owned));
         let identity = Identity {
             number: 0,
             name: text(&folder.join("product_name")).or_else(|| {

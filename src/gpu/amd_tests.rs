@@ -44,7 +44,9 @@ fn a_card_is_read_in_our_units() {
     // A card of another driver, and a connector.
     write(&root, &[("card0/device/vendor", "0x8086"), ("card1-DP-1/status", "connected")]);
     let open = root.join("fdinfo");
-    let client = |id, kib| format!("drm-driver:\tamdgpu\ndrm-client-id:\t{id}\ndrm-pdev:\t0000:03:00.0\ndrm-memory-vram:\t{kib} KiB");
+    let client = |id, kib| {
+        format!("drm-driver:\tamdgpu\ndrm-client-id:\t{id}\ndrm-pdev:\t0000:03:00.0\ndrm-memory-vram:\t{kib} KiB")
+    };
     // The same client twice, another one, another card.
     write(&open, &[("3", &client(9, 2048)), ("4", &client(9, 2048)), ("5", &client(10, 1024))]);
     write(&open, &[("6", "drm-client-id:\t11\ndrm-pdev:\t0000:04:00.0\ndrm-memory-vram:\t4 KiB"), ("0", "pos:\t0")]);

@@ -113,10 +113,10 @@ pub fn use_between(from_ns: u64, to_ns: u64, tokens: u64) -> Option<Vec<GpuUse>>
     if shared.devices.is_empty() {
         return None;
     }
-    let uses = shared.devices.iter().map(|d| GpuUse {
-        device: d.identity.number,
-        ..d.history.between(from_ns, to_ns, tokens)
-    });
+    let uses = shared
+        .devices
+        .iter()
+        .map(|d| GpuUse { device: d.identity.number, ..d.history.between(from_ns, to_ns, tokens) });
     Some(uses.filter(|u| u.process_memory_peak_bytes != Some(0)).collect())
 }
 
@@ -141,3 +141,32 @@ pub fn sm_utilization(device: Option<&str>, t_ns: u64) -> Option<f64> {
 
 /// The longest that the end of the host may wait for a driver that does not answer.
 const PATIENCE: Duration = Duration::from_millis(500);
+
+#[cfg(test)]
+mod tests {
+    use super::{Device, History, Identity, Reading, SHARED, nvidia, sm_utilization, use_between};
+
+    #[test]
+    fn an_operation_is_given_sm_activity_where_there_is_no_doubt_about_the_device() {
+        const S: u64 = 1_000_000_000;
+        let device = |number, process_memory| {
+            let mut history = History::default();
+            for (t, sm) in [(1, None), (2, Some(40.0))] {
+                let process_memory = Some(process_memory);
+                history.add(&Reading { t_ns: t * S, sm_utilization: sm, process_memory, ..Reading::default() });
+            }
+            let identity = Identity { number, source: nvidia::SOURCE, ..Identity::default() };
+            Device { identity, history, lost: None }
+        };
+        assert_eq!(use_between(S, 2 * S, 1), None, "nothing was ever read");
+        SHARED.lock().devices.push(device(0, 5));
+        assert_eq!(sm_utilization(Some("CUDA0"), S + 1), Some(40.0));
+        assert_eq!(sm_utilization(Some("CUDA0"), 3 * S), None, "not read yet");
+        assert_eq!((sm_utilization(Some("CPU"), S + 1), sm_utilization(None, S + 1)), (None, None));
+        SHARED.lock().devices.push(device(1, 0));
+        assert_eq!(sm_utilization(Some("CUDA0"), S + 1), None, "which of the two?");
+        let uses = use_between(S, 2 * S, 1).unwrap();
+        assert_eq!(uses.iter().map(|u| u.device).collect::<Vec<_>>(), [0], "nothing of this process is on the other");
+        SHARED.lock().devices.clear();
+    }
+}

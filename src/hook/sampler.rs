@@ -58,7 +58,9 @@ fn applied() {
 fn chosen(candidates: Ptr) {
     // SAFETY: the host passes a llama_token_data_array; llama.h has had these fields since 2024.
     let Some(array) = (unsafe { candidates.cast::<llama_token_data_array>().as_ref() }) else { return };
-    let Some(i) = usize::try_from(array.selected).ok().filter(|&i| i < array.size && !array.data.is_null()) else { return };
+    let Some(i) = usize::try_from(array.selected).ok().filter(|&i| i < array.size && !array.data.is_null()) else {
+        return;
+    };
     // SAFETY: llama.h: `data` has `size` entries.
     let entry = unsafe { array.data.add(i).read() };
     CHOSEN.set((entry.id, entry.p));

@@ -105,9 +105,10 @@ impl Remaining {
     /// The ways to take `n` rows, the same number from each of some sequences: from as many as there are, then from fewer.
     fn side_by_side(&self, rows: &[Row], n: usize) -> impl Iterator<Item = Vec<usize>> {
         let by = self.by_sequence(rows);
-        (1..=by.len().min(n)).rev().filter(move |s| n.is_multiple_of(*s)).map(move |s| {
-            by.iter().take(s).flat_map(|(_, own)| own.iter().take(n / s).copied()).collect()
-        })
+        (1..=by.len().min(n))
+            .rev()
+            .filter(move |s| n.is_multiple_of(*s))
+            .map(move |s| by.iter().take(s).flat_map(|(_, own)| own.iter().take(n / s).copied()).collect())
     }
 
     /// Row by row: the next row of some sequence that fits, rather of the sequence of the row before.
@@ -154,7 +155,8 @@ mod tests {
     #[test]
     fn rows_grouped_by_sequence_find_their_own() {
         // Two equal prompts, and a third row of one of them: computed as (0,0,1,1) and then (1).
-        let rows = vec![row(0, Some(0), 5), row(0, Some(1), 5), row(1, Some(0), 5), row(1, Some(1), 5), row(1, Some(2), 5)];
+        let rows =
+            vec![row(0, Some(0), 5), row(0, Some(1), 5), row(1, Some(0), 5), row(1, Some(1), 5), row(1, Some(2), 5)];
         let mut left = Remaining::default();
         left.begin(5);
         assert_eq!(seqs(&left.take(&rows, 4, Some(&[5; 4]), Some(&[0, 1, 0, 1]), false)), [0, 0, 1, 1]);

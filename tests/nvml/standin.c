@@ -243,6 +243,7 @@ int nvmlDeviceGetCurrentClocksThrottleReasons(Device d, unsigned long long * out
     return result;
 }
 
+#ifndef STANDIN_OLD
 // The list of processes under `key`, in NVML's manner: with too little room it says how much it needs.
 static int processes(Device d, const char * function, const char * key, unsigned * n, Process * out) {
     int result = enter(d, function);
@@ -266,7 +267,6 @@ static int processes(Device d, const char * function, const char * key, unsigned
     return found > room ? INSUFFICIENT_SIZE : SUCCESS;
 }
 
-#ifndef STANDIN_OLD
 int nvmlDeviceGetMemoryInfo_v2(Device d, MemoryV2 * out) {
     if (out->version != (sizeof *out | 2u << 24)) return 25;
     double used, total, reserved = 0;

@@ -1,5 +1,6 @@
 //! Steps made from their number alone, fed into a pipeline, and the stream read back and compared with what was fed.
 #![allow(dead_code, reason = "each test program uses its part")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by them")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -123,8 +124,8 @@ pub fn rows(step: u64, n: u32) -> Vec<Row> {
 }
 
 pub fn token(step: u64) -> (SampledToken, Option<Box<str>>) {
-    let probability = (step % 2 == 0).then_some(step as f32 / 1e6);
-    let text = (step % 3 != 0).then(|| format!(" w{step}").into());
+    let probability = step.is_multiple_of(2).then_some(step as f32 / 1e6);
+    let text = (!step.is_multiple_of(3)).then(|| format!(" w{step}").into());
     (
         SampledToken { seq: 0, pos: step as i32, token: (step % 50_000) as i32, request: 1, probability, t_ns: step },
         text,
@@ -217,6 +218,9 @@ impl Feeder {
     }
 }
 
+/// A tensor of a step: number, values, tokens.
+type Whole = (u64, Vec<u8>, Vec<Row>);
+
 /// A stream read back.
 #[derive(Debug, Default)]
 pub struct Stream {
@@ -291,8 +295,8 @@ pub fn read_bytes(bytes: &[u8]) -> Stream {
 
 impl Stream {
     /// Steps of a tensor with all their values, parts of a cut tensor put together again.
-    fn steps(&self, name: &str) -> Vec<(u64, Vec<u8>, Vec<Row>)> {
-        let mut steps: Vec<(u64, Vec<u8>, Vec<Row>)> = Vec::new();
+    fn steps(&self, name: &str) -> Vec<Whole> {
+        let mut steps: Vec<Whole> = Vec::new();
         for (part, values) in self.tensors.get(name).into_iter().flatten() {
             assert_eq!(part.t_ns, part.step * 1000);
             match steps.last_mut().filter(|s| s.0 == part.step) {
@@ -313,7 +317,7 @@ impl Stream {
 
     /// Exactly these tensors of these steps.
     pub fn assert_kept(&self, kept: &BTreeSet<(u64, usize)>, scale: u32) {
-        let mut want: BTreeMap<&str, Vec<(u64, Vec<u8>, Vec<Row>)>> = BTreeMap::new();
+        let mut want: BTreeMap<&str, Vec<Whole>> = BTreeMap::new();
         let steps: BTreeSet<u64> = kept.iter().map(|k| k.0).collect();
         for step in steps {
             for (shape, _, values) in truth(step, scale).into_iter().filter(|t| kept.contains(&(step, t.0))) {
@@ -326,7 +330,7 @@ impl Stream {
         assert_eq!(names, want.keys().copied().collect::<Vec<_>>());
         for (name, want) in want {
             let got = self.steps(name);
-            let numbers = |s: &[(u64, Vec<u8>, Vec<Row>)]| s.iter().map(|s| s.0).collect::<Vec<_>>();
+            let numbers = |s: &[Whole]| s.iter().map(|s| s.0).collect::<Vec<_>>();
             assert_eq!(numbers(&got), numbers(&want), "{name}: steps in order");
             for (got, want) in got.iter().zip(&want) {
                 assert!(got.1 == want.1, "{name}: values of step {}", got.0);

@@ -19,6 +19,7 @@ from server import SMOLLM2, Server
 LETTERS = "There was a house by the water, and the people in it were not there when the light was on. "
 GREEDY = {"temperature": 0, "seed": 7, "ignore_eos": True}
 ARGS = ["-c", "1024", "-np", "2", "-ub", "64"]
+AUTO = {"route": "auto"}  # a forced route has limits of its own: a small budget leaves no room to retain
 
 
 def work(server, n_predict=24, rounds=1):
@@ -71,7 +72,7 @@ def verify(path, check=True):
 @pytest.mark.parametrize("max_memory", ["16M", "1G"])
 def test_policies(policy, max_memory, tmp_path):
     path = tmp_path / "acts.stream"
-    with capturing(SMOLLM2, path, ARGS, policy=policy, max_memory=max_memory, codec="zstd") as server:
+    with capturing(SMOLLM2, path, ARGS, policy=policy, max_memory=max_memory, codec="zstd", **AUTO) as server:
         work(server)
         said = ended(server, path)
     if policy == "block":
@@ -177,7 +178,7 @@ def test_a_disk_that_hangs(tiny_model, tmp_path):
     """`drop` never waits: the host's answers keep coming while a write hangs, and the exit has an end."""
     path, release = tmp_path / "acts.stream", tmp_path / "release"
     env = {"DISK_MATCH": "acts.stream", "DISK_STALL_AT": "1000000", "DISK_RELEASE": str(release)}
-    server = shimmed(tiny_model("llama"), path, env, policy="drop", max_memory="16M")
+    server = shimmed(tiny_model("llama"), path, env, policy="drop", max_memory="16M", **AUTO)
     with server:
         for _ in range(4):
             work(server, n_predict=40)
@@ -189,7 +190,7 @@ def test_a_disk_that_hangs(tiny_model, tmp_path):
 def test_a_budget_smaller_than_a_tensor(tiny_model, tmp_path):
     """What can never fit is counted as such, or goes in pieces; nothing waits for ever."""
     path = tmp_path / "acts.stream"
-    with capturing(SMOLLM2, path, ["-c", "1024", "-np", "2", "-ub", "512"], policy="block", max_memory="16M") as server:
+    with capturing(SMOLLM2, path, ["-c", "1024", "-np", "2", "-ub", "512"], policy="block", max_memory="16M", **AUTO) as server:
         server.post("/completion", {**GREEDY, "prompt": LETTERS * 20, "n_predict": 2})
         ended(server, path)
 

@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::statistics::{Interval, interval, median};
 use super::summary::{draws, flat};
-use super::{Binary, PLAIN, Report};
+use super::{Binary, PLAIN, Report, percent};
 
 /// What is said about a mode and phase.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -33,7 +33,7 @@ pub struct Change {
     pub base: f64,
     /// And now.
     pub new: f64,
-    /// New less base, percentage points.
+    /// By how many per cent the mode became slower, measured by the plain server beside it each time.
     pub difference: f64,
     /// Its 95 % interval; `null` where a result has fewer than two rounds.
     pub interval: Option<Interval>,
@@ -61,7 +61,7 @@ pub struct PlainChange {
 /// Everything that two results say together; the `--json` output.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Comparison {
-    /// Per cent that a difference must exceed.
+    /// Per cent that a change must exceed.
     pub threshold: f64,
     /// Why the two should not be compared.
     pub mismatches: Vec<String>,
@@ -125,14 +125,14 @@ fn change(base: &Report, new: &Report, mode: &str, phase: &str, threshold: f64, 
     of_now.rotate_left(half);
     let differences: Vec<f64> = of_now.iter().zip(&of_then).map(|(n, b)| n - b).collect();
     let rounds = then.len().min(now.len());
-    let usual = interval(new - base, differences.clone(), rounds, 1);
-    let wide = interval(new - base, differences, rounds, judged);
+    let usual = interval(new - base, differences.clone(), rounds, 1).map(Interval::in_percent);
+    let wide = interval(new - base, differences, rounds, judged).map(Interval::in_percent);
     Some(Change {
         mode: mode.to_owned(),
         phase: phase.to_owned(),
-        base,
-        new,
-        difference: new - base,
+        base: percent(base),
+        new: percent(new),
+        difference: percent(new - base),
         interval: usual,
         judged: wide,
         rounds: [then.len(), now.len()],
@@ -209,7 +209,11 @@ fn under_test(base: &Report, new: &Report) -> Vec<String> {
     let mut found = Vec::new();
     if let (Some(a), Some(b)) = (&base.build.library, &new.build.library) {
         let (then, now) = (content(a.sha256.as_deref()), content(b.sha256.as_deref()));
-        found.push(if then == now { format!("library: {now}, the same") } else { format!("library: {then} then, {now} now") });
+        found.push(if then == now {
+            format!("library: {now}, the same")
+        } else {
+            format!("library: {then} then, {now} now")
+        });
     }
     if let (Some(a), Some(b)) = (&base.build.patched, &new.build.patched) {
         let changed = changed_files("patched server", a, b);

@@ -45,6 +45,12 @@ pub fn is_off(mode: &str) -> bool {
     matches!(mode, "disabled" | "patched-off")
 }
 
+/// The logarithm of a ratio as per cent above 1.
+#[must_use]
+pub fn percent(log_ratio: f64) -> f64 {
+    log_ratio.exp_m1() * 100.0
+}
+
 /// One run of the benchmark, as it is written.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Report {
@@ -182,7 +188,14 @@ impl Pair {
     /// By how many per cent the mode's request took longer.
     #[must_use]
     pub fn percent(&self) -> f64 {
-        (self.mode_ms / self.plain_ms - 1.0) * 100.0
+        percent(self.log_ratio())
+    }
+
+    /// The same as the logarithm of a ratio, in which medians and intervals are taken: twice as slow and twice as fast are equally far
+    /// from no difference there, so that one pair that met a pause of the machine does not stretch the interval to one side.
+    #[must_use]
+    pub fn log_ratio(&self) -> f64 {
+        (self.mode_ms / self.plain_ms).ln()
     }
 }
 
@@ -199,7 +212,9 @@ impl Report {
         let no_json = |e: serde_json::Error| format!("it is no report of `llama-resource bench --json`: {e}");
         // The version first: a newer report may lack what this one needs, and the version is then the reason.
         match serde_json::from_str::<Head>(text).map_err(no_json)?.bench_version {
-            None => return Err("it is no report of `llama-resource bench --json`: it has no `bench_version`".to_owned()),
+            None => {
+                return Err("it is no report of `llama-resource bench --json`: it has no `bench_version`".to_owned());
+            }
             Some(v) if v == 0 || v > BENCH_VERSION => {
                 return Err(format!(
                     "its version is {v}, and this program knows versions up to {BENCH_VERSION}: use the program that wrote it"
@@ -247,12 +262,12 @@ impl Report {
         found
     }
 
-    /// Slow-downs of one mode and phase, by round.
+    /// Logarithms of the slow-downs of one mode and phase, by round.
     #[must_use]
     pub fn rounds(&self, mode: &str, phase: &str) -> Vec<Vec<f64>> {
         let mut rounds: std::collections::BTreeMap<u32, Vec<f64>> = std::collections::BTreeMap::new();
         for pair in self.pairs.iter().filter(|p| p.mode == mode && p.phase == phase) {
-            rounds.entry(pair.round).or_default().push(pair.percent());
+            rounds.entry(pair.round).or_default().push(pair.log_ratio());
         }
         rounds.into_values().collect()
     }

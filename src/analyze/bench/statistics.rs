@@ -29,6 +29,12 @@ impl Interval {
         self.low <= value && value <= self.high
     }
 
+    /// Of logarithms of ratios, in per cent.
+    #[must_use]
+    pub fn in_percent(self) -> Self {
+        Self { low: super::percent(self.low), high: super::percent(self.high) }
+    }
+
     /// How far it reaches from 0.
     #[must_use]
     pub fn reach(&self) -> f64 {
@@ -160,7 +166,7 @@ fn share_within(angle: f64, freedom: usize) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use super::{Random, RESAMPLES, interval, median, quartiles, resampled_medians, stretch, student};
+    use super::{RESAMPLES, Random, interval, median, quartiles, resampled_medians, stretch, student};
 
     #[test]
     fn medians_and_quartiles() {
@@ -207,7 +213,11 @@ mod tests {
     fn draws_follow_the_distribution_that_was_worked_out_by_hand() {
         // One round of 1, 2, 3: of 27 samples 7 have the median 1, 13 have 2, 7 have 3.
         let draws = resampled_medians(&[vec![1.0, 2.0, 3.0]], &mut Random::new(1));
-        assert!(near(share(&draws, 1.0), 7.0 / 27.0) && near(share(&draws, 2.0), 13.0 / 27.0), "{}", share(&draws, 2.0));
+        assert!(
+            near(share(&draws, 1.0), 7.0 / 27.0) && near(share(&draws, 2.0), 13.0 / 27.0),
+            "{}",
+            share(&draws, 2.0)
+        );
         // Two rounds of one pair each: 0 and 10 a quarter of the time each, 5 half of it.
         let draws = resampled_medians(&[vec![0.0], vec![10.0]], &mut Random::new(2));
         assert!(near(share(&draws, 0.0), 0.25) && near(share(&draws, 5.0), 0.5) && near(share(&draws, 10.0), 0.25));

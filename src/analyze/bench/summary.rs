@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::statistics::{Interval, Random, interval, median, quartiles, resampled_medians};
-use super::{PLAIN, Report, ceiling, is_off};
+use super::{PLAIN, Report, ceiling, is_off, percent};
 
 /// One seed for every report: reading one again must give the same interval.
 const SEED: u64 = 20_260_101;
@@ -104,8 +104,7 @@ impl<'a> Summary<'a> {
     #[must_use]
     pub fn of(report: &'a Report) -> Self {
         let phases = report.phases();
-        let cells: Vec<(&str, &str)> =
-            report.modes().iter().flat_map(|m| phases.iter().map(|p| (*m, *p))).collect();
+        let cells: Vec<(&str, &str)> = report.modes().iter().flat_map(|m| phases.iter().map(|p| (*m, *p))).collect();
         let judged = cells.iter().filter(|(m, _)| ceiling(m).is_some()).count();
         let rows: Vec<Row> = cells.iter().filter_map(|(m, p)| row(report, m, p, judged)).collect();
         let drift: Vec<Drift> = phases.iter().filter_map(|p| drift(report, p)).collect();
@@ -119,7 +118,7 @@ impl<'a> Summary<'a> {
     }
 }
 
-/// Values of all rounds.
+/// Logarithms of all rounds.
 pub(super) fn flat(rounds: &[Vec<f64>]) -> Vec<f64> {
     rounds.iter().flatten().copied().collect()
 }
@@ -134,17 +133,17 @@ fn row(report: &Report, mode: &str, phase: &str, judged: usize) -> Option<Row> {
     let mut values = flat(&rounds);
     let (center, quartiles) = (median(&mut values)?, quartiles(&values)?);
     let drawn = draws(&rounds);
-    let usual = interval(center, drawn.clone(), rounds.len(), 1);
-    let wide = interval(center, drawn, rounds.len(), judged);
+    let usual = interval(center, drawn.clone(), rounds.len(), 1).map(Interval::in_percent);
+    let wide = interval(center, drawn, rounds.len(), judged).map(Interval::in_percent);
     let of_mode = report.pairs.iter().filter(|p| p.mode == mode && p.phase == phase);
     let ms_per_token = median(&mut of_mode.map(|p| p.mode_ms).collect::<Vec<_>>())?;
     Some(Row {
         mode: mode.to_owned(),
         phase: phase.to_owned(),
-        median: center,
+        median: percent(center),
         interval: usual,
         judged: wide,
-        quartiles,
+        quartiles: quartiles.map(percent),
         ms_per_token,
         pairs: values.len(),
         rounds: rounds.len(),

@@ -23,7 +23,8 @@ pub fn compare(args: &bench::args::Compare) -> Result<ExitCode, String> {
         return Ok(ExitCode::from(REFUSED));
     }
     if args.json {
-        let json = serde_json::to_string_pretty(&comparison).map_err(|e| format!("cannot write the result as JSON: {e}"))?;
+        let json =
+            serde_json::to_string_pretty(&comparison).map_err(|e| format!("cannot write the result as JSON: {e}"))?;
         print(&(json + "\n"))?;
     } else {
         print(&text::bench::comparison(&comparison, stdout_style()))?;

@@ -15,7 +15,16 @@ use std::process::ExitCode;
 use clap::Parser;
 
 fn main() -> ExitCode {
-    match dispatch(&args::Cli::parse().command) {
+    let cli = match args::Cli::try_parse() {
+        Ok(cli) => cli,
+        // Their exit status 2 says that something became slower; a mistyped flag must not say so.
+        Err(error) if error.use_stderr() && std::env::args().nth(1).is_some_and(|a| a == "bench" || a == "compare") => {
+            let _ = error.print();
+            return ExitCode::FAILURE;
+        }
+        Err(error) => error.exit(),
+    };
+    match dispatch(&cli.command) {
         Ok(code) => code,
         Err(message) => {
             report::eprint(&format!("error: {message}"));

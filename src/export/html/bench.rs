@@ -34,7 +34,11 @@ fn head(report: &Report) -> String {
     let library = build.library.as_ref().and_then(|l| l.sha256.clone());
     let parts = [
         format!("{}, {} cores, {} GiB, Linux {}", machine.cpu, machine.cores, machine.memory_gib, machine.kernel),
-        format!("llama.cpp {}, -t {}", build.server.version.as_deref().unwrap_or("of unknown version"), settings.threads),
+        format!(
+            "llama.cpp {}, -t {}",
+            build.server.version.as_deref().unwrap_or("of unknown version"),
+            settings.threads
+        ),
         build.model.name.clone(),
         format!("library {}", known(library, |l| l.chars().take(12).collect())),
         format!("up to {} rounds of {} pairs", settings.rounds, settings.pairs_per_round),
@@ -50,7 +54,8 @@ fn remarks(summary: &Summary<'_>) -> String {
     let mut list = String::new();
     for row in summary.over() {
         let low = row.judged.map_or(row.median, |i| i.low);
-        list += &item("loss", &format!("{}, {}: over its ceiling, {low:+.1} % or more beyond doubt", row.mode, row.phase));
+        list +=
+            &item("loss", &format!("{}, {}: over its ceiling, {low:+.1} % or more beyond doubt", row.mode, row.phase));
     }
     for text in &summary.warnings {
         list += &item("loss", text);
@@ -87,7 +92,11 @@ fn intervals(rows: &[&Row], report: &Report) -> String {
         let colour = if row.verdict == Verdict::Over { "f6" } else { "f0" };
         svg.text(LEFT - 10.0, y + 4.0, "e", name(row));
         for pair in report.pairs.iter().filter(|p| p.mode == row.mode && p.phase == row.phase) {
-            svg.rect([x(pair.percent()) - 0.75, y - 9.0, 1.5, 18.0], "fx", &format!("{:+.2} %, round {}", pair.percent(), pair.round + 1));
+            svg.rect(
+                [x(pair.percent()) - 0.75, y - 9.0, 1.5, 18.0],
+                "fx",
+                &format!("{:+.2} %, round {}", pair.percent(), pair.round + 1),
+            );
         }
         if let Some(i) = row.interval {
             let tip = format!("{}: {:+.2} .. {:+.2} %", row.mode, i.low, i.high);
@@ -124,7 +133,16 @@ fn table(summary: &Summary<'_>) -> String {
         ]
     };
     let columns = [
-        "<mode", "<phase", "median", "95 % interval", "judged by", "quartiles", "ms/token", "pairs, rounds", "ceiling", "<verdict",
+        "<mode",
+        "<phase",
+        "median",
+        "95 % interval",
+        "judged by",
+        "quartiles",
+        "ms/token",
+        "pairs, rounds",
+        "ceiling",
+        "<verdict",
     ];
     html_table(&columns, &summary.rows.iter().map(row).collect::<Vec<_>>())
 }

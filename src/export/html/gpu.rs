@@ -9,19 +9,8 @@ use crate::analyze::gpu::{Gpu, Point};
 /// On an axis, round numbers of MiB are wanted, not of bytes.
 const MIB: f64 = 1_048_576.0;
 
-const COLUMNS: [&str; 11] = [
-    "gpu",
-    "<name",
-    "<from",
-    "W mean",
-    "W max",
-    "kJ",
-    "J/token",
-    "busy %",
-    "SM %",
-    "memory, peak",
-    "of this process",
-];
+const COLUMNS: [&str; 11] =
+    ["gpu", "<name", "<from", "W mean", "W max", "kJ", "J/token", "busy %", "SM %", "memory, peak", "of this process"];
 
 pub(super) fn gpus(session: &Session) -> String {
     if session.gpus.is_empty() {
@@ -40,10 +29,12 @@ pub(super) fn gpus(session: &Session) -> String {
         format!("<h3>{title}</h3>\n{}", over_time(&lines, session.session.duration_s, top, unit, title))
     };
     let power = chart("Power", lines(|p| p.power_mw.map(|mw| mw / 1e3)), |v| format!("{} W", number(v)));
-    let memory =
-        chart("Memory in use", lines(|p| p.memory_used_bytes.map(|n| n as f64 / MIB)), |v| format!("{} MiB", number(v)));
+    let memory = chart("Memory in use", lines(|p| p.memory_used_bytes.map(|n| n as f64 / MIB)), |v| {
+        format!("{} MiB", number(v))
+    });
     let samples: u64 = session.gpus.iter().map(|g| g.samples).fold(0, u64::saturating_add);
-    let aside = format!("{} readings. Busy says that some kernel ran; SM is how much of the device did.", count(samples));
+    let aside =
+        format!("{} readings. Busy says that some kernel ran; SM is how much of the device did.", count(samples));
     card("GPU", &aside, &(html_table(&COLUMNS, &rows) + &power + &memory))
 }
 

@@ -54,10 +54,16 @@ fn head(report: &Report, style: Style) -> String {
         machine.cpu, machine.cores, machine.memory_gib, machine.kernel, settings.threads
     );
     let version = build.server.version.as_deref().unwrap_or("of unknown version");
-    let library = build.library.as_ref().and_then(|l| l.sha256.as_deref()).map(|s| s.chars().take(12).collect::<String>());
+    let library =
+        build.library.as_ref().and_then(|l| l.sha256.as_deref()).map(|s| s.chars().take(12).collect::<String>());
     let took = format!(
         "{}, {} s, up to {} rounds of {} pairs; load average {:.1} before, {:.1} after",
-        report.created, report.took_s, settings.rounds, settings.pairs_per_round, machine.load_before, machine.load_after
+        report.created,
+        report.took_s,
+        settings.rounds,
+        settings.pairs_per_round,
+        machine.load_before,
+        machine.load_after
     );
     style.strong(&shorten(&printable(&first), 80))
         + "\n"
@@ -92,8 +98,8 @@ pub fn comparison(c: &Comparison, style: Style) -> String {
     for line in &c.under_test {
         out += &wrap("", "  ", line);
     }
-    out += &heading("CHANGE", "of the slow-down against plain, percentage points", style);
-    let mut table = Table::new(&["<mode", "<phase", "then", "now", "95 % interval", "<finding"]);
+    out += &heading("CHANGE", "of the slow-down against the plain server, per cent", style);
+    let mut table = Table::new(&["<mode", "<phase", "then", "now", "95 % of change", "<finding"]);
     for change in &c.changes {
         table.row([
             change.mode.clone(),

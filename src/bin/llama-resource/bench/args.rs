@@ -9,7 +9,7 @@ use clap::Args;
 #[command(after_help = "\
 Examples:
   llama-resource bench --quick                                a look, within 5 minutes
-  llama-resource bench --json new.json --html new.html        24 pairs a mode, an hour on two cores
+  llama-resource bench --json new.json --html new.html        48 pairs a mode: about an hour
   llama-resource bench --modes plain,verbose --rounds 12 --pairs 48
   llama-resource bench --quick --check                        fail if a mode costs more than it may
   llama-resource bench --from new.json --html new.html        show a result again
@@ -21,7 +21,7 @@ second plain server: what it shows is the error of the method. docs/BENCHMARK.md
 Exit status: 0 measured, 1 an error, 2 with --check: the whole interval of a mode lies above its
 ceiling (disabled, minimal and patched-off 0.5 %, capture 1.5, detailed and patched-on 2, verbose 5).")]
 pub struct Bench {
-    /// At most 270 s, shorter requests, 2 pairs in each of up to 6 rounds
+    /// At most 270 s: up to 6 rounds of 2 pairs, shorter requests
     #[arg(long)]
     pub quick: bool,
     /// llama-server [default: target/llama.cpp/bin/llama-server, else from PATH]
@@ -36,15 +36,21 @@ pub struct Bench {
     /// Which modes: plain, disabled, minimal, detailed, verbose, capture, patched-off, patched-on [default: all]
     #[arg(long, value_name = "LIST", value_parser = super::mode::parse)]
     pub modes: Option<ModeList>,
-    /// Pairs of each mode, over all rounds [default: 24; --quick 12]
+    /// Pairs of each mode, over all rounds [default: 48; --quick 12]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub pairs: Option<u32>,
-    /// Rounds, each with new processes [default: 8; --quick 6]
+    /// Rounds, each with new processes [default: 24; --quick 6]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000))]
     pub rounds: Option<u32>,
     /// Threads of each server
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=1_024))]
     pub threads: u32,
+    /// Tokens of the short and of the long prompt [default: 128,1024; --quick 32,384]
+    #[arg(long, value_name = "SHORT,LONG", value_parser = contexts)]
+    pub contexts: Option<[u32; 2]>,
+    /// Tokens generated behind each [default: 96; --quick 24]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..=100_000))]
+    pub predict: Option<u32>,
     /// Begin nothing that would not end within so many seconds [default: no limit; --quick 270]
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
     pub time: Option<u32>,
@@ -58,7 +64,7 @@ pub struct Bench {
     #[arg(long)]
     pub check: bool,
     /// Show this result instead of measuring
-    #[arg(long, value_name = "IN", conflicts_with_all = ["quick", "server", "patched_server", "model", "modes", "pairs", "rounds", "time"])]
+    #[arg(long, value_name = "IN", conflicts_with_all = ["quick", "server", "patched_server", "model", "modes", "pairs", "rounds", "contexts", "predict", "time"])]
     pub from: Option<PathBuf>,
 }
 
@@ -85,7 +91,7 @@ pub struct Compare {
     pub base: PathBuf,
     /// The result that is judged
     pub new: PathBuf,
-    /// Percentage points that a difference must exceed
+    /// Per cent that a change must exceed
     #[arg(long, value_name = "PCT", default_value_t = 1.0, value_parser = threshold)]
     pub threshold: f64,
     /// Compare results of different machines, builds and workloads
@@ -94,6 +100,13 @@ pub struct Compare {
     /// Print JSON instead of text
     #[arg(long)]
     pub json: bool,
+}
+
+fn contexts(text: &str) -> Result<[u32; 2], String> {
+    let sizes = text.split_once(',').and_then(|(a, b)| Some([a.trim().parse().ok()?, b.trim().parse().ok()?]));
+    sizes
+        .filter(|[a, b]| (1..1_000_000).contains(a) && a < b && *b < 1_000_000)
+        .ok_or_else(|| "expected two numbers of tokens, the smaller one first: 128,1024".to_owned())
 }
 
 fn threshold(text: &str) -> Result<f64, String> {

@@ -45,7 +45,11 @@ pub fn binary(path: &Path) -> bench::Binary {
         files.extend(diagnosis.libraries);
         files.extend(diagnosis.dlopened_backends);
     }
-    bench::Binary { path: path.display().to_string(), version: version(path), files: files.iter().map(|p| file(p)).collect() }
+    bench::Binary {
+        path: path.display().to_string(),
+        version: version(path),
+        files: files.iter().map(|p| file(p)).collect(),
+    }
 }
 
 /// A file by its content.
@@ -151,7 +155,9 @@ mod tests {
     #[test]
     fn this_machine_is_known() {
         let machine = machine();
-        assert!(machine.cores > 0 && machine.memory_gib > 0 && machine.kernel.contains('.') && machine.cpu != "unknown");
+        assert!(
+            machine.cores > 0 && machine.memory_gib > 0 && machine.kernel.contains('.') && machine.cpu != "unknown"
+        );
         assert_eq!(field("a\t: x y\nb : z\n", "a").as_deref(), Some("x y"));
     }
 }

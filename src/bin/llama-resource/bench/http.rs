@@ -50,7 +50,8 @@ fn answer(from: impl BufRead) -> Result<Answer, String> {
         };
         match name.to_ascii_lowercase().as_str() {
             "content-length" => {
-                let number = value.trim().parse::<u64>().map_err(|_| format!("bad Content-Length `{}`", value.trim()))?;
+                let number =
+                    value.trim().parse::<u64>().map_err(|_| format!("bad Content-Length `{}`", value.trim()))?;
                 length = Some(number);
             }
             "transfer-encoding" => chunked = value.to_ascii_lowercase().contains("chunked"),
@@ -114,7 +115,8 @@ mod tests {
         assert_eq!(of("HTTP/1.1 200 OK\r\ncontent-LENGTH: 2\r\n\r\n{}more"), Ok((200, "{}".to_owned())));
         assert_eq!(of("HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"), Ok((404, String::new())));
         assert_eq!(of("HTTP/1.0 200 OK\r\n\r\nto the end"), Ok((200, "to the end".to_owned())));
-        let chunked = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nWiki\r\nA;x=1\r\npedia in \r\n\r\n0\r\n\r\n";
+        let chunked =
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nWiki\r\nA;x=1\r\npedia in \r\n\r\n0\r\n\r\n";
         assert_eq!(of(chunked), Ok((200, "Wikipedia in \r".to_owned())), "{:?}", of(chunked));
     }
 

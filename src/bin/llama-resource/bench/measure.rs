@@ -136,6 +136,9 @@ impl Run<'_> {
             let plain_first = (pair + round).is_multiple_of(2);
             for (number, kind) in KINDS.into_iter().enumerate() {
                 interrupted()?;
+                if self.is_over() {
+                    break;
+                }
                 let at_s = self.began.elapsed().as_secs_f64();
                 let send = |server: &Server| self.task.workload.send(kind, server);
                 let (of_plain, of_mode) = if plain_first {
@@ -181,6 +184,11 @@ impl Run<'_> {
     /// Whether another step is likely to end in time. The first is always begun.
     fn has_time(&self) -> bool {
         self.task.limit.is_none_or(|limit| self.longest.is_zero() || self.began.elapsed() + self.longest <= limit)
+    }
+
+    /// Whether the time is over in the middle of a step: what it has shown so far stays.
+    fn is_over(&self) -> bool {
+        self.task.limit.is_some_and(|limit| self.began.elapsed() > limit)
     }
 
     /// A mode that fails is left out from here on; what it has shown before stays.

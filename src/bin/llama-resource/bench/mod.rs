@@ -42,7 +42,8 @@ pub fn bench(args: &args::Bench) -> Result<ExitCode, String> {
     };
     let summary = Summary::of(&report);
     if let Some(file) = &args.json {
-        let json = serde_json::to_string_pretty(&summary).map_err(|e| format!("cannot write the report as JSON: {e}"))?;
+        let json =
+            serde_json::to_string_pretty(&summary).map_err(|e| format!("cannot write the report as JSON: {e}"))?;
         write(file, &(json + "\n"))?;
     }
     if let Some(file) = &args.html {
@@ -107,18 +108,23 @@ fn task(args: &args::Bench, folder: &Path) -> Result<Task, String> {
     }
     let patched = match named(&args.patched_server, PATCHED) {
         Some(path) => doctor::program(&path).ok_or_else(|| format!("cannot find `{}`", path.display())),
-        None => Err(format!("no patched server: {PATCHED} is not there (`make llama-patched`), and --patched-server names none")),
+        None => Err(format!(
+            "no patched server: {PATCHED} is not there (`make llama-patched`), and --patched-server names none"
+        )),
     };
-    let rounds = args.rounds.unwrap_or(if args.quick { 6 } else { 8 });
-    let pairs = args.pairs.unwrap_or(if args.quick { 12 } else { 24 });
+    let rounds = args.rounds.unwrap_or(if args.quick { 6 } else { 24 });
+    let pairs = args.pairs.unwrap_or(if args.quick { 12 } else { 48 });
+    let predict = args.predict.unwrap_or(if args.quick { 24 } else { 96 });
     let time = args.time.or(args.quick.then_some(270));
     Ok(Task {
         modes: args.modes.clone().unwrap_or_else(|| bench::modes().into_iter().map(str::to_owned).collect()),
         parts: Parts { server, patched, library: library(folder), folder: folder.to_owned() },
-        workload: if args.quick {
-            Workload { contexts: [32, 384], predict: 24, parallel: 4, parallel_predict: 16 }
-        } else {
-            Workload { contexts: [128, 1024], predict: 96, parallel: 4, parallel_predict: 64 }
+        workload: Workload {
+            contexts: args.contexts.unwrap_or(if args.quick { [32, 384] } else { [128, 1024] }),
+            predict,
+            parallel: 4,
+            // Requests at once take longer for each token.
+            parallel_predict: predict * 2 / 3,
         },
         model,
         threads: args.threads,

@@ -55,8 +55,7 @@ impl Start {
     /// How `mode` is started, or why it cannot be. `name` makes the files of this process.
     pub fn of(mode: &str, parts: &Parts, name: &str) -> Result<Self, String> {
         let log = parts.folder.join(format!("{name}.jsonl"));
-        let mut start =
-            Self { binary: parts.server.clone(), environment: Vec::new(), loads: None, writes: Vec::new() };
+        let mut start = Self { binary: parts.server.clone(), environment: Vec::new(), loads: None, writes: Vec::new() };
         if mode == PLAIN {
             return Ok(start);
         }
@@ -138,7 +137,8 @@ mod tests {
             library: Ok("/l.so".into()),
             folder: "/f".into(),
         };
-        let of = |mode: &str| Start::of(mode, &parts, "n").map(|s| format!("{} {:?}", s.binary.display(), s.environment));
+        let of =
+            |mode: &str| Start::of(mode, &parts, "n").map(|s| format!("{} {:?}", s.binary.display(), s.environment));
         assert_eq!(of("plain").unwrap(), "/s []");
         assert!(of("disabled").unwrap().contains("LLAMA_RESOURCE_DISABLED"));
         assert!(of("verbose").unwrap().contains("\"VERBOSE\"") && of("verbose").unwrap().contains("/f/n.jsonl"));

@@ -87,7 +87,8 @@ impl Workload {
         let times = std::thread::scope(|scope| {
             let one = &one;
             let threads: Vec<_> = (0..self.parallel).map(|slot| scope.spawn(move || one(slot))).collect();
-            let join = |t: std::thread::ScopedJoinHandle<'_, _>| t.join().unwrap_or_else(|_| Err("a request panicked".into()));
+            let join =
+                |t: std::thread::ScopedJoinHandle<'_, _>| t.join().unwrap_or_else(|_| Err("a request panicked".into()));
             threads.into_iter().map(join).collect::<Result<Vec<f64>, String>>()
         })?;
         let mean = times.iter().sum::<f64>() / times.len().max(1) as f64;

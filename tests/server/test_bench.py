@@ -1,0 +1,110 @@
+"""`llama-resource bench` on real servers: it measures what it says, and a library that became slow is found by --check and by compare.
+
+The slow library is a stand-in (slow_library.c), preloaded where the real one would be.
+"""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+import server as harness
+
+HERE = Path(__file__).parent
+PROGRAM = Path(os.environ.get("LLAMA_RESOURCE_TEST_PROGRAM", harness.TARGET / "release" / "llama-resource"))
+PHASES = ["prefill 16", "decode 16", "prefill 64", "decode 64", "4 at once"]
+
+
+def bench(out, library, *options, modes="disabled"):
+    """Runs the benchmark with short requests; (exit code, report, what it said)."""
+    command = [PROGRAM, "bench", "--server", harness.LLAMA_SERVER, "--model", harness.SMOLLM2, "--modes", modes, "--contexts", "16,64",
+               "--predict", "8", "--json", out, *options]
+    env = os.environ | {"LLAMA_RESOURCE_LIBRARY": str(library)}
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=env, timeout=900)
+    return done.returncode, json.loads(out.read_text()) if out.exists() else None, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def slow_library(tmp_path_factory):
+    library = tmp_path_factory.mktemp("slow") / "slow_library.so"
+    subprocess.run(["cc", "-O2", "-shared", "-fPIC", HERE / "slow_library.c", "-o", library, "-ldl"], check=True)
+    return library
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """The real library, loaded and disabled."""
+    out = tmp_path_factory.mktemp("bench") / "base.json"
+    code, report, said = bench(out, harness.LIBRARY, "--rounds", "6", "--pairs", "6", "--check")
+    assert code == 0, said
+    return out, report
+
+
+def test_pairs_are_whole_and_nothing_is_over(base):
+    _, report = base
+    assert [(r["mode"], r["phase"]) for r in report["rows"]] == [("disabled", phase) for phase in PHASES]
+    assert all(r["pairs"] == 6 and r["rounds"] == 6 and r["verdict"] != "over" for r in report["rows"])
+    assert len(report["pairs"]) == 6 * len(PHASES)
+    assert report["not_measured"] == [] and not [n for n in report["notes"] if "text" in n]
+    names = [f["name"] for f in report["build"]["server"]["files"]]
+    assert names[0] == "llama-server" and any(n.startswith("libggml-cpu") for n in names)
+    assert all(len(f["sha256"]) == 64 for f in report["build"]["server"]["files"] + [report["build"]["library"]])
+    expected = subprocess.run(["sha256sum", harness.LIBRARY], capture_output=True, text=True, check=True).stdout.split()[0]
+    assert report["build"]["library"]["sha256"] == expected
+
+
+def test_a_slow_library_is_over_its_ceiling_and_a_regression(base, slow_library, tmp_path):
+    out, _ = base
+    slow = tmp_path / "slow.json"
+    code, report, said = bench(slow, slow_library, "--rounds", "6", "--pairs", "6", "--check")
+    assert code == 2, said
+    assert [r["phase"] for r in report["rows"] if r["verdict"] == "over"], said
+    compared = subprocess.run([PROGRAM, "compare", out, slow], capture_output=True, text=True)
+    assert compared.returncode == 2 and "REGRESSION" in compared.stdout, compared.stdout + compared.stderr
+    # And the same against itself is none.
+    assert subprocess.run([PROGRAM, "compare", slow, slow], capture_output=True).returncode == 0
+
+
+def test_modes_write_what_they_should_and_missing_ones_are_named(tmp_path):
+    out, page = tmp_path / "r.json", tmp_path / "r.html"
+    code, report, said = bench(out, harness.LIBRARY, "--rounds", "1", "--pairs", "1", "--html", page,
+                               modes="plain,verbose,capture,patched-off")
+    assert code == 0, said
+    # A slip in a mode's variables would show here: a mode that records nothing is not measured.
+    missing = {m["mode"]: m["reason"] for m in report["not_measured"]}
+    assert set(missing) <= {"patched-off"}, missing
+    assert {p["mode"] for p in report["pairs"]} | set(missing) == {"plain", "verbose", "capture", "patched-off"}
+    assert page.read_text().endswith("</html>\n")
+    assert all(len(line) <= 80 for line in said.splitlines() if not line.startswith(("llama-resource: wrote", "round")))
+
+
+def test_a_library_that_is_none_is_not_measured(tmp_path):
+    no_library = tmp_path / "empty.so"
+    no_library.write_text("no ELF file")
+    code, report, said = bench(tmp_path / "r.json", no_library, "--rounds", "1", "--pairs", "1", modes="disabled")
+    assert code == 1 and "disabled: not measured: the library was not" in said, said
+    assert [m["mode"] for m in report["not_measured"]] == ["disabled"]
+
+
+def test_nothing_is_left_running_or_lying(tmp_path):
+    """Killed in the middle, the benchmark takes its servers with it; ended by Ctrl-C, its folder too."""
+    import signal
+    import time
+
+    for how, clean in ((signal.SIGKILL, False), (signal.SIGINT, True)):
+        temporary = tmp_path / how.name
+        temporary.mkdir()
+        command = [PROGRAM, "bench", "--server", harness.LLAMA_SERVER, "--model", harness.SMOLLM2, "--modes", "plain"]
+        process = subprocess.Popen(list(map(str, command)), env=os.environ | {"TMPDIR": str(temporary)}, stdout=subprocess.DEVNULL,
+                                   stderr=subprocess.DEVNULL)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        deadline = time.monotonic() + 60
+        while not (servers := [p for p in children.read_text().split() if "llama-server" in Path(f"/proc/{p}/comm").read_text()]):
+            assert time.monotonic() < deadline, "no server was started"
+            time.sleep(0.05)
+        process.send_signal(how)
+        process.wait(120)
+        time.sleep(0.5)
+        assert not [p for p in servers if Path(f"/proc/{p}").exists()], how
+        assert not clean or not list(temporary.iterdir())
