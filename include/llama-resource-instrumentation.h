@@ -10,6 +10,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 // ggml's tensor; ggml.h may come before this header, after it, or not at all.
 struct ggml_tensor;
 
@@ -91,6 +92,37 @@ struct llama_resource_instrumentation_statistics {
 // Receives this library's messages: a level of ggml (2 info, 3 warning, 4 error), one line of text, and the caller's pointer.
 typedef void (*llama_resource_instrumentation_log_callback)(int32_t level, const char * text, void * user_data);
 
+// What the server knows of a task when its slot is released. Made by `llama_resource_server_release_default`; fields are only ever added
+// at the end. Times are microseconds of one clock of the server's; 0 for what never happened.
+struct llama_resource_server_release {
+    // `LLAMA_RESOURCE_INSTRUMENTATION_ABI_VERSION` of the header that the program was compiled against.
+    uint32_t abi_version;
+    // Bytes of this structure.
+    uint32_t size;
+    // "eos", "word", "limit" or "none". Copied.
+    const char * stop_reason;
+    // Tokens of the whole prompt.
+    uint64_t prompt_tokens;
+    // Those of them that were in the cache.
+    uint64_t prompt_cached;
+    // Those that were computed.
+    uint64_t prompt_processed;
+    // Generated tokens.
+    uint64_t generated;
+    // Tokens drafted.
+    uint64_t drafted;
+    // Drafted tokens that were accepted.
+    uint64_t accepted;
+    // Now.
+    int64_t t_now_us;
+    // Work on the prompt began.
+    int64_t t_start_us;
+    // The prompt was done, with the first token.
+    int64_t t_prompt_last_us;
+    // The last token.
+    int64_t t_gen_last_us;
+};
+
 // ggml's eval callback (`ggml_backend_sched_eval_callback`).
 typedef bool (*llama_resource_eval_chained)(struct ggml_tensor * t, bool ask, void * user_data);
 
@@ -125,7 +157,8 @@ enum llama_resource_instrumentation_status llama_resource_instrumentation_init(i
 enum llama_resource_instrumentation_status llama_resource_instrumentation_init_with_params(const struct llama_resource_instrumentation_params * params);
 
 // Ends recording: totals are written and the log is closed. May be called again; a later init starts a new session. A recording that
-// LD_PRELOAD began is not the program's to end: it is flushed, goes on, and the answer is ALREADY_RUNNING.
+// the environment began (LD_PRELOAD, or a build that follows it) is not the program's to end: it is flushed, goes on, and the answer is
+// ALREADY_RUNNING.
 enum llama_resource_instrumentation_status llama_resource_instrumentation_free(void);
 
 // Waits until every event so far is in the file.
@@ -256,6 +289,32 @@ bool llama_resource_eval_callback(struct ggml_tensor * t,
                                   bool ask,
                                   void * user_data);
 
+// Begins recording if the environment asks for it (LLAMA_RESOURCE_LOG_PATH or LLAMA_RESOURCE_CAPTURE is set): what a program calls first
+// that is built to be switched on by its user. NOT_RUNNING if it asks for nothing, ALREADY_RUNNING if LD_PRELOAD has begun.
+enum llama_resource_instrumentation_status llama_resource_instrumentation_init_from_environment(void);
+
+// A slot of llama-server begins to work on a task, `queued_us` microseconds after the task was made. `ctx` is the slot's llama_context.
+//
+// Requires:
+// `ctx` is NULL or a live context; `completion_id`, the id of the response, is NULL or a NUL-terminated string. Copied.
+void llama_resource_server_slot_launched(const void * ctx,
+                                         int32_t slot_id,
+                                         int32_t task_id,
+                                         const char * completion_id,
+                                         int64_t queued_us);
+
+// A slot will be released because its task was "cancelled" or met an "error".
+//
+// Requires:
+// `ctx` is NULL or a live context; `why` is NULL or a NUL-terminated string.
+void llama_resource_server_slot_stops(const void * ctx, int32_t slot_id, const char * why);
+
+// A slot of llama-server is released: its task is done, cancelled, or failed.
+//
+// Requires:
+// `ctx` is NULL or a live context; `release` is NULL or points to a structure of `release->size` bytes.
+void llama_resource_server_slot_released(const void * ctx, int32_t slot_id, const struct llama_resource_server_release * release);
+
 #ifdef __cplusplus
 }  // extern "C"
 #endif  // __cplusplus
@@ -284,6 +343,14 @@ static inline struct llama_resource_eval_params llama_resource_eval_default_para
     params.callback    = NULL;
     params.user_data   = NULL;
     return params;
+}
+
+static inline struct llama_resource_server_release llama_resource_server_release_default(void) {
+    struct llama_resource_server_release release;
+    memset(&release, 0, sizeof(release));
+    release.abi_version = LLAMA_RESOURCE_INSTRUMENTATION_ABI_VERSION;
+    release.size        = (uint32_t) sizeof(release);
+    return release;
 }
 
 // What `llama_resource_instrumentation_init` is in a program that uses this header: an older or newer library says ABI_MISMATCH.

@@ -158,7 +158,8 @@ pub unsafe extern "C" fn llama_resource_instrumentation_init_with_params(
 }
 
 /// Ends recording: totals are written and the log is closed. May be called again; a later init starts a new session. A recording that
-/// the environment began (LD_PRELOAD, or a build that follows it) is not the program's to end: it is flushed, goes on, and the answer is ALREADY_RUNNING.
+/// the environment began (LD_PRELOAD, or a build that follows it) is not the program's to end: it is flushed, goes on, and the answer is
+/// ALREADY_RUNNING.
 #[unsafe(no_mangle)]
 pub extern "C" fn llama_resource_instrumentation_free() -> llama_resource_instrumentation_status {
     guard(Status::Internal, || match session::stop_own() {

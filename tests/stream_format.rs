@@ -343,7 +343,7 @@ fn by_name(bytes: &[u8], written: &[Written], round: usize) {
         match reader.packet_at(*at).expect("one version") {
             Item::Packet { packet, .. } => assert!(written.iter().any(|w| w.name == packet.name), "round {round}"),
             Item::Damage(_) => {}
-            other => panic!("round {round}: {other:?}"),
+            other => unreachable!("round {round}: {other:?}"),
         }
     }
     if let Some(point) = reader.last_checkpoint().expect("memory") {

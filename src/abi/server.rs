@@ -22,9 +22,11 @@ pub struct llama_resource_server_release {
     pub size: u32,
     /// "eos", "word", "limit" or "none". Copied.
     pub stop_reason: *const c_char,
-    /// Prompt tokens that were in the cache.
+    /// Tokens of the whole prompt.
+    pub prompt_tokens: u64,
+    /// Those of them that were in the cache.
     pub prompt_cached: u64,
-    /// Prompt tokens that were not.
+    /// Those that were computed.
     pub prompt_processed: u64,
     /// Generated tokens.
     pub generated: u64,
@@ -46,6 +48,7 @@ const DEFAULT: llama_resource_server_release = llama_resource_server_release {
     abi_version: LLAMA_RESOURCE_INSTRUMENTATION_ABI_VERSION,
     size: size_of::<llama_resource_server_release>() as u32,
     stop_reason: std::ptr::null(),
+    prompt_tokens: 0,
     prompt_cached: 0,
     prompt_processed: 0,
     generated: 0,
@@ -126,6 +129,7 @@ pub unsafe extern "C" fn llama_resource_server_slot_released(
         let release = Release {
             // SAFETY: the caller's promise.
             stop_reason: unsafe { text(r.stop_reason) }.unwrap_or_else(|| "none".to_owned()),
+            prompt: r.prompt_tokens,
             cached: r.prompt_cached,
             processed: r.prompt_processed,
             generated: r.generated,

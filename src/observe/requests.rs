@@ -332,7 +332,7 @@ impl Requests {
             request_id: r.id,
             seq_id: seq,
             context_id: ctx,
-            prompt_tokens: r.cached + r.processed,
+            prompt_tokens: counts.as_ref().map_or(r.cached + r.processed, |c| c.prompt),
             cached_tokens: r.cached,
             generated_tokens: r.generated,
             ttft_ms: (r.generated > 0).then(|| ms(r.start_ns, r.first_ns)),

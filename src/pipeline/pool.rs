@@ -239,7 +239,7 @@ mod tests {
     fn classes_hold_their_sizes_and_waste_little() {
         for bytes in (1..5 * MB).step_by(977) {
             let class = class_of(bytes);
-            assert!(class >= bytes && class % SMALLEST == 0);
+            assert!(class >= bytes && class.is_multiple_of(SMALLEST));
             assert!(bytes < 16 * SMALLEST || class - bytes <= class / 4, "{bytes} in {class}");
             assert_eq!(class_of(class), class);
             let largest = largest_class(bytes.max(SMALLEST));

@@ -64,7 +64,8 @@ impl Disk for Fake {
         p.waiting -= 1;
         std::thread::sleep(p.delay);
         if p.direct {
-            let aligned = at % 4096 == 0 && bytes.len() % 4096 == 0 && bytes.as_ptr().align_offset(4096) == 0;
+            let aligned =
+                at.is_multiple_of(4096) && bytes.len().is_multiple_of(4096) && bytes.as_ptr().align_offset(4096) == 0;
             if p.refuses_direct || !aligned {
                 return Err(Error::from_raw_os_error(libc::EINVAL));
             }
@@ -174,10 +175,13 @@ fn feed_of(pipeline: &Pipeline, steps: std::ops::Range<u64>, spec: &Arc<Spec>) -
 
 /// Steps whose whole values are in the bytes; the account that the last packets hold.
 fn steps_in(bytes: &[u8]) -> (Vec<u64>, Option<serde_json::Value>) {
-    let (mut steps, mut last, mut at) = (vec![], None, 0);
+    let (mut steps, mut last, mut at, mut next) = (vec![], None, 0, 0);
     while let Some(head) = bytes.get(at..).and_then(|b| b.first_chunk()) {
         let end = at + Frame::read(*head).packet_len() as usize;
-        match Packet::read(&bytes[at..end]).expect("a whole packet").content {
+        let packet = Packet::read(&bytes[at..end]).expect("a whole packet");
+        assert_eq!(packet.sequence, next, "no gap");
+        next += 1;
+        match packet.content {
             Content::Tensor { meta, body } => {
                 let mut values = vec![];
                 crate::codec::decode(meta.codec, meta.dtype, 256, meta.n_values() as usize, body, &mut values).unwrap();
@@ -255,6 +259,7 @@ fn a_disk_that_fills_up_keeps_a_valid_prefix_and_its_account() {
             assert!(!totals.clean && totals.problem.is_some());
             let bytes = &disk.platter().bytes;
             let (steps, account) = steps_in(bytes);
+            assert_eq!(totals.bytes, bytes.len() as u64);
             assert!(bytes.len() as u64 <= limit);
             assert_eq!(steps, (1..=steps.len() as u64).collect::<Vec<_>>());
             assert_eq!(steps.len() as u64, totals.account.captured.tensors);

@@ -86,8 +86,9 @@ pub(super) struct State {
     next: u64,
     /// End and content of every packet that is not in the file yet.
     unsettled: VecDeque<(u64, Amount)>,
-    /// End of the last packet that is.
+    /// End of the last packet that is, and the number behind its own.
     good_end: u64,
+    good_sequence: u64,
     note: Vec<u8>,
     dirty_since: Option<Instant>,
     failed: bool,
@@ -103,7 +104,7 @@ pub(super) fn now_s() -> f64 {
 impl Writer {
     /// The first packet of this run. Called before the thread exists, so that the caller gets the error.
     pub(super) fn header(&mut self, fields: &Value) -> Result<()> {
-        self.state.good_end = self.file.end();
+        (self.state.good_end, self.state.good_sequence) = (self.file.end(), self.sequence);
         self.note(Kind::Header, |out, n, _| stream::write_header(out, n, fields))?;
         self.settle()
     }
@@ -185,6 +186,8 @@ impl Writer {
             self.shared.account.lost(Reason::IoError, amount);
         }
         let _ = self.file.cut(self.state.good_end);
+        self.sequence = self.state.good_sequence;
+        self.shared.packets.store(self.sequence, Ordering::Relaxed);
         self.shared.bytes.store(self.state.good_end, Ordering::Relaxed);
         self.shared.fail(problem);
     }
@@ -241,6 +244,7 @@ impl Writer {
         while let Some((end, amount)) = self.state.unsettled.front().copied().filter(|(end, _)| *end <= settled) {
             sum += amount;
             self.state.good_end = end;
+            self.state.good_sequence += 1;
             self.state.unsettled.pop_front();
         }
         if sum != Amount::default() {

@@ -166,6 +166,7 @@ impl Writer {
             stop_reason: None,
             drafted: None,
             accepted: None,
+            gpu: None,
         }));
     }
 
@@ -327,6 +328,8 @@ impl Writer {
             cpu_pressure_percent: Some(12.5),
             memory_pressure_percent: None,
             io_pressure_percent: None,
+            cpu_package_energy_mj: None,
+            cpu_package_power_mw: None,
         }));
     }
 

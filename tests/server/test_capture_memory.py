@@ -15,7 +15,7 @@ from server import LIBRARY, SMOLLM2
 
 LETTERS = "There was a house by the water, and the people in it were not there when the light was on. "
 GREEDY = {"temperature": 0, "seed": 7, "ignore_eos": True, "cache_prompt": False}
-SECONDS = float(os.environ.get("LRI_LONG", "15"))
+SECONDS = float(os.environ.get("LRI_LONG", "10"))
 MB = 1 << 20
 
 
@@ -59,7 +59,7 @@ def test_growth_stays_under_the_budget(policy, codec, tmp_path):
     with plain(SMOLLM2, args, env) as server:
         without, _ = load(server, 1)
     path = tmp_path / "acts.stream"
-    seconds = SECONDS if policy == "block" else min(SECONDS, 8)
+    seconds = SECONDS if policy == "block" else min(SECONDS, 5)
     with capturing(SMOLLM2, path, args, tensors="FULL_TENSOR", route="auto", codec=codec, policy=policy, max_memory="64M") as server:
         peak, tokens = load(server, seconds)
         assert server.stop(timeout=60) == 0

@@ -20,6 +20,7 @@ pub(super) struct Served {
 /// What only the release tells and the calls do not show.
 #[derive(Debug)]
 pub(super) struct Counts {
+    pub(super) prompt: u64,
     pub(super) stop_reason: String,
     pub(super) drafted: u64,
     pub(super) accepted: u64,
@@ -41,9 +42,11 @@ pub struct Launch {
 pub struct Release {
     /// The server's word: `eos`, `word`, `limit`, `none`.
     pub stop_reason: String,
-    /// Prompt tokens that were in the cache.
+    /// Tokens of the whole prompt.
+    pub prompt: u64,
+    /// Those of them that were in the cache.
     pub cached: u64,
-    /// Prompt tokens that were not.
+    /// Those that were computed.
     pub processed: u64,
     /// Generated tokens.
     pub generated: u64,
@@ -88,6 +91,7 @@ impl Requests {
         let Some(served) = self.served(ctx, seq) else { return false };
         let ended_by_model = release.stop_reason == "eos";
         served.released = Some(Counts {
+            prompt: release.prompt,
             stop_reason: served.why.map_or(release.stop_reason, str::to_owned),
             drafted: release.drafted,
             accepted: release.accepted,
@@ -121,6 +125,7 @@ mod tests {
     fn release(stop_reason: &str) -> Release {
         Release {
             stop_reason: stop_reason.to_owned(),
+            prompt: 7,
             cached: 3,
             processed: 4,
             generated: 0,

@@ -116,8 +116,8 @@ mod tests {
         assert_eq!(of("HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"), Ok((404, String::new())));
         assert_eq!(of("HTTP/1.0 200 OK\r\n\r\nto the end"), Ok((200, "to the end".to_owned())));
         let chunked =
-            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nWiki\r\nA;x=1\r\npedia in \r\n\r\n0\r\n\r\n";
-        assert_eq!(of(chunked), Ok((200, "Wikipedia in \r".to_owned())), "{:?}", of(chunked));
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nWiki\r\n9;x=1\r\npedia in \r\n0\r\n\r\n";
+        assert_eq!(of(chunked), Ok((200, "Wikipedia in ".to_owned())), "{:?}", of(chunked));
     }
 
     #[test]
