@@ -92,6 +92,28 @@ struct llama_resource_instrumentation_statistics {
 // Receives this library's messages: a level of ggml (2 info, 3 warning, 4 error), one line of text, and the caller's pointer.
 typedef void (*llama_resource_instrumentation_log_callback)(int32_t level, const char * text, void * user_data);
 
+// What became of the activations that the selection wanted. Once the stream is closed, `seen` is the sum of the other three.
+struct llama_resource_instrumentation_capture_statistics {
+    // Tensors that the selection wanted; one counts once a step.
+    uint64_t seen_tensors;
+    // Their bytes.
+    uint64_t seen_bytes;
+    // Tensors in the file.
+    uint64_t captured_tensors;
+    // Their bytes before encoding.
+    uint64_t captured_bytes;
+    // Tensors left out as asked (stride, requests), or because they cannot be had.
+    uint64_t skipped_tensors;
+    // Their bytes.
+    uint64_t skipped_bytes;
+    // Tensors lost (memory, disk).
+    uint64_t dropped_tensors;
+    // Their bytes.
+    uint64_t dropped_bytes;
+    // Bytes of the stream so far.
+    uint64_t file_bytes;
+};
+
 // What the server knows of a task when its slot is released. Made by `llama_resource_server_release_default`; fields are only ever added
 // at the end. Times are microseconds of one clock of the server's; 0 for what never happened.
 struct llama_resource_server_release {
@@ -278,6 +300,33 @@ enum llama_resource_instrumentation_status llama_resource_instrumentation_log_co
 // A token was generated for sequence `seq_id`. Its id is written only with LLAMA_RESOURCE_LOG_TEXT=1; the event is of level VERBOSE.
 enum llama_resource_instrumentation_status llama_resource_instrumentation_record_token(int32_t seq_id,
                                                                                        int32_t token_id);
+
+// Sets a setting for the next init, by the name of its environment variable ("LLAMA_RESOURCE_CAPTURE", "LLAMA_RESOURCE_TENSORS", ...; all of
+// docs/CONFIGURATION.md), ahead of the environment. NULL as value takes it back. Has no effect on a recording that is on.
+//
+// Requires:
+// `name` is NULL or a NUL-terminated string; so is `value`.
+enum llama_resource_instrumentation_status llama_resource_instrumentation_set(const char * name,
+                                                                              const char * value);
+
+// The running account of the stream. Writes at most `size` bytes, so that an older program gets what it knows. NOT_RUNNING while no
+// activations are captured.
+//
+// Requires:
+// `statistics` is NULL or points to `size` writable bytes.
+enum llama_resource_instrumentation_status llama_resource_instrumentation_get_capture_statistics(struct llama_resource_instrumentation_capture_statistics * statistics,
+                                                                                                 size_t size);
+
+// Writes a token that the caller chose into the stream and its tokens file: for hosts whose sampling the hooks do not see. `text` is NULL
+// or its text, `position` its position in sequence `seq_id` (negative: not known), `probability` negative where not known.
+//
+// Requires:
+// `text` is NULL or a NUL-terminated string.
+enum llama_resource_instrumentation_status llama_resource_instrumentation_track_token(int32_t seq_id,
+                                                                                      int32_t position,
+                                                                                      int32_t token_id,
+                                                                                      const char * text,
+                                                                                      float probability);
 
 // For `llama_context_params.cb_eval`, with `cb_eval_user_data` NULL or a `struct llama_resource_eval_params *`. Records every operation that
 // runs, with its own time; each node then runs alone, which costs speed. Where the hooks see the graphs it asks for nothing and only

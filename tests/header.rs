@@ -42,6 +42,7 @@ fn committed_header_equals_the_source() {
         .with_config(config)
         .with_src(root().join("src/abi.rs"))
         .with_src(root().join("src/abi/marks.rs"))
+        .with_src(root().join("src/abi/capture.rs"))
         .with_src(root().join("src/abi/eval.rs"))
         .with_src(root().join("src/abi/server.rs"))
         .generate()

@@ -35,6 +35,7 @@ fn every_step_comes_back_in_order_whatever_the_codec_and_the_workers() {
             assert_eq!(end["account"], totals.account.to_json());
             assert_eq!(end["packets"], stream.packets);
             assert_eq!(stream.headers[0]["session_id"], "test");
+            feed::assert_reader_agrees(&path, &stream, true);
             clear(&path);
         }
     }

@@ -86,6 +86,7 @@ fn check_end(path: &Path, resumes: u64, texts: bool) {
         assert_eq!((&t["token_index"], &t["token_id"]), (&i.into(), &want.token.into()));
         assert!(!texts || t["token_text"].as_str() == text.as_deref());
     }
+    feed::assert_reader_agrees(path, &stream, true);
     assert!(!Path::new(&format!("{}.ckpt.json", path.display())).exists(), "removed after a clean end");
 }
 

@@ -182,6 +182,7 @@ fn writes_up_to_the_limit_of_file_sizes() {
     let captured: u64 = stream.tensors.values().flatten().map(|(_, values)| values.len() as u64).sum();
     assert_eq!(captured, totals.account.captured.bytes);
     assert!(captured > 5 << 20, "{captured} bytes below the limit");
+    feed::assert_reader_agrees(Path::new(&path), &stream, false);
     assert!(stream.end.is_some(), "the cut-off packet left room for the account");
 }
 

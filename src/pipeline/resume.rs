@@ -20,6 +20,8 @@ const LARGEST_NOTE: usize = 64 << 20;
 #[derive(Debug)]
 pub(super) struct Found {
     pub(super) checkpoint: Checkpoint,
+    /// Length of its packet.
+    pub(super) packet_len: u32,
     /// The bytes before the checkpoint's end, in its last aligned unit.
     pub(super) head: Vec<u8>,
 }
@@ -38,10 +40,11 @@ pub(super) fn find(path: &Path, head_len: fn(u64) -> usize) -> IoResult<Option<F
     }) else {
         return Ok(None);
     };
+    let packet_len = length_ending_at(&file, checkpoint.stream_offset).and_then(|n| u32::try_from(n).ok()).unwrap_or(0);
     let mut head = vec![0; head_len(checkpoint.stream_offset)];
     let at = checkpoint.stream_offset - head.len() as u64;
     file.read_exact_at(&mut head, at)?;
-    Ok(Some(Found { checkpoint, head }))
+    Ok(Some(Found { checkpoint, packet_len, head }))
 }
 
 /// Length of the packet that seems to end at `end`, if its two ends agree.

@@ -19,7 +19,7 @@ use super::worker::Worker;
 use super::writer::{Progress, Writer, now_s};
 use super::{Options, Pipeline, ROOM_FOR_TOKENS, Resumed, Shared, threads};
 use crate::error::{Error, Result};
-use crate::format::stream::IndexBuilder;
+use crate::format::stream::{IndexBuilder, Kind};
 use crate::{clock, host, log};
 
 /// Packets to be made that wait for a worker.
@@ -32,6 +32,8 @@ const ITEMS: usize = 64;
 struct Opened {
     disk: Box<dyn Disk>,
     from: Option<Checkpoint>,
+    /// The packets before, for the index.
+    index: IndexBuilder,
     head: Vec<u8>,
 }
 
@@ -59,7 +61,7 @@ pub(super) fn start(options: Options) -> Result<Pipeline> {
 pub(super) fn start_with(options: Options, disk: Box<dyn Disk>) -> Result<Pipeline> {
     clock::init();
     let shares = Shares::of(options.max_memory, options.workers.max(1))?;
-    start_on(options, &shares, Opened { disk, from: None, head: Vec::new() })
+    start_on(options, &shares, Opened { disk, from: None, index: IndexBuilder::default(), head: Vec::new() })
 }
 
 fn open(path: &Path, resume: bool) -> Result<Opened> {
@@ -78,7 +80,11 @@ fn open(path: &Path, resume: bool) -> Result<Opened> {
     if length > 0 {
         if let Some(found) = resume::find(path, StreamFile::head_len).map_err(fail)? {
             disk.set_len(found.checkpoint.stream_offset).map_err(fail)?;
-            return Ok(Opened { disk: Box::new(disk), from: Some(found.checkpoint), head: found.head });
+            // The index packet stands before the checkpoint, whose packet is the first of the next run.
+            let begin = found.checkpoint.stream_offset - u64::from(found.packet_len);
+            let mut index = IndexBuilder::new(begin, found.checkpoint.last_index);
+            index.push(Kind::Checkpoint, Kind::Checkpoint.packet_name().unwrap_or_default(), found.packet_len);
+            return Ok(Opened { disk: Box::new(disk), from: Some(found.checkpoint), index, head: found.head });
         }
         let mut aside = path.as_os_str().to_owned();
         aside.push(".old");
@@ -93,7 +99,7 @@ fn open(path: &Path, resume: bool) -> Result<Opened> {
     }
     // Of a stream that is gone.
     checkpoint::remove(&checkpoint::path_of(path));
-    Ok(Opened { disk: Box::new(disk), from: None, head: Vec::new() })
+    Ok(Opened { disk: Box::new(disk), from: None, index: IndexBuilder::default(), head: Vec::new() })
 }
 
 fn start_on(options: Options, shares: &Shares, opened: Opened) -> Result<Pipeline> {
@@ -131,7 +137,7 @@ fn start_on(options: Options, shares: &Shares, opened: Opened) -> Result<Pipelin
         path: options.path.clone(),
         history: Some(history(&options, from, began_s)),
         history_asked: options.tokens_path.is_some(),
-        index: IndexBuilder::new(offset, from.and_then(|c| c.last_index)),
+        index: opened.index,
         sequence: from.map_or(0, |c| c.next_packet),
         began_s,
         resume_count: from.map_or(0, |c| c.resume_count + 1),

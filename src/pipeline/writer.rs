@@ -332,7 +332,8 @@ impl Writer {
         self.state.failed = false;
         self.attempt(|w| {
             let account = w.shared.account.totals().to_json();
-            w.index = IndexBuilder::new(w.file.end(), w.index.previous());
+            // No index: one without the packets since the last would hide them. Readers step through the file.
+            w.index = IndexBuilder::new(w.file.end(), None);
             w.note(Kind::Account, |out, n, _| stream::write_account(out, n, &account))?;
             w.end(progress)
         });

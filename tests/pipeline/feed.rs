@@ -12,6 +12,7 @@ use llama_resource_instrumentation::format::stream::{
     Content, Frame, LEAST_PACKET, Packet, Part, Route, Row, SampledToken,
 };
 use llama_resource_instrumentation::pipeline::{Job, Options, Piece, Pipeline, Policy, Reason, Refused, Spec};
+use llama_resource_instrumentation::read::stream::{Item, StreamReader};
 
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -238,8 +239,29 @@ pub struct Stream {
     pub torn: usize,
     /// Largest packet of values.
     pub largest: usize,
+    /// By tensor: offsets of its packets.
+    pub places: BTreeMap<String, Vec<usize>>,
     /// Every packet's offset, by its number.
     pub offsets: Vec<usize>,
+}
+
+/// What the product's own reader says of the file: the same packets of every tensor, and whether it found them by the index.
+pub fn assert_reader_agrees(path: &Path, stream: &Stream, by_index: bool) {
+    let mut reader = StreamReader::open(path).unwrap();
+    let catalog = reader.catalog().unwrap();
+    assert_eq!(catalog.from_index, by_index);
+    let found: BTreeMap<_, Vec<usize>> = catalog
+        .tensors
+        .iter()
+        .map(|t| (t.name.clone(), t.packets.iter().map(|p| p.offset as usize).collect()))
+        .collect();
+    assert_eq!(found, stream.places);
+    let mut packets = 0;
+    while let Some(item) = reader.next_item().unwrap() {
+        packets += u64::from(matches!(item, Item::Packet { .. }));
+    }
+    assert_eq!(packets, stream.packets);
+    assert!(reader.account().balances() && reader.account().is_undamaged(), "{:?}", reader.account());
 }
 
 /// Reads by the framing alone, packet by packet, up to the first that is not whole.
@@ -272,6 +294,7 @@ pub fn read_bytes(bytes: &[u8]) -> Stream {
                 }
             }
             Content::Tensor { meta, body } => {
+                s.places.entry(read.name.to_owned()).or_default().push(s.good - packet.len());
                 let mut values = Vec::new();
                 let n = usize::try_from(meta.n_values()).unwrap();
                 decode(meta.codec, meta.dtype, meta.row_len as usize, n, body, &mut values).unwrap();

@@ -382,7 +382,7 @@ class Comparison:
 
 def compare(pairs):
     """Every captured tensor of every step must have the oracle's bytes and the ubatch's rows; gives a Comparison."""
-    result, wrong = Comparison(), []
+    result, wrong, identities = Comparison(), [], {}
     for step, parts, run in pairs:
         stored = {}  # index in the graph -> name in the stream
         for name, part in parts.items():
@@ -394,6 +394,9 @@ def compare(pairs):
             if node.index in stored:
                 wrong.append(f"{where}: stored twice, as {stored[node.index]} too")
             stored[node.index] = name
+            identity = (node.op, None if made_up(node.name) else (node.name, node.occurrence))
+            if identities.setdefault(name, identity) != identity:
+                wrong.append(f"{where}: it is {identity}, before it was {identities[name]}")
             if node.data != part.bytes:
                 wrong.append(f"{where}: {difference(node, part)}")
             bad = unmatched_rows(part, run)

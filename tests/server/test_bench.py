@@ -5,7 +5,9 @@ The slow library is a stand-in (slow_library.c), preloaded where the real one wo
 
 import json
 import os
+import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -89,9 +91,6 @@ def test_a_library_that_is_none_is_not_measured(tmp_path):
 
 def test_nothing_is_left_running_or_lying(tmp_path):
     """Killed in the middle, the benchmark takes its servers with it; ended by Ctrl-C, its folder too."""
-    import signal
-    import time
-
     for how, clean in ((signal.SIGKILL, False), (signal.SIGINT, True)):
         temporary = tmp_path / how.name
         temporary.mkdir()
@@ -99,12 +98,24 @@ def test_nothing_is_left_running_or_lying(tmp_path):
         process = subprocess.Popen(list(map(str, command)), env=os.environ | {"TMPDIR": str(temporary)}, stdout=subprocess.DEVNULL,
                                    stderr=subprocess.DEVNULL)
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-        deadline = time.monotonic() + 60
-        while not (servers := [p for p in children.read_text().split() if "llama-server" in Path(f"/proc/{p}/comm").read_text()]):
-            assert time.monotonic() < deadline, "no server was started"
-            time.sleep(0.05)
+        wait_for(lambda: any(is_serving(p) for p in children.read_text().split()), "a server")
+        servers = children.read_text().split()
         process.send_signal(how)
         process.wait(120)
-        time.sleep(0.5)
-        assert not [p for p in servers if Path(f"/proc/{p}").exists()], how
+        wait_for(lambda: not any(map(is_serving, servers)), f"the servers' end after {how.name}")
         assert not clean or not list(temporary.iterdir())
+
+
+def is_serving(pid):
+    """Whether the process is a server at work; one that has ended and waits for its parent has no command line."""
+    try:
+        return b"--port" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+
+
+def wait_for(condition, what):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, f"waited a minute for {what}"
+        time.sleep(0.05)

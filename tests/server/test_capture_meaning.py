@@ -103,12 +103,11 @@ def test_bounded_sits_at_the_floor_of_f16(exact, tmp_path, capsys):
         errors = {name: stored[name].astype(np.float64) - layers[name] for name in layers}
         row_l2 = max(float((np.linalg.norm(errors[name], axis=1) / np.linalg.norm(layers[name], axis=1)).max()) for name in layers)
         table[codec] = (*distance(logits, inject(tmp_path, "add", errors)), row_l2)
-    middle = {"l_out-14": residual(tmp_path, "bounded")["l_out-14"]}
-    table["bounded, layer 14 only"] = (*distance(logits, inject(tmp_path, "replace", middle)), float("nan"))
     with capsys.disabled():
-        print(f"\n\nresidual put back, {TOKENS} tokens, SmolLM2-135M Q4_1, all 30 layers\n{'codec':<24}{'KL mean':>10}{'KL p99':>10}{'top-1 same':>12}{'row L2 max':>12}")
+        print(f"\n\nresidual put back, {TOKENS} tokens, SmolLM2-135M Q4_1, all 30 layers\n"
+              f"{'codec':<10}{'KL mean':>10}{'KL p99':>10}{'top-1 same':>12}{'row L2 max':>12}")
         for codec, (mean, p99, same, row_l2) in table.items():
-            print(f"{codec:<24}{mean:>10.2e}{p99:>10.2e}{same:>11.1%} {row_l2:>12.2e}")
+            print(f"{codec:<10}{mean:>10.2e}{p99:>10.2e}{same:>11.1%} {row_l2:>12.2e}")
     f16, bounded = table["f16"], table["bounded"]
     assert bounded[3] <= 1e-3 * (1 + 1e-6), "the bound does not hold"
     assert bounded[0] <= 1.5 * f16[0], "farther from the exact run than half precision is"
