@@ -145,10 +145,19 @@ fn looks_at_its_own_threads() {
         // All but SIGKILL and SIGSTOP, and the two signals that the C library keeps for itself.
         assert_eq!((blocked.as_str(), nice.as_str()), ("fffffffe7ffbfeff", "10"), "{name}");
     }
-    std::thread::sleep(Duration::from_secs(3));
-    for (before, after) in before.iter().zip(threads()) {
-        assert!(after.1 - before.1 <= 1, "{} woke up {} times in three idle seconds", after.0, after.1 - before.1);
+    // What was pushed last may still be settling, on a busy machine for a while: idle is a window without work.
+    let mut before = before;
+    let mut most = i64::MAX;
+    for _ in 0..5 {
+        std::thread::sleep(Duration::from_secs(3));
+        let after = threads();
+        most = before.iter().zip(&after).map(|(b, a)| a.1 as i64 - b.1 as i64).max().unwrap_or(0);
+        if most <= 1 {
+            break;
+        }
+        before = after;
     }
+    assert!(most <= 1, "a thread woke up {most} times in three idle seconds, five times over");
     assert!(pipeline.finish(PATIENCE).clean);
     clear(&path);
 }

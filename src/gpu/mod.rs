@@ -113,11 +113,20 @@ pub fn use_between(from_ns: u64, to_ns: u64, tokens: u64) -> Option<Vec<GpuUse>>
     if shared.devices.is_empty() {
         return None;
     }
-    let uses = shared
+    let uses: Vec<GpuUse> = shared
         .devices
         .iter()
-        .map(|d| GpuUse { device: d.identity.number, ..d.history.between(from_ns, to_ns, tokens) });
-    Some(uses.filter(|u| u.process_memory_peak_bytes != Some(0)).collect())
+        .map(|d| GpuUse { device: d.identity.number, ..d.history.between(from_ns, to_ns, tokens) })
+        .collect();
+    let idle = |u: &GpuUse| u.process_memory_peak_bytes == Some(0);
+    let kept = |(u, d): &(&GpuUse, &Device)| {
+        // The energy of a MIG instance is its GPU's.
+        let part_of_it = |(u, part): (&GpuUse, &Device)| {
+            part.identity.mig_instance.is_some() && part.identity.pci_bus_id == d.identity.pci_bus_id && !idle(u)
+        };
+        !idle(u) || (d.identity.mig_instance.is_none() && uses.iter().zip(&shared.devices).any(part_of_it))
+    };
+    Some(uses.iter().zip(&shared.devices).filter(kept).map(|(u, _)| u.clone()).collect())
 }
 
 /// Whether SM activity is measured at all.
@@ -167,6 +176,11 @@ mod tests {
         assert_eq!(sm_utilization(Some("CUDA0"), S + 1), None, "which of the two?");
         let uses = use_between(S, 2 * S, 1).unwrap();
         assert_eq!(uses.iter().map(|u| u.device).collect::<Vec<_>>(), [0], "nothing of this process is on the other");
+        let mut part = device(2, 7);
+        part.identity.mig_instance = Some(0);
+        SHARED.lock().devices.push(part);
+        // The whole GPU of the instance; the test's devices have no address, and so are all the same one.
+        assert_eq!(use_between(S, 2 * S, 1).map(|u| u.len()), Some(3));
         SHARED.lock().devices.clear();
     }
 }

@@ -290,6 +290,7 @@ def test_mig_instances_are_devices_of_their_own(record):
     assert one["pci_bus_id"] == gpu["pci_bus_id"] and (gpu["power_mw"], one["power_mw"]) == (250_000, None)
     assert other["name"] == "Stand-in B" and gpu["gpu_busy_percent"] is None
     uses = {use["device"]: use for use in sole(of_kind(made.events, "request_end"), "requests")["gpu"]}
+    assert set(uses) == {0, 1, 2, 3} and uses[0]["energy_mj"] > 0  # the energy of an instance is its GPU's
     assert uses[1]["memory_peak_bytes"] == 1000 and uses[1]["energy_mj"] is None and uses[3]["energy_mj"] > 0
 
 
