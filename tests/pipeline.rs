@@ -31,7 +31,7 @@ fn every_step_comes_back_in_order_whatever_the_codec_and_the_workers() {
             assert_eq!((stream.packets, stream.good as u64), (totals.packets, totals.bytes));
             stream.assert_steps(1..=300, 1);
             stream.assert_tokens(1..=300);
-            let end = stream.end.expect("a clean end");
+            let end = stream.end.as_ref().expect("a clean end");
             assert_eq!(end["account"], totals.account.to_json());
             assert_eq!(end["packets"], stream.packets);
             assert_eq!(stream.headers[0]["session_id"], "test");
