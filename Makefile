@@ -9,7 +9,7 @@ LIBRARY := target/release/libllama_resource_instrumentation.so
 # bindgen's test needs libclang, which comes as a wheel.
 LIBCLANG = $$($(PYTHON) -c 'import clang.native, os; print(os.path.dirname(clang.native.__file__))')
 
-.PHONY: help venv submodule llama llama-patched patch-check model lib demo test test-rust test-server test-matrix lint docs-check bench bench-short install clean
+.PHONY: help venv submodule llama llama-patched patch-check model lib demo test test-rust test-server test-patched test-bench test-matrix lint docs-check bench bench-short install clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -38,7 +38,7 @@ lib: ## Build the library and the program llama-resource (release)
 demo: llama model lib ## Record a real server at work and show the report
 	@$(PYTHON) .make/demo.py
 
-test: lint patch-check test-rust test-server test-matrix bench-short ## Everything that must hold: lints, Rust, server and matrix tests, a short benchmark
+test: lint patch-check test-rust test-server test-matrix ## Everything that must hold: lints, Rust, server and matrix tests
 
 lint: ## rustfmt, clippy and rustdoc, without a warning
 	cargo fmt --check
@@ -49,8 +49,14 @@ lint: ## rustfmt, clippy and rustdoc, without a warning
 test-rust: submodule lib ## Rust tests: units, header, bindings, schema, layering, the program
 	LIBCLANG_PATH="$(LIBCLANG)" cargo test --quiet --features schema
 
-test-server: llama llama-patched model lib ## Truth, guest and bad-input tests on the real server
-	$(PYTHON) -m pytest -q tests/server $(PYTEST)
+test-server: llama model lib ## Truth, guest, capture and bad-input tests on the real server
+	$(PYTHON) -m pytest -q tests/server --ignore tests/server/test_bench.py $(PYTEST)
+
+test-patched: llama llama-patched model lib ## The server that is built with patches/
+	$(PYTHON) -m pytest -q tests/server/test_patched.py $(PYTEST)
+
+test-bench: llama model lib ## The benchmark judges a slowed library; needs a quiet machine
+	$(PYTHON) -m pytest -q tests/server/test_bench.py $(PYTEST)
 
 test-matrix: llama model lib ## The main facts on old and new builds, in Python and Node.js hosts
 	$(PYTHON) tests/matrix/run.py

@@ -122,7 +122,7 @@ fn plan(capture: &Capture, graph: Ptr, nodes: &[TensorPtr], may_retain: bool) ->
     Some(Live::new(graph as usize, plan, nodes, capture.config.route, capture.retain_limit, may_retain))
 }
 
-/// A graph is about to run. `number`: of the ubatch. True if a step of it is captured: [`ends`] must follow.
+/// A graph is about to run. `number`: of the ubatch. True if a step of it is captured: `ends` must follow.
 #[must_use]
 pub fn begins(sched: Ptr, graph: Ptr, number: Option<u64>) -> bool {
     // A step that an exception of the host cut off.
