@@ -22,7 +22,7 @@ if [ ! -f "$out/.complete" ]; then
   LRI_BUILT=$(dirname "$library") "$top/.make/install.sh" "$out/prefix" >"$log"
   { cmake -S "$top/patches" -B "$out/build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DPATCHED="$out/tools/server" -DSOURCE="$top/llama.cpp" -DPLAIN="$plain" \
       -DLLAMA_RESOURCE_INSTRUMENTATION=ON -DLLAMA_RESOURCE_INSTRUMENTATION_DIR="$out/prefix" &&
-    ninja -C "$out/build" -j "${LRI_JOBS:-$(nproc)}" llama-server; } >>"$log" 2>&1 || { tail -30 "$log" >&2; die "the patched build failed; whole log: $log"; }
+    ninja -C "$out/build" -j "${LRI_JOBS:-$(nproc)}" llama-server; } >>"$log" 2>&1 </dev/null || { tail -30 "$log" >&2; die "the patched build failed; whole log: $log"; }
   touch "$out/.complete"
 fi
 # The server and its own library are copies, since a program's $ORIGIN is where its file really is; the rest is linked. A newly built

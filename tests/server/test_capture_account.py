@@ -211,7 +211,7 @@ def test_kill_and_resume(tmp_path):
     in order, with the bytes that the oracle saw in that life."""
     path, chance = tmp_path / "acts.stream", random.Random(5)
     settings = {"tensors": "residual", "codec": "zstd", "checkpoint_tokens": "16"}
-    kept, checked = 0, 0  # steps before this life
+    kept, checked, at = 0, 0, 0  # steps before this life
     for life in range(3):
         witness = tmp_path / f"oracle-{life}.bin"
         more = {"capture_resume": "1"} if life else {}
@@ -220,7 +220,7 @@ def test_kill_and_resume(tmp_path):
                 work(server, n_predict=12)
                 assert server.stop() == 0
             else:
-                run_until_killed(server, chance.uniform(0.4, 1.2))
+                run_until_killed(server, chance.uniform(0.4, 1.2), path.with_name("acts.stream.ckpt.json"), at)
         before, stream = kept, Stream(path)
         steps = list(stream.steps.items())
         if life:
@@ -245,10 +245,11 @@ def test_kill_and_resume(tmp_path):
     verify(path)
 
 
-def run_until_killed(server, seconds):
+def run_until_killed(server, seconds, checkpoint, after):
+    """Kills it so long after its start, but not before a checkpoint of this life stands (a slow machine needs longer for 16 tokens)."""
     begun = time.monotonic()
     stream = server.stream("/completion", {**GREEDY, "prompt": LETTERS, "n_predict": 900})
-    while time.monotonic() - begun < seconds:
+    while time.monotonic() - begun < seconds or not (checkpoint.exists() and json.loads(checkpoint.read_text())["last_step"] > after):
         next(stream)
     server.kill()
 
