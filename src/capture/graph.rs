@@ -141,7 +141,6 @@ pub fn plan(nodes: &[TensorPtr], wish: &Wish, n_layer: Option<i32>, memory: &mut
         let again = is_view && view.elements() == root.view().elements() && hit_nodes.contains(&root.address());
         let root_node = index.get(&root.address()).copied().filter(|&i| nodes[i].is_computed(uses_flag));
         let refusal = match (root_node, DType::parse(view.type_name)) {
-            _ if view.elements() == 0 => Err(Reason::Empty),
             // The same values again under another shape.
             _ if again => Err(Reason::View),
             // A view into weights or into the cache: a flag would stick to what lives longer than the graph.
@@ -162,6 +161,11 @@ pub fn plan(nodes: &[TensorPtr], wish: &Wish, n_layer: Option<i32>, memory: &mut
         let behind = selected.contains(&t.address());
         let n_tokens = inputs.n_tokens as u64;
         let bytes = t.view().packed_bytes();
+        // A last layer without outputs has empty tensors: they keep their names, so that the others keep theirs.
+        if bytes == 0 {
+            out.refused.push(h.refused(Reason::Empty, 0));
+            continue;
+        }
         let Some(shape) = shape::of(&store, h.op, t.ne(), n_tokens, n_outputs, behind, &mut memory.known) else {
             out.refused.push(h.refused(Reason::Type, bytes));
             continue;
