@@ -261,7 +261,7 @@ def logged_ms(log, pattern):
 def test_queue_wait_is_what_the_servers_log_says(tiny_model, tmp_path):
     """One slot, and requests that come while it is busy: the log at its highest verbosity stamps when a task is queued and launched."""
     with patched(tiny_model("llama"), tmp_path / "log.jsonl", ["-np", "1", "-lv", "10"]) as server:
-        body = {"prompt": "the river", "n_predict": 60, "logit_bias": [[2, False]]}
+        body = {"prompt": "the river", "n_predict": 900, "logit_bias": [[2, False]]}
         threads = [threading.Thread(target=server.post, args=("/completion", body)) for _ in range(6)]
         for thread in threads:
             thread.start()
@@ -277,4 +277,4 @@ def test_queue_wait_is_what_the_servers_log_says(tiny_model, tmp_path):
         assert near(end["queue_ms"], launched[task] - queued[task], 0, 60), (end, launched[task], queued[task])
     waits = sorted(end["queue_ms"] for end in ends)
     longest = max(end["duration_ms"] for end in ends)
-    assert waits[-1] > 2 * longest, f"six requests, one slot, and the last waited {waits[-1]} ms for others of up to {longest} ms"
+    assert waits[-1] > longest > 100, f"six requests, one slot, and the last waited {waits[-1]} ms for others of up to {longest} ms"
