@@ -200,12 +200,6 @@ pub fn become_background_thread(name: &CStr) {
     unsafe { libc::setpriority(libc::PRIO_PROCESS, libc::gettid() as libc::id_t, NICE) };
 }
 
-/// Gives the calling thread another weight: a step is a quarter more or less than its neighbour, 0 is the host's.
-pub fn set_nice(nice: i32) {
-    // SAFETY: as above, of this thread only.
-    unsafe { libc::setpriority(libc::PRIO_PROCESS, libc::gettid() as libc::id_t, nice) };
-}
-
 /// Blocks all signals in the calling thread and returns the old mask; threads made meanwhile inherit the block.
 #[must_use]
 pub fn block_signals() -> libc::sigset_t {

@@ -143,8 +143,7 @@ fn looks_at_its_own_threads() {
     );
     for (name, _, blocked, nice) in &before {
         // All but SIGKILL and SIGSTOP, and the two signals that the C library keeps for itself.
-        let weight = if name.contains("codec") { "10" } else { "5" };
-        assert_eq!((blocked.as_str(), nice.as_str()), ("fffffffe7ffbfeff", weight), "{name}");
+        assert_eq!((blocked.as_str(), nice.as_str()), ("fffffffe7ffbfeff", "10"), "{name}");
     }
     // What was pushed last may still be settling, on a busy machine for a while: idle is a window without work.
     let mut before = before;

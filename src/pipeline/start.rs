@@ -14,7 +14,6 @@ use super::pool::{MOST_OUT, Pool};
 use super::resume;
 use super::segment::Collector;
 use super::share::Shares;
-use super::threads::HANDS_ON;
 use super::tokens::{self, History};
 use super::worker::Worker;
 use super::writer::{Progress, Writer, now_s};
@@ -164,7 +163,7 @@ fn start_on(options: Options, shares: &Shares, opened: Opened) -> Result<Pipelin
         gathering: super::segment::Gathering::default(),
     };
     let (closing, closed) = bounded(1);
-    let mut all = vec![threads::spawn(&shared, "lri-cap-write".to_owned(), HANDS_ON, move || {
+    let mut all = vec![threads::spawn(&shared, "lri-cap-write".to_owned(), move || {
         let _ = closing.send(writer.run());
     })?];
     for i in 0..workers {
@@ -176,9 +175,9 @@ fn start_on(options: Options, shares: &Shares, opened: Opened) -> Result<Pipelin
             out: out.clone(),
             scratch: super::worker::Scratch::default(),
         };
-        all.push(threads::spawn(&shared, format!("lri-cap-codec{i}"), None, move || worker.run())?);
+        all.push(threads::spawn(&shared, format!("lri-cap-codec{i}"), move || worker.run())?);
     }
-    all.push(threads::spawn(&shared, "lri-cap-collect".to_owned(), HANDS_ON, move || collector.run())?);
+    all.push(threads::spawn(&shared, "lri-cap-collect".to_owned(), move || collector.run())?);
     Ok(Pipeline { shared, inbox, threads: Mutex::new(all), closed, finished: Mutex::default(), resumed })
 }
 

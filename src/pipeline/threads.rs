@@ -8,10 +8,6 @@ use super::Shared;
 use crate::error::{Error, Result};
 use crate::{boundary, host};
 
-/// Weight of the threads that hand on: three times a worker's, a third of the host's. They compute little, and while they wait for a core
-/// that a worker has, the disk idles.
-pub(super) const HANDS_ON: Option<i32> = Some(5);
-
 /// Ends the stream when a thread is gone that should not be.
 struct Alarm(Arc<Shared>);
 
@@ -23,11 +19,10 @@ impl Drop for Alarm {
     }
 }
 
-/// Starts `body` on a thread called `name` (at most 15 bytes), with the weight of our background threads or another.
+/// Starts `body` on a thread called `name` (at most 15 bytes).
 pub(super) fn spawn(
     shared: &Arc<Shared>,
     name: String,
-    nice: Option<i32>,
     body: impl FnOnce() + Send + 'static,
 ) -> Result<JoinHandle<()>> {
     let shared = Arc::clone(shared);
@@ -37,9 +32,6 @@ pub(super) fn spawn(
     let handle = Builder::new().name(name).stack_size(1 << 20).spawn(move || {
         boundary::mark_own_thread();
         host::become_background_thread(&kernel_name);
-        if let Some(nice) = nice {
-            host::set_nice(nice);
-        }
         boundary::guard((), || {
             let _alarm = Alarm(shared);
             body();
