@@ -278,7 +278,8 @@ def check_all(c, log, run, may_lack):
         c.passed += part.passed
         c.reasons += part.reasons
         c.notes += part.notes
-    lost = [s for s in log.states() if s[1] in ("unavailable", "stopped") and not any(s[0] in parts for parts in may_lack.values())]
+    # A machine without a GPU says so once; that is not this build's fault (tests/server/test_gpu.py has the GPU part).
+    lost = [s for s in log.states() if s[1] in ("unavailable", "stopped") and s[0] != "gpu" and not any(s[0] in parts for parts in may_lack.values())]
     c.that(not lost, f"instrumentation_state: {lost}")
 
 
