@@ -12,8 +12,10 @@
 //! step gave is either in the file or counted as dropped ([`Account`]).
 
 mod account;
+mod block;
 mod checkpoint;
 mod cut;
+mod disk;
 mod file;
 mod pool;
 mod resume;

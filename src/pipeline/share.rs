@@ -1,4 +1,4 @@
-//! How a budget is divided: buffers for the host, a packet in work for each worker, packets that wait for the disk, the disk's own buffer.
+//! How a budget is divided: buffers for the host, a packet in work for each worker, packets that wait for the disk, the disk's own two buffers.
 
 use super::pool::largest_class;
 use crate::error::{Error, Result};
@@ -55,7 +55,7 @@ impl Shares {
         let outputs = 2 * workers + if max_memory < 256 * MIB { 2 } else { 10 };
         // A worker's packet exists up to three times (gathered, rearranged, entropy-coded), an output once, a little larger.
         let copies = 3 * workers + outputs + 1;
-        let fixed = FIXED + workers * ENCODER + block;
+        let fixed = FIXED + workers * ENCODER + 2 * block;
         let packet = ((max_memory.saturating_sub(fixed)) / 3 / copies).clamp(64 << 10, MOST_PACKET);
         let pool = max_memory.saturating_sub(fixed + copies * packet);
         if pool < max_memory / 4 {
@@ -83,7 +83,7 @@ mod tests {
                     assert!(mib < 32, "{mib} MiB, {workers} workers");
                     continue;
                 };
-                let used = s.pool + (3 * workers + s.outputs) * s.packet + s.block;
+                let used = s.pool + (3 * workers + s.outputs) * s.packet + 2 * s.block;
                 assert!(used <= mib * MIB, "{mib} MiB: {s:?}");
                 assert!(s.pool >= mib * MIB / 4 && s.largest * 4 <= s.pool && s.largest * 6 >= s.pool, "{s:?}");
                 assert!(s.packet <= s.largest && s.block % 4096 == 0 && s.packet <= MOST_PACKET, "{s:?}");

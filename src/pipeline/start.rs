@@ -9,7 +9,8 @@ use serde_json::Value;
 
 use super::account::Account;
 use super::checkpoint::{self, Checkpoint};
-use super::file::{Disk, FileDisk, StreamFile};
+use super::disk::{Disk, FileDisk};
+use super::file::StreamFile;
 use super::pool::{MOST_OUT, Pool};
 use super::resume;
 use super::segment::Collector;
@@ -106,7 +107,7 @@ fn start_on(options: Options, shares: &Shares, opened: Opened) -> Result<Pipelin
     let workers = options.workers.max(1);
     let from = opened.from.as_ref();
     let offset = from.map_or(0, |c| c.stream_offset);
-    let file = StreamFile::new(opened.disk, shares.block, offset, &opened.head)
+    let mut file = StreamFile::new(opened.disk, shares.block, offset, &opened.head)
         .map_err(|e| Error::new("opening the stream", options.path.display().to_string(), e, "allow more memory"))?;
     let shared = Arc::new(Shared {
         account: from.map_or_else(Account::default, |c| Account::resumed(&c.account)),
@@ -120,6 +121,7 @@ fn start_on(options: Options, shares: &Shares, opened: Opened) -> Result<Pipelin
         tokens_queued: 0.into(),
         tokens_lost: 0.into(),
     });
+    let mut all = vec![file.write_behind(&shared)?];
     let (inbox, jobs) = bounded(MOST_OUT + ROOM_FOR_TOKENS);
     let (tasks, to_workers) = bounded(TASKS);
     let (out, items) = bounded(ITEMS);
@@ -163,9 +165,9 @@ fn start_on(options: Options, shares: &Shares, opened: Opened) -> Result<Pipelin
         gathering: super::segment::Gathering::default(),
     };
     let (closing, closed) = bounded(1);
-    let mut all = vec![threads::spawn(&shared, "lri-cap-write".to_owned(), move || {
+    all.push(threads::spawn(&shared, "lri-cap-write".to_owned(), move || {
         let _ = closing.send(writer.run());
-    })?];
+    })?);
     for i in 0..workers {
         let worker = Worker {
             shared: Arc::clone(&shared),

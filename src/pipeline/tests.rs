@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
-use super::file::{Disk, StreamFile};
+use super::disk::Disk;
+use super::file::StreamFile;
 use super::{Job, Options, Piece, Pipeline, Policy, Reason, Refused, Spec, Totals, start};
 use crate::codec::{Codec, DType, Params};
 use crate::format::stream::{Content, Frame, Packet, Route};
