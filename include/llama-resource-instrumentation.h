@@ -302,15 +302,16 @@ enum llama_resource_instrumentation_status llama_resource_instrumentation_record
                                                                                        int32_t token_id);
 
 // Sets a setting for the next init, by the name of its environment variable ("LLAMA_RESOURCE_CAPTURE", "LLAMA_RESOURCE_TENSORS", ...; all of
-// docs/CONFIGURATION.md), ahead of the environment. NULL as value takes it back. Has no effect on a recording that is on.
+// docs/CONFIGURATION.md), ahead of the environment. NULL as value takes it back. A recording that is on keeps the settings that it began
+// with: the answer is then ALREADY_RUNNING, and the setting holds for the next init.
 //
 // Requires:
 // `name` is NULL or a NUL-terminated string; so is `value`.
 enum llama_resource_instrumentation_status llama_resource_instrumentation_set(const char * name,
                                                                               const char * value);
 
-// The running account of the stream. Writes at most `size` bytes, so that an older program gets what it knows. NOT_RUNNING while no
-// activations are captured.
+// The running account of the stream, all zero before the first step. Writes at most `size` bytes, so that an older program gets what it
+// knows. NOT_RUNNING while no activations are captured. `seen` is the sum of the others after a flush, if no other thread computes.
 //
 // Requires:
 // `statistics` is NULL or points to `size` writable bytes.

@@ -14,6 +14,8 @@ pub const CAPACITY: usize = 4096;
 #[derive(Debug)]
 pub struct Queue<T: 'static> {
     consumers: Mutex<Vec<Consumer<T>>>,
+    /// Of threads that are being torn down and have no ring any more.
+    late: Mutex<Vec<T>>,
     dropped: AtomicU64,
 }
 
@@ -24,7 +26,7 @@ impl<T> Queue<T> {
     /// A queue without rings.
     #[must_use]
     pub const fn new() -> Self {
-        Self { consumers: Mutex::new(Vec::new()), dropped: AtomicU64::new(0) }
+        Self { consumers: Mutex::new(Vec::new()), late: Mutex::new(Vec::new()), dropped: AtomicU64::new(0) }
     }
 
     /// Puts `value` into the calling thread's ring. False if it was full and the value was dropped.
@@ -45,6 +47,19 @@ impl<T> Queue<T> {
         ok
     }
 
+    /// Puts `value` where a thread without a ring may: its thread-locals are gone, as those of the main thread are when exit handlers run.
+    /// Off the hot path only. False if too many wait and the value was dropped.
+    pub fn push_late(&self, value: T) -> bool {
+        let mut late = self.late.lock();
+        let fits = late.len() < CAPACITY;
+        if fits {
+            late.push(value);
+        } else {
+            self.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+        fits
+    }
+
     /// Takes everything out of all rings, in order within each thread; rings of ended threads go when they are empty.
     pub fn drain(&self, mut each: impl FnMut(T)) {
         // Only the writer drains; a thread that makes its first push waits at most for this loop's pops.
@@ -57,10 +72,12 @@ impl<T> Queue<T> {
             }
             !ended
         });
+        // Behind what its threads pushed while they had rings.
+        taken.append(&mut self.late.lock());
         taken.into_iter().for_each(&mut each);
     }
 
-    /// Values dropped because a ring was full.
+    /// Values dropped because there was no room.
     pub fn dropped(&self) -> u64 {
         self.dropped.load(Ordering::Relaxed)
     }
@@ -86,6 +103,19 @@ mod tests {
         q.drain(|v| got.push(v));
         assert_eq!(got, (0..CAPACITY).collect::<Vec<_>>());
         assert_eq!(q.dropped(), 3);
+    }
+
+    #[test]
+    fn a_thread_without_a_ring_pushes_all_the_same() {
+        let (q, local) = (Queue::new(), Local::default());
+        assert!(q.push(&local, 1) && q.push_late(2));
+        drop(local);
+        assert!(q.push_late(3));
+        let mut got = Vec::new();
+        q.drain(|v| got.push(v));
+        assert_eq!((got, q.dropped()), (vec![1, 2, 3], 0));
+        assert_eq!((0..=CAPACITY).filter(|&i| q.push_late(i)).count(), CAPACITY);
+        assert_eq!(q.dropped(), 1);
     }
 
     #[test]

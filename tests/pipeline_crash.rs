@@ -2,7 +2,7 @@
 //!
 //! Forty kills by default; LRI_KILLS=500 for as many. LRI_SEED repeats a run (the moments of the kills differ all the same).
 
-#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test")]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "a test")]
 
 #[path = "pipeline/child.rs"]
 mod child;
@@ -15,7 +15,9 @@ use std::time::Duration;
 
 use feed::{Feeder, PATIENCE, clear, noise, options, read, scratch, tokens_file};
 use llama_resource_instrumentation::codec::Codec;
+use llama_resource_instrumentation::format::stream::{Content, Packet};
 use llama_resource_instrumentation::pipeline::{Pipeline, Policy, Resumed};
+use llama_resource_instrumentation::read::stream::{Item, StreamReader};
 
 const STEPS: u64 = 400;
 const EVERY: u64 = 30;
@@ -115,6 +117,21 @@ fn disturb(path: &Path, how: u64) -> bool {
     true
 }
 
+/// How often the stream will have been resumed when it is resumed now. Its checkpoint file counts, which is at most one checkpoint behind:
+/// what it says is on the disk for sure. A stream that was killed before its first checkpoint begins anew.
+fn resumes_next(path: &Path) -> u64 {
+    let stream = read(path);
+    let own: Vec<u64> = stream.checkpoints.iter().filter_map(|c| c["packets"].as_u64()).collect();
+    let saved = std::fs::read(checkpoint_of(path)).ok();
+    let saved: Option<serde_json::Value> = saved.and_then(|text| serde_json::from_slice(&text).ok());
+    let Some(saved) = saved.filter(|_| !own.is_empty()) else {
+        return stream.checkpoints.last().map_or(0, |_| stream.resumes_at_checkpoint() + 1);
+    };
+    let next = saved["next_packet"].as_u64().unwrap();
+    assert!(own.iter().rev().take(2).any(|&packets| packets == next), "{next} is not one of the last two of {own:?}");
+    saved["metadata"]["resume_count"].as_u64().unwrap() + 1
+}
+
 #[test]
 fn killed_at_random_moments_and_resumed_it_is_as_if_nothing_had_happened() {
     let number = |name, default| std::env::var(name).ok().and_then(|v| v.parse().ok()).unwrap_or(default);
@@ -151,8 +168,7 @@ fn killed_at_random_moments_and_resumed_it_is_as_if_nothing_had_happened() {
         check_killed(&path);
         if path.exists() && std::fs::metadata(&path).unwrap().len() > 0 {
             texts &= disturb(&path, noise(round) % 10);
-            // A stream that was killed before its first checkpoint begins anew.
-            resumes = read(&path).checkpoints.last().map_or(0, |_| read(&path).resumes_at_checkpoint() + 1);
+            resumes = resumes_next(&path);
         }
         let _ = std::fs::remove_file(flushed_file(&path));
     }
@@ -188,27 +204,93 @@ fn a_stream_that_ended_cleanly_can_be_gone_on_with() {
     clear(&path);
 }
 
+/// A stream as a kill leaves it, with its checkpoint's file: nothing is closed.
+fn left_behind(path: &Path, steps: u64) {
+    let pipeline = resume(path, Codec::None);
+    let mut feeder = Feeder::new(1);
+    assert!((1..=steps).all(|step| feeder.step(&pipeline, step)));
+    assert!(pipeline.flush(PATIENCE));
+    let _ = std::mem::ManuallyDrop::new(pipeline);
+    assert!(checkpoint_of(path).exists(), "written ahead of the flush");
+}
+
+fn checkpoint_of(path: &Path) -> PathBuf {
+    format!("{}.ckpt.json", path.display()).into()
+}
+
+/// Where the stream's own checkpoints stand, and the last step of each.
+fn checkpoints(path: &Path) -> Vec<(usize, u64)> {
+    let mut reader = StreamReader::open(path).unwrap();
+    let mut found = Vec::new();
+    while let Some(item) = reader.next_item().unwrap() {
+        if let Item::Packet { at, packet: Packet { content: Content::Checkpoint(body), .. } } = item {
+            found.push((at.offset as usize + 60, body["last_step"].as_u64().unwrap()));
+        }
+    }
+    found
+}
+
+#[test]
+fn without_a_good_checkpoint_file_the_streams_own_last_checkpoint_counts() {
+    let (path, copy) = (scratch("own"), scratch("own-copy"));
+    left_behind(&path, 200);
+    let own = checkpoints(&path);
+    let [.., before, last] = own[..] else { panic!("{own:?}") };
+    assert!(before.1 < last.1 && last.1 <= 200);
+    let good: serde_json::Value = serde_json::from_slice(&std::fs::read(checkpoint_of(&path)).unwrap()).unwrap();
+    // The document with one field changed is still a good document.
+    let altered = |field: &str, value: serde_json::Value| {
+        let mut doc = good.clone();
+        doc[field] = value;
+        Some(doc.to_string().into_bytes())
+    };
+    let text = good.to_string().into_bytes();
+    for (name, file, broken, expected) in [
+        ("untouched", Some(text.clone()), None, last.1),
+        ("missing", None, None, last.1),
+        ("empty", Some(Vec::new()), None, last.1),
+        ("cut", Some(text[..text.len() / 2].to_vec()), None, last.1),
+        ("another offset", altered("stream_offset", 77.into()), None, last.1),
+        ("behind the end", altered("stream_offset", (1_u64 << 50).into()), None, last.1),
+        ("another packet", altered("next_packet", 5.into()), None, last.1),
+        ("another step", altered("last_step", 3.into()), None, last.1),
+        ("another account", altered("account", serde_json::json!({})), None, last.1),
+        ("missing, and the packet damaged", None, Some(last.0), before.1),
+        ("good, and the packet damaged", Some(text.clone()), Some(last.0), before.1),
+    ] {
+        // A copy: the stream itself is locked by the pipeline that was left behind.
+        let mut bytes = std::fs::read(&path).unwrap();
+        if let Some(at) = broken {
+            bytes[at] ^= 1;
+        }
+        std::fs::write(&copy, bytes).unwrap();
+        if let Some(file) = file {
+            std::fs::write(checkpoint_of(&copy), file).unwrap();
+        }
+        let pipeline = resume(&copy, Codec::None);
+        let resumed = pipeline.resumed().unwrap_or_else(|| panic!("{name}: begun anew"));
+        assert_eq!(resumed.last_step, expected, "{name}");
+        let mut feeder = Feeder::new(1);
+        assert!((expected + 1..=250).all(|step| feeder.step(&pipeline, step)), "{name}");
+        let totals = pipeline.finish(PATIENCE);
+        assert!(totals.clean && totals.account.is_exact() && totals.account.seen == totals.account.captured, "{name}");
+        let stream = read(&copy);
+        stream.assert_steps(1..=250, 1);
+        stream.assert_tokens(1..=250);
+        feed::assert_reader_agrees(&copy, &stream, true);
+        clear(&copy);
+    }
+    clear(&path);
+}
+
 #[test]
 fn a_checkpoint_of_another_stream_is_not_believed() {
     let (path, other, copy) = (scratch("mine"), scratch("other"), scratch("copy"));
-    for (path, steps) in [(&path, 200), (&other, 120)] {
-        let pipeline = resume(path, Codec::None);
-        let mut feeder = Feeder::new(1);
-        assert!((1..=steps).all(|step| feeder.step(&pipeline, step)));
-        assert!(pipeline.flush(PATIENCE));
-        // As a kill would leave it: nothing is closed.
-        let _ = std::mem::ManuallyDrop::new(pipeline);
-        let checkpoint = format!("{}.ckpt.json", path.display());
-        for _ in 0..100 {
-            std::thread::sleep(Duration::from_millis(10));
-            if Path::new(&checkpoint).exists() {
-                break;
-            }
-        }
-    }
+    left_behind(&path, 200);
+    left_behind(&other, 120);
     // A copy: the stream itself is still locked by the pipeline that was left behind.
     std::fs::copy(&path, &copy).unwrap();
-    std::fs::copy(format!("{}.ckpt.json", other.display()), format!("{}.ckpt.json", copy.display())).unwrap();
+    std::fs::copy(checkpoint_of(&other), checkpoint_of(&copy)).unwrap();
     let pipeline = resume(&copy, Codec::None);
     let last = pipeline.resumed().expect("its own checkpoint").last_step;
     assert!((171..=200).contains(&last), "{last}");

@@ -33,7 +33,8 @@ pub struct llama_resource_instrumentation_capture_statistics {
 }
 
 /// Sets a setting for the next init, by the name of its environment variable ("LLAMA_RESOURCE_CAPTURE", "LLAMA_RESOURCE_TENSORS", ...; all of
-/// docs/CONFIGURATION.md), ahead of the environment. NULL as value takes it back. Has no effect on a recording that is on.
+/// docs/CONFIGURATION.md), ahead of the environment. NULL as value takes it back. A recording that is on keeps the settings that it began
+/// with: the answer is then ALREADY_RUNNING, and the setting holds for the next init.
 ///
 /// # Safety
 /// `name` is NULL or a NUL-terminated string; so is `value`.
@@ -47,6 +48,9 @@ pub unsafe extern "C" fn llama_resource_instrumentation_set(
         if name.is_null() {
             return refused(NAME, Refusal::Invalid(NULL));
         }
+        if boundary::in_forked_child() {
+            return Status::Unavailable;
+        }
         // SAFETY: the caller's promise.
         let name = unsafe { CStr::from_ptr(name) };
         // SAFETY: the caller's promise; NULL is not asked.
@@ -55,6 +59,13 @@ pub unsafe extern "C" fn llama_resource_instrumentation_set(
             return refused(NAME, Refusal::Invalid("an argument is not UTF-8"));
         };
         match session::set(name, value) {
+            Ok(()) if session::is_running() => {
+                mark::tell(
+                    NAME,
+                    Refusal::WrongOrder("a recording is on and keeps its settings: this one holds for the next init"),
+                );
+                Status::AlreadyRunning
+            }
             Ok(()) => Status::Success,
             Err(problem) => {
                 log::error(format!("{NAME}: {name}: {problem}"));
@@ -64,8 +75,8 @@ pub unsafe extern "C" fn llama_resource_instrumentation_set(
     })
 }
 
-/// The running account of the stream. Writes at most `size` bytes, so that an older program gets what it knows. NOT_RUNNING while no
-/// activations are captured.
+/// The running account of the stream, all zero before the first step. Writes at most `size` bytes, so that an older program gets what it
+/// knows. NOT_RUNNING while no activations are captured. `seen` is the sum of the others after a flush, if no other thread computes.
 ///
 /// # Safety
 /// `statistics` is NULL or points to `size` writable bytes.
@@ -74,14 +85,15 @@ pub unsafe extern "C" fn llama_resource_instrumentation_get_capture_statistics(
     statistics: *mut llama_resource_instrumentation_capture_statistics,
     size: usize,
 ) -> llama_resource_instrumentation_status {
+    const NAME: &str = "llama_resource_instrumentation_get_capture_statistics";
     guard(Status::Internal, || {
         if statistics.is_null() || size == 0 {
-            return refused("llama_resource_instrumentation_get_capture_statistics", Refusal::Invalid(NULL));
+            return refused(NAME, Refusal::Invalid(NULL));
         }
         if boundary::in_forked_child() {
             return Status::Unavailable;
         }
-        let Some((counts, file_bytes)) = capture::account() else { return Status::NotRunning };
+        let Some((counts, file_bytes)) = capture::account() else { return nothing_captured(NAME) };
         let (skipped, dropped) = (counts.all_skipped(), counts.all_dropped());
         let given = llama_resource_instrumentation_capture_statistics {
             seen_tensors: counts.seen.tensors,
@@ -130,7 +142,16 @@ pub unsafe extern "C" fn llama_resource_instrumentation_track_token(
         if capture::track(seq_id, position, token_id, probability, clock::now_ns(), text) {
             Status::Success
         } else {
-            Status::NotRunning
+            nothing_captured(NAME)
         }
     })
+}
+
+/// Tells, once, what a capture needs.
+#[cold]
+fn nothing_captured(function: &'static str) -> Status {
+    let recording = boundary::recording();
+    let nothing = "no activations are captured: set LLAMA_RESOURCE_CAPTURE before init";
+    mark::tell(function, if recording { Refusal::WrongOrder(nothing) } else { mark::refusal() });
+    Status::NotRunning
 }

@@ -76,6 +76,8 @@ pub struct Memory {
     widths: HashMap<String, u32>,
     /// Terms of the selection that matched something, as bits.
     pub matched: u64,
+    /// Names of nodes that were seen one by one.
+    pub(super) given: names::Given,
 }
 
 /// What the plan is made by.
@@ -87,7 +89,8 @@ pub struct Wish {
     pub elements: Option<u32>,
 }
 
-fn root_of(t: TensorPtr) -> TensorPtr {
+/// The node whose memory `t` looks into, itself if it has its own.
+pub(super) fn root_of(t: TensorPtr) -> TensorPtr {
     let mut root = t;
     while let Some(inner) = root.view_src() {
         root = inner;

@@ -82,6 +82,13 @@ impl Live {
         }
     }
 
+    /// Tensors that are skipped because keeping them takes too much memory, and the bytes that it takes. `None` if there are none.
+    #[must_use]
+    pub fn too_large_to_keep(&self) -> Option<(usize, usize)> {
+        let n = self.ways.iter().filter(|w| **w == Way::Refused(Reason::RetainMemory)).count();
+        (n > 0).then(|| (n, kept(&self.plan.wanted)))
+    }
+
     /// The same graph, when it turned out that the allocator did not heed the flags.
     #[must_use]
     pub fn without_retention(&self, choice: Choice) -> Self {
@@ -106,11 +113,15 @@ impl Live {
     }
 }
 
+/// Bytes that the allocator has to keep so that everything that can be retained is.
+fn kept(wanted: &[Wanted]) -> usize {
+    let keepable = wanted.iter().filter(|w| w.callback_only.is_none());
+    keepable.fold(0, |sum, w| sum.saturating_add(w.kept_bytes))
+}
+
 fn ways(wanted: &[Wanted], choice: Choice, limit: usize, may_retain: bool) -> Vec<Way> {
-    let keepable = || wanted.iter().filter(|w| w.callback_only.is_none());
-    let kept: usize = keepable().fold(0, |sum, w| sum.saturating_add(w.kept_bytes));
     // All or nothing: a graph that is cut for one big tensor is cut for all at little more cost.
-    let retain = may_retain && kept <= limit;
+    let retain = may_retain && kept(wanted) <= limit;
     wanted
         .iter()
         .map(|w| match (choice, w.callback_only) {

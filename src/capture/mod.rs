@@ -187,15 +187,16 @@ pub fn track(seq: i32, pos: i32, token: i32, probability: Option<f32>, t_ns: u64
 #[must_use]
 pub fn flush(patience: Duration) -> bool {
     let Some(capture) = current() else { return true };
+    serial::flush_here(&capture);
     capture.start.started().is_none_or(|p| p.flush(patience))
 }
 
-/// The running account, and the bytes of the stream. `None` while nothing is captured.
+/// The running account, and the bytes of the stream; zeros before the first step. `None` while nothing is captured.
 #[must_use]
 pub fn account() -> Option<(Counts, u64)> {
-    let capture = current().filter(|c| c.list.is_none())?;
-    let pipeline = capture.start.started()?;
-    Some((pipeline.account().totals(), pipeline.written().1))
+    let capture = current().filter(|c| c.list.is_none() && !c.start.has_failed())?;
+    let of = |p: &Pipeline| (p.account().totals(), p.written().1);
+    Some(capture.start.started().map(of).unwrap_or_default())
 }
 
 /// Text of a token.

@@ -1,6 +1,6 @@
 //! The name under which a tensor is stored: ggml's, made unique within the graph and stable from graph to graph.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use crate::graph::name;
 
@@ -44,9 +44,39 @@ pub fn unique(names: &[(String, &str)]) -> Vec<String> {
         .collect()
 }
 
+/// Name, operation, and which of the graph's nodes with both it is.
+pub type Node = (String, &'static str, u32);
+
+/// The names that were given where a graph is seen in parts: a node keeps its first one in all graphs, and no two nodes have the same.
+#[derive(Debug, Default)]
+pub struct Given {
+    by_node: HashMap<Node, String>,
+    used: HashSet<String>,
+}
+
+impl Given {
+    /// Names for `nodes`, in graph order: those of [`unique`] where all that share a name come together.
+    pub fn names(&mut self, nodes: &[Node]) -> Vec<String> {
+        let alone = unique(&nodes.iter().map(|(n, op, _)| (n.clone(), *op)).collect::<Vec<_>>());
+        nodes.iter().zip(alone).map(|(node, name)| self.name(node, name)).collect()
+    }
+
+    fn name(&mut self, node: &Node, wish: String) -> String {
+        if let Some(name) = self.by_node.get(node) {
+            return name.clone();
+        }
+        let (name, op, _) = node;
+        let further = (0_u32..).map(|i| if i == 0 { format!("{name}.{op}") } else { format!("{name}.{op}.{i}") });
+        let free = std::iter::once(wish).chain(further).find(|n| !self.used.contains(n)).unwrap_or_default();
+        self.used.insert(free.clone());
+        self.by_node.insert(node.clone(), free.clone());
+        free
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{stable, unique};
+    use super::{Given, stable, unique};
 
     #[test]
     fn made_up_names_are_replaced() {
@@ -67,5 +97,22 @@ mod tests {
         ];
         let names: Vec<(String, &str)> = names.iter().map(|(n, o)| ((*n).to_owned(), *o)).collect();
         assert_eq!(unique(&names), ["Qcur-0.MUL_MAT", "norm-0.RMS_NORM", "Qcur-0", "norm-0.RMS_NORM.1", "norm-0"]);
+    }
+
+    #[test]
+    fn a_graph_in_parts_has_the_names_of_the_whole_one_and_keeps_them() {
+        let q = |op, n| ("Qcur-0".to_owned(), op, n);
+        let mut given = Given::default();
+        let whole = [q("MUL_MAT", 0), q("ADD", 0), q("ROPE", 0), q("MUL_MAT", 1)];
+        let expected = ["Qcur-0.MUL_MAT", "Qcur-0.ADD", "Qcur-0.ROPE", "Qcur-0"];
+        assert_eq!(given.names(&whole), expected);
+        // Later graphs in other parts, and one that has fewer nodes.
+        assert_eq!([given.names(&whole[..1]), given.names(&whole[1..])].concat(), expected);
+        assert_eq!(given.names(&whole[2..3]), ["Qcur-0.ROPE"]);
+        // Parts from the first graph on: other names, but never one for two nodes.
+        let mut given = Given::default();
+        let parts = [given.names(&whole[..2]), given.names(&whole[2..])].concat();
+        assert_eq!(parts, ["Qcur-0.MUL_MAT", "Qcur-0", "Qcur-0.ROPE", "Qcur-0.MUL_MAT.1"]);
+        assert_eq!(given.names(&whole), parts);
     }
 }

@@ -175,6 +175,9 @@ fn step_begins(capture: &Arc<Capture>, live: Arc<Live>, sched: Ptr, number: Opti
         account.skipped(reason, live.plan.wanted.len() as u64, bytes);
         return false;
     }
+    if let Some((n, bytes)) = live.too_large_to_keep() {
+        start::tell_too_large_to_keep(capture, n, bytes, live.plan.n_tokens);
+    }
     let rows = StepRows::new(&capture.config, &live, ctx);
     if !step::admit(pipeline, &live) {
         return false;

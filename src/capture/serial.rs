@@ -1,10 +1,12 @@
 //! Capture without the graph: `llama_resource_eval_callback` is shown one node after the other and never told where a graph begins or ends.
 //!
 //! For programs whose calls into ggml do not pass our hooks (statically linked ones). Values are copied when a node is shown; names, which
-//! need the whole graph, are given when the next graph begins. The sequence of a row is not known here; token and position are.
+//! need the whole graph, are given when it is over (the next one begins, or a flush). The sequence of a row is not known here; token and
+//! position are.
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::c_void;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
@@ -18,7 +20,7 @@ use crate::codec::DType;
 use crate::format::stream::{Route, Row};
 use crate::ggml::layout;
 use crate::ggml::view::TensorPtr;
-use crate::graph::class;
+use crate::graph::{class, name};
 use crate::observe::steps::{self, TOTALS};
 use crate::pipeline::{Job, Piece, Reason, Spec};
 
@@ -26,7 +28,11 @@ use crate::pipeline::{Job, Piece, Reason, Spec};
 #[derive(Debug)]
 struct Taken {
     hit: Hit,
+    /// Where the node is, to tell which one a view looks into.
+    address: usize,
     tensor: String,
+    /// A view has given it its name.
+    named: bool,
     /// With a provisional name.
     wanted: Wanted,
     at: usize,
@@ -43,7 +49,11 @@ struct Run {
     outputs: Option<Vec<i32>>,
     selector: usize,
     behind: HashSet<usize>,
+    /// Names of the nodes that compute: a view of the same name is not taken for one of them.
+    computing: HashSet<String>,
     occurrences: HashMap<(String, &'static str), u16>,
+    /// The same by stored name, counted when the names are given.
+    named: HashMap<(String, &'static str), u32>,
     taken: Vec<Taken>,
     data: Vec<u8>,
     told: bool,
@@ -59,6 +69,16 @@ struct State {
 }
 
 static ALL: Mutex<Vec<Weak<Mutex<State>>>> = Mutex::new(Vec::new());
+
+/// Number of the last step of any thread.
+static LAST: AtomicU64 = AtomicU64::new(0);
+
+/// The step's number in the event log; the next one where the log is paused and does not count.
+fn next_step() -> u64 {
+    let logged = TOTALS.last_step.load(Ordering::Relaxed);
+    let next = |last: u64| logged.max(last + 1);
+    LAST.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |last| Some(next(last))).map_or(logged, next)
+}
 
 thread_local! {
     static LOCAL: Arc<Mutex<State>> = register();
@@ -109,6 +129,17 @@ pub fn finish_all(capture: &Capture) {
             state.finish(capture);
         }
     }
+    LAST.store(0, Ordering::Relaxed);
+}
+
+/// What the calling thread has copied goes on its way: it asks for a flush. A graph that is being shown goes on.
+pub fn flush_here(capture: &Capture) {
+    _ = LOCAL.try_with(|state| {
+        // Locked by us: a flush from within the caller's own callback comes while nothing of ours runs.
+        if let Some(run) = state.try_lock().as_deref_mut().and_then(|s| s.run.as_mut()) {
+            run.push(capture, None);
+        }
+    });
 }
 
 impl State {
@@ -125,7 +156,9 @@ impl State {
             // A graph begins with the look-up of its tokens.
             self.finish(capture);
             let n_tokens = usize::try_from(ids.ne()[0]).unwrap_or(0);
-            let number = TOTALS.last_step.load(std::sync::atomic::Ordering::Relaxed).max(1);
+            // A resumed stream has steps of an earlier run: its numbers go on.
+            let before = capture.pipeline().and_then(|p| p.resumed()).map_or(0, |r| r.last_step);
+            let number = next_step() + before;
             self.run = Some(Run { n_tokens, number, tokens: rows::integers(ids), ..Run::default() });
         }
         let Some(run) = &mut self.run else { return false };
@@ -143,8 +176,15 @@ impl State {
         if selects || follows {
             run.behind.insert(t.address() as usize);
         }
+        let is_view = class::is_view_op(op);
+        if is_view {
+            run.name_after(t);
+        } else if !name::is_automatic(name::parse(t.name()).base) {
+            run.computing.insert(t.name().to_owned());
+        }
+        let twin = is_view && run.computing.contains(t.name());
         let mut memory = capture.memory();
-        let Some(hit) = graph::hit(0, &t, t.name(), &capture.wish, None, false, &mut memory) else { return false };
+        let Some(hit) = graph::hit(0, &t, t.name(), &capture.wish, None, twin, &mut memory) else { return false };
         self.asked = Some((t.address() as usize, hit));
         true
     }
@@ -173,8 +213,13 @@ impl State {
         if len == 0 {
             return account.skipped(Reason::Empty, 1, bytes);
         }
-        if run.data.len() + len > capture.retain_limit.min(pipeline.largest()) {
-            run.push(capture);
+        let room = capture.retain_limit.min(pipeline.largest());
+        if run.data.len() + len > room {
+            // Nodes of a block have their names once the next one has begun.
+            run.push(capture, wanted.spec.layer);
+        }
+        if run.data.len() + len > room {
+            run.push(capture, None);
         }
         if len > pipeline.largest() {
             return account.dropped(Reason::TooLarge, 1, bytes);
@@ -190,20 +235,54 @@ impl State {
         if (len as u64) < bytes {
             account.skipped(Reason::Slice, 0, bytes - len as u64);
         }
-        run.taken.push(Taken { tensor: t.name().to_owned(), hit, wanted, at, len });
+        run.taken.push(Taken {
+            tensor: t.name().to_owned(),
+            address: t.address() as usize,
+            named: false,
+            hit,
+            wanted,
+            at,
+            len,
+        });
     }
 
     fn finish(&mut self, capture: &Capture) {
         self.settle(capture);
         if let Some(mut run) = self.run.take() {
-            run.push(capture);
+            run.push(capture, None);
         }
     }
 }
 
 impl Run {
+    /// A node that ggml numbered itself is called after the view that the model goes on with (`kqv_out-3`).
+    fn name_after(&mut self, view: TensorPtr) {
+        let automatic = |name: &str| name::is_automatic(name::parse(name).base);
+        let root = graph::root_of(view);
+        if !automatic(root.name()) || automatic(view.name()) || view.name().contains(" (") {
+            return;
+        }
+        let at = root.address() as usize;
+        let unnamed = |t: &&mut Taken| t.address == at && !t.named;
+        if root.view().elements() == view.view().elements()
+            && let Some(taken) = self.taken.iter_mut().rev().find(unnamed)
+        {
+            taken.named = true;
+            taken.hit.name = view.name().to_owned();
+        }
+    }
+
     /// The node as a wanted one, with its own name for now.
     fn describe(&mut self, capture: &Capture, hit: &Hit, t: TensorPtr) -> Result<Wanted, Reason> {
+        let root = graph::root_of(t);
+        let again = class::is_view_op(hit.op) && root.view().elements() == t.view().elements();
+        if again && self.taken.iter().any(|own| own.address == root.address() as usize) {
+            return Err(Reason::View);
+        }
+        if root.op() == "NONE" {
+            // Weights, inputs and the cache: nothing that this graph has computed.
+            return Err(Reason::ExternalView);
+        }
         let dtype = DType::parse(t.type_name()).ok_or(Reason::Type)?;
         if t.nb()[0] != dtype.size() {
             return Err(Reason::NotContiguous);
@@ -214,7 +293,9 @@ impl Run {
         let n_outputs = self.outputs.as_ref().map_or(self.n_tokens, Vec::len) as u64;
         let behind = self.behind.contains(&(t.address() as usize));
         let mut memory = capture.memory();
-        let shape = shape::of(&hit.name, hit.op, t.ne(), self.n_tokens as u64, n_outputs, behind, &mut memory.known)
+        // Equal names are told apart by their operation: their shapes may differ.
+        let known = format!("{}.{}", hit.name, hit.op);
+        let shape = shape::of(&known, hit.op, t.ne(), self.n_tokens as u64, n_outputs, behind, &mut memory.known)
             .ok_or(Reason::Type)?;
         let elements = capture.wish.elements_of(hit);
         let spec = Spec {
@@ -230,45 +311,53 @@ impl Run {
         Ok(Wanted { node: 0, root: None, spec: Arc::new(spec), shape, bytes: 0, kept_bytes: 0, callback_only: None })
     }
 
-    /// Hands everything copied so far on, under its final names.
-    fn push(&mut self, capture: &Capture) {
-        let taken = std::mem::take(&mut self.taken);
+    /// Hands on what was copied so far, under its final names; with `block`, only what is of a block before it.
+    fn push(&mut self, capture: &Capture, block: Option<i32>) {
+        let goes = |t: &Taken| block.is_none_or(|block| t.hit.class.layer.is_some_and(|layer| layer < block));
+        let (going, staying): (Vec<_>, Vec<_>) = std::mem::take(&mut self.taken).into_iter().partition(goes);
         let data = std::mem::take(&mut self.data);
-        let Some(pipeline) = capture.pipeline().filter(|_| !taken.is_empty()) else { return };
-        let mut buffer = match pipeline.reserve(data.len()) {
+        let of = |t: &Taken| data.get(t.at..t.at + t.len).unwrap_or_default();
+        for mut t in staying {
+            let at = self.data.len();
+            self.data.extend_from_slice(of(&t));
+            t.at = at;
+            self.taken.push(t);
+        }
+        let Some(pipeline) = capture.pipeline().filter(|_| !going.is_empty()) else { return };
+        let bytes: usize = going.iter().map(|t| t.len).sum();
+        let mut buffer = match pipeline.reserve(bytes) {
             Ok(buffer) => buffer,
             Err(refused) => {
-                let bytes: usize = taken.iter().map(|t| t.len).sum();
-                return pipeline.account().dropped(refused.into(), taken.len() as u64, bytes as u64);
+                return pipeline.account().dropped(refused.into(), going.len() as u64, bytes as u64);
             }
         };
-        if let Some(to) = buffer.get_mut(..data.len()) {
-            to.copy_from_slice(&data);
-        }
-        let stores = names::unique(&taken.iter().map(|t| (t.hit.name.clone(), t.hit.op)).collect::<Vec<_>>());
+        let nodes: Vec<_> = going.iter().map(|t| self.number(t)).collect();
         let mut memory = capture.memory();
-        let pieces = taken
-            .iter()
-            .zip(stores)
-            .map(|(t, store)| {
-                let old = &t.wanted.spec;
-                let store = memory.of_width(store, t.wanted.shape.ne[0]);
-                Piece {
-                    spec: memory.spec(store, &t.hit, &t.tensor, old.occurrence, old.dtype, old.slice),
-                    offset: t.at,
-                    len: t.len,
-                    ne: copy::shape(&t.wanted, None),
-                    token_dim: t.wanted.shape.token_dim,
-                    rows: match t.wanted.shape.rows {
-                        Rows::Tokens => Some(0),
-                        Rows::Outputs => Some(1),
-                        Rows::Other => None,
-                    },
-                    route: Route::Callback,
-                    completes: true,
-                }
-            })
-            .collect();
+        let stores = memory.given.names(&nodes);
+        let mut offset = 0;
+        let mut pieces = Vec::with_capacity(going.len());
+        for (t, store) in going.iter().zip(stores) {
+            if let Some(to) = buffer.get_mut(offset..offset + t.len) {
+                to.copy_from_slice(of(t));
+            }
+            let old = &t.wanted.spec;
+            let store = memory.of_width(store, t.wanted.shape.ne[0]);
+            pieces.push(Piece {
+                spec: memory.spec(store, &t.hit, &t.tensor, old.occurrence, old.dtype, old.slice),
+                offset,
+                len: t.len,
+                ne: copy::shape(&t.wanted, None),
+                token_dim: t.wanted.shape.token_dim,
+                rows: match t.wanted.shape.rows {
+                    Rows::Tokens => Some(0),
+                    Rows::Outputs => Some(1),
+                    Rows::Other => None,
+                },
+                route: Route::Callback,
+                completes: true,
+            });
+            offset += t.len;
+        }
         drop(memory);
         let tokens = if std::mem::replace(&mut self.told, true) { 0 } else { self.n_tokens as u32 };
         pipeline.push(Job {
@@ -279,6 +368,13 @@ impl Run {
             data: buffer,
             tokens,
         });
+    }
+
+    /// Name, operation, and which of the graph's nodes with both it is.
+    fn number(&mut self, t: &Taken) -> names::Node {
+        let next = self.named.entry((t.hit.name.clone(), t.hit.op)).or_insert(0);
+        *next += 1;
+        (t.hit.name.clone(), t.hit.op, *next - 1)
     }
 
     fn row_sets(&self) -> Vec<Arc<[Row]>> {

@@ -68,6 +68,10 @@ pub fn of(
 }
 
 fn token_dim(name: &str, ne: [u32; 4], count: u64, known: &mut Known) -> Option<usize> {
+    if count > 1 && known.get(name) == Some(&0) && !is_score(name) {
+        // A graph of another size has shown that it has none: a state of two rows is not two tokens.
+        return None;
+    }
     let fits = |d: &usize| u64::from(ne[*d]) == count;
     let mut candidates: Vec<usize> = (1..4).filter(fits).collect();
     if is_score(name) && ne[3] > 1 {
@@ -121,6 +125,7 @@ mod tests {
         assert_eq!(shape("ssm-0", [16, 8, 3, 2], 6, known), (2, [16, 8, 6, 1]));
         assert_eq!(shape("state-0", [16, 128, 2, 1], 7, known).0, 0);
         assert_eq!(shape("state-0", [16, 128, 1, 1], 1, known).0, 0, "what has no tokens has none when there is one");
+        assert_eq!(shape("state-0", [2, 7, 1, 1], 7, known).0, 0, "nor when there are as many tokens as it has rows");
         assert_eq!(shape("kqv_out-1", [16, 4, 1, 4], 4, known).0, 3);
         assert_eq!(shape("kq-3", [256, 1, 4, 4], 4, known).0, 3);
         assert_eq!(shape("kq-4", [256, 2, 4, 4], 8, known).0, 0);

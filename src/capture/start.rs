@@ -2,12 +2,14 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use super::graph::Wish;
 use super::{Capture, Graphs};
+use crate::config::capture::LEAST_MEMORY;
 use crate::config::{CaptureConfig, RouteChoice};
 use crate::error::{Error, Result};
 use crate::format::summary::{CaptureAmount, CaptureLoss, CaptureSummary};
@@ -32,12 +34,19 @@ pub(super) struct Start {
     path: PathBuf,
     session: Session,
     pipeline: OnceLock<Option<Pipeline>>,
+    /// The warning of [`tell_too_large_to_keep`].
+    told: AtomicBool,
 }
 
 impl Start {
     /// The pipeline, if there was a step.
     pub(super) fn started(&self) -> Option<&Pipeline> {
         self.pipeline.get()?.as_ref()
+    }
+
+    /// There was a step, and no stream could be begun.
+    pub(super) fn has_failed(&self) -> bool {
+        matches!(self.pipeline.get(), Some(None))
     }
 
     pub(super) fn pipeline(&self, capture: &Capture) -> Option<&Pipeline> {
@@ -50,13 +59,31 @@ impl Start {
     }
 }
 
-/// Bytes of the memory budget that the host's allocator may keep for us; the pipeline has the rest. A quarter, but what the pipeline needs
-/// comes first; what only the callback reads needs nothing kept.
+/// Bytes of the memory budget that may be kept outside of the pipeline, which has the rest: by the host's allocator for the route `retain`,
+/// and by us where the eval callback of the C API is all we have. A quarter, but what the pipeline needs comes first.
 fn retained(config: &CaptureConfig) -> u64 {
-    if config.route == RouteChoice::Callback {
-        return 0;
+    (config.max_memory / 4).min(config.max_memory.saturating_sub(LEAST_MEMORY))
+}
+
+/// The least budget in which so many bytes may be kept: [`retained`] the other way round.
+fn budget_to_keep(bytes: u64) -> u64 {
+    bytes.saturating_mul(4).max(bytes.saturating_add(LEAST_MEMORY))
+}
+
+/// Tells, once for each capture, that a forced route finds no memory for a graph of so many tokens: `n` tensors, of `bytes`, are skipped.
+pub(super) fn tell_too_large_to_keep(capture: &Capture, n: usize, bytes: usize, tokens: usize) {
+    if capture.start.told.swap(true, Ordering::Relaxed) {
+        return;
     }
-    (config.max_memory / 4).min(config.max_memory.saturating_sub(crate::config::capture::LEAST_MEMORY))
+    let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+    let (max, keep) = (capture.config.max_memory, retained(&capture.config));
+    log::warn(format!(
+        "LLAMA_RESOURCE_ROUTE=retain skips {n} tensors in a graph of {tokens} tokens: at most {keep} bytes may be kept of a \
+         LLAMA_RESOURCE_MAX_MEMORY of {} MiB, they take {bytes}; set LLAMA_RESOURCE_MAX_MEMORY={}M, or LLAMA_RESOURCE_ROUTE=auto, or capture \
+         fewer tensors, or use smaller batches (-ub). Told once; the account counts all of them as retain_memory",
+        mib(max),
+        mib(budget_to_keep(bytes as u64)),
+    ));
 }
 
 /// Begins to capture into `path` by `config`. Nothing is read before the first step.
@@ -70,7 +97,7 @@ pub fn begin(config: &CaptureConfig, path: PathBuf, session: Session, text: bool
         retain_limit: usize::try_from(retained(config)).unwrap_or(usize::MAX),
         text,
         list,
-        start: Start { path, session, pipeline: OnceLock::new() },
+        start: Start { path, session, pipeline: OnceLock::new(), told: AtomicBool::new(false) },
         graphs: parking_lot::Mutex::new(Graphs::default()),
     };
     super::begin(capture);
@@ -103,11 +130,13 @@ fn check(path: &Path, resume: bool) -> Result<()> {
 fn options(capture: &Capture, start: &Start) -> Options {
     let config = &capture.config;
     let params = config.codec_params();
+    // What only our own callback reads needs nothing kept.
+    let kept = if config.route == RouteChoice::Callback && steps::seen_by_hooks() { 0 } else { retained(config) };
     Options {
         path: start.path.clone(),
         header: header(config, start),
         params,
-        max_memory: usize::try_from(config.max_memory - retained(config)).unwrap_or(usize::MAX),
+        max_memory: usize::try_from(config.max_memory - kept).unwrap_or(usize::MAX),
         policy: config.policy,
         workers: config.codec_threads,
         checkpoint_tokens: config.checkpoint_tokens,
@@ -208,4 +237,20 @@ pub fn end(patience: Duration) -> Option<CaptureSummary> {
         file_bytes: totals.bytes,
         clean: totals.clean,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{LEAST_MEMORY, budget_to_keep, retained};
+    use crate::config::CaptureConfig;
+
+    #[test]
+    fn the_budget_that_a_warning_names_is_the_least_that_does() {
+        for bytes in [1, 5 << 20, LEAST_MEMORY / 3 + 7, 300 << 20, 5 << 30] {
+            let of = |max_memory| retained(&CaptureConfig { max_memory, ..CaptureConfig::default() });
+            let budget = budget_to_keep(bytes);
+            assert!(of(budget) >= bytes && of(budget - 1) < bytes, "{bytes}: {budget}");
+        }
+        assert_eq!(retained(&CaptureConfig { max_memory: LEAST_MEMORY, ..CaptureConfig::default() }), 0);
+    }
 }

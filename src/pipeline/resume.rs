@@ -1,5 +1,5 @@
-//! The last checkpoint of an existing stream: from its JSON file, or, where that is missing or does not fit the stream, from the stream
-//! itself, searched from its end.
+//! The last checkpoint of an existing stream: where its JSON file says, or, where that is missing, damaged or does not fit the stream, the
+//! last whole checkpoint packet, searched from the end. What it says is always taken from the packet, which has a checksum.
 
 use std::fs::File;
 use std::io::Result as IoResult;
@@ -30,9 +30,9 @@ pub(super) struct Found {
 pub(super) fn find(path: &Path, head_len: fn(u64) -> usize) -> IoResult<Option<Found>> {
     let file = File::open(path)?;
     let length = file.metadata()?.len();
-    let saved = Checkpoint::load(&checkpoint::path_of(path)).filter(|c| {
-        // It must be this stream's: a checkpoint packet with the same numbers ends there.
-        checkpoint_ending_at(&file, c.stream_offset, length).is_some_and(|own| own.next_packet == c.next_packet)
+    let saved = Checkpoint::load(&checkpoint::path_of(path)).and_then(|c| {
+        // It must be this stream's: a checkpoint packet with the same number ends there.
+        checkpoint_ending_at(&file, c.stream_offset, length).filter(|own| own.next_packet == c.next_packet)
     });
     let Some(checkpoint) = (match saved {
         Some(saved) => Some(saved),

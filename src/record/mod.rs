@@ -8,6 +8,7 @@ pub mod expand;
 pub mod host_sample;
 pub mod rate;
 pub mod sink;
+pub mod split_lines;
 pub mod stamp;
 pub mod summary;
 pub mod writer;
@@ -99,9 +100,11 @@ pub(crate) fn awake() {
 
 /// Hands an event to the writer. Never blocks; a full ring is counted.
 pub fn push(event: Event) {
-    // A thread that is being torn down has no ring any more; its event is counted as lost like any other.
-    if LOCAL.try_with(|local| QUEUE.push(local, event)).is_err() {
-        dropped::count("internal", "event", 1);
+    // A thread that is being torn down has no ring any more: the main thread in exit handlers, where recordings end.
+    let mut event = Some(event);
+    _ = LOCAL.try_with(|local| event.take().map(|e| QUEUE.push(local, e)));
+    if let Some(event) = event {
+        QUEUE.push_late(event);
     }
 }
 

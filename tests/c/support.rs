@@ -133,6 +133,27 @@ pub fn run(command: &mut Command) -> Output {
     out
 }
 
+/// How a program is run: plainly, under valgrind, or compiled with AddressSanitizer.
+pub fn checkers() -> Vec<(&'static str, Vec<&'static str>, Vec<&'static str>)> {
+    let mut all = vec![("plain", vec![], vec![])];
+    if is_installed("valgrind") {
+        let arguments =
+            vec!["valgrind", "-q", "--error-exitcode=9", "--leak-check=full", "--errors-for-leak-kinds=definite"];
+        all.push(("valgrind", vec![], arguments));
+    }
+    all.push(("asan", vec!["-fsanitize=address,undefined", "-fno-omit-frame-pointer"], vec![]));
+    all
+}
+
+/// `program`, run by `wrapper`.
+pub fn command(wrapper: &[&str], program: &Path) -> Command {
+    let mut words: Vec<String> = wrapper.iter().map(|w| (*w).to_owned()).collect();
+    words.push(program.display().to_string());
+    let mut command = Command::new(&words[0]);
+    command.args(&words[1..]);
+    command
+}
+
 /// The events of a log; every line must be one that this version's reader understands.
 pub fn events(log: &Path) -> Vec<Value> {
     let text = fs::read_to_string(log).unwrap_or_else(|e| panic!("{}: {e}", log.display()));

@@ -7,6 +7,7 @@ be mounted. What is in a stream after any of it is right: it is compared with th
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import time
@@ -15,7 +16,7 @@ import pytest
 
 from capture import (LIBRARY, Stream, account, build, capture_env, capturing, check_account, compare, json_packets, packets, plain,
                      read_oracle, resource, together, total)
-from server import SMOLLM2, Server
+from server import SMOLLM2, Server, read_log
 
 LETTERS = "There was a house by the water, and the people in it were not there when the light was on. "
 GREEDY = {"temperature": 0, "seed": 7, "ignore_eos": True}
@@ -204,6 +205,47 @@ def test_a_wrong_setting_is_told(tiny_model, tmp_path):
         assert "no-such-preset" in server.stderr
 
 
+def test_the_log_tells_the_same_account_and_loses_nothing(tiny_model, tmp_path):
+    """`capture_summary` is written while the process exits, when its main thread has no thread-locals any more."""
+    path = tmp_path / "acts.stream"
+    with capturing(tiny_model("llama"), path, ARGS, **AUTO) as server:
+        work(server, n_predict=4)
+        said = ended(server, path)
+    events = read_log(path.with_suffix(".jsonl"))
+    [summary] = [event for event in events if event["event"] == "capture_summary"]
+    for what in ("seen", "captured"):
+        assert summary[what] == said[what], what
+    assert summary["clean"] and summary["file_bytes"] == path.stat().st_size
+    lost = [event for event in events if event["event"] == "events_dropped" and event["reason"] in ("internal", "queue_full")]
+    assert lost == []
+    assert [event["event"] for event in events][-1] == "resource_session_end"
+
+
+def test_a_forced_route_without_memory_says_so_once(tmp_path):
+    """16 MB leave nothing for the allocator to keep: all is skipped, and the budget that the warning names is enough."""
+    def run(name, max_memory):
+        path = tmp_path / f"{name}.stream"
+        with capturing(SMOLLM2, path, ["-c", "512", "-np", "1"], tensors="residual", route="retain", max_memory=max_memory) as server:
+            server.post("/completion", {**GREEDY, "prompt": LETTERS, "n_predict": 8})
+            said = ended(server, path)
+        return said, [line for line in server.stderr.splitlines() if "LLAMA_RESOURCE_ROUTE=retain" in line]
+
+    said, warnings = run("without", "16M")
+    assert said["seen"] == add(said["skipped"]["retain_memory"], said["skipped"].get("warm_up")) and said["captured"]["tensors"] == 0, said
+    assert len(warnings) == 1 and warnings[0].startswith("llama-resource: warning:"), warnings
+    # A graph of a prompt: 30 rows of 576 numbers of four bytes for each token.
+    tensors, tokens, kept, found, budget = map(int, re.search(
+        r"skips (\d+) tensors in a graph of (\d+) tokens: at most (\d+) bytes may be kept of .* they take (\d+); "
+        r"set LLAMA_RESOURCE_MAX_MEMORY=(\d+)M, or LLAMA_RESOURCE_ROUTE=auto", warnings[0]).groups())
+    assert (tensors, kept) == (30, 0) and found >= tokens * 29 * 576 * 4 and tokens > 1
+    said, warnings = run("with", f"{budget}M")
+    assert warnings == [] and "retain_memory" not in said["skipped"] and total(said, "captured")[0] > 0, said
+
+
+def add(amount, other):
+    return {key: amount[key] + (other or {}).get(key, 0) for key in amount}
+
+
 # --- kill -9 and resume ---
 
 def test_kill_and_resume(tmp_path):
@@ -280,3 +322,5 @@ def test_kills_at_random(codec, tiny_model, tmp_path):
         assert found and found[0][0] == "header"
         if any(kind == "tensor" for kind, *_ in found):
             assert recovered(path, exported=codec == "bounded") > 0
+        for left in tmp_path.iterdir():
+            left.unlink()  # a file or a link; hundreds of them would fill the disk

@@ -10,7 +10,9 @@ use super::legacy::{self, LegacyPacket};
 use super::walk::{self, Check, Ends, Step};
 use super::window::Window;
 use crate::error::{Error, Result};
-use crate::format::stream::{Kind, Packet, RawPacket, Unreadable};
+use crate::format::stream::{
+    Content, FRAME_LEN, Frame, Kind, Malformed, Packet, RawPacket, TAIL_LEN, TRAILER_START_LEN, Tail, Unreadable,
+};
 
 /// What the packets of a file are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +57,8 @@ pub struct StreamReader<R> {
     /// Number that the next packet should have.
     next_sequence: u64,
     account: StreamAccount,
+    /// Name of the packet that was described last.
+    name: String,
 }
 
 impl StreamReader<File> {
@@ -87,7 +91,7 @@ impl<R: Read + Seek> StreamReader<R> {
         let mut window = Window::new(reader).map_err(failed)?;
         let form = legacy::detect(&mut window).map_err(failed)?;
         let account = StreamAccount::default();
-        Ok(Self { path, window, form, catalog: None, at: 0, next_sequence: 0, account })
+        Ok(Self { path, window, form, catalog: None, at: 0, next_sequence: 0, account, name: String::new() })
     }
 
     /// Reads on as if the packets were of this form, from the beginning: for a file of which the caller knows better.
@@ -142,14 +146,85 @@ impl<R: Read + Seek> StreamReader<R> {
         }
     }
 
-    fn packet(&mut self, found: Ends) -> Result<Item<'_>> {
+    /// The same without the values: of a tensor's packet, both ends are read and the body is given empty. The checksum, which is over all
+    /// of it, is not checked; damage is found only where the ends do not fit. For files that are too long to read for what they say of
+    /// themselves.
+    ///
+    /// # Errors
+    /// As for [`Self::next_item`].
+    pub fn next_described(&mut self) -> Result<Option<Item<'_>>> {
+        if self.form == Form::Legacy {
+            return self.next_legacy();
+        }
+        // Ahead of the end, while the beginning is in the window.
+        self.read_name().map_err(|e| self.failed(&e))?;
+        let step = walk::step(&mut self.window, self.at, Check::Ends).map_err(|e| self.failed(&e))?;
+        match step {
+            Step::Packet(found) if found.kind == Kind::Tensor as u8 => self.described(found).map(Some),
+            _ => self.next_item(),
+        }
+    }
+
+    fn read_name(&mut self) -> io::Result<()> {
+        self.name.clear();
+        let frame = self.window.look(self.at, FRAME_LEN)?.and_then(|f| f.first_chunk()).map(|f| Frame::read(*f));
+        let Some(frame) = frame else { return Ok(()) };
+        let name = self.window.look(self.at + FRAME_LEN as u64, frame.name_len)?.unwrap_or_default();
+        self.name.push_str(std::str::from_utf8(name).unwrap_or_default());
+        Ok(())
+    }
+
+    fn described(&mut self, found: Ends) -> Result<Item<'_>> {
+        let at = found.at;
+        if let Some(damage) = self.misplaced(&found) {
+            return Ok(self.damage(damage));
+        }
+        match self.description(&found) {
+            Ok(Ok(content)) => {
+                self.account.add_packet(Kind::Tensor.name(), at.len);
+                self.account.ended = false;
+                Ok(Item::Packet { at, packet: Packet { name: &self.name, sequence: found.sequence, content } })
+            }
+            // Damage, or a later version: only the checksum tells.
+            Ok(Err(_)) => match walk::packet_at(&mut self.window, at.offset, Check::Whole) {
+                Ok(Ok(_)) => self.understood(at),
+                Ok(Err(problem)) => unreadable(&mut self.account, &self.path, at, problem.into()),
+                Err(e) => Err(self.failed(&e)),
+            },
+            Err(e) => Err(self.failed(&e)),
+        }
+    }
+
+    /// What the packet's trailer says.
+    fn description(&mut self, found: &Ends) -> io::Result<std::result::Result<Content<'static>, Unreadable>> {
+        let wrong = |problem: &str| Ok(Err(Malformed(problem.to_owned()).into()));
+        let end = found.at.end();
+        let Some(Ok(tail)) = self.window.look(end.saturating_sub(TAIL_LEN as u64), TAIL_LEN)?.map(Tail::read) else {
+            return wrong("the packet has no end");
+        };
+        let start = end.saturating_sub(tail.trailer_len as u64);
+        let Some(trailer) = self.window.look(start, tail.trailer_len)? else { return wrong("the packet is cut") };
+        let metadata = trailer.get(TRAILER_START_LEN..trailer.len().saturating_sub(TAIL_LEN)).unwrap_or_default();
+        let Ends { version, kind, sequence, .. } = *found;
+        let read = Packet::understand(RawPacket { name: "", body: &[], version, kind, sequence, metadata });
+        match read {
+            Ok(Packet { content: Content::Tensor { meta, .. }, .. }) if self.name.len() == found.name_len => {
+                Ok(Ok(Content::Tensor { meta, body: &[] }))
+            }
+            Ok(_) => wrong("the name is not UTF-8"),
+            Err(problem) => Ok(Err(problem)),
+        }
+    }
+
+    /// Takes the packet's place and number into account. A packet that cannot stand there is damage.
+    fn misplaced(&mut self, found: &Ends) -> Option<Damage> {
         let (at, sequence) = (found.at, found.sequence);
         // A file appended to another begins again at 0 with its header.
         let begins = found.kind == Kind::Header as u8 && sequence == 0;
         if sequence < self.next_sequence && !begins {
             let reason =
                 format!("packet {sequence} stands behind packet {}: moved or repeated", self.next_sequence - 1);
-            return Ok(self.damage(Damage { at, cut: false, reason }));
+            return Some(Damage { at, cut: false, reason });
         }
         self.at = at.end();
         if sequence > self.next_sequence {
@@ -157,11 +232,23 @@ impl<R: Read + Seek> StreamReader<R> {
             self.account.add_gap(Gap { offset: at.offset, first: self.next_sequence, missing });
         }
         self.next_sequence = sequence.saturating_add(1);
+        None
+    }
+
+    fn packet(&mut self, found: Ends) -> Result<Item<'_>> {
+        let at = found.at;
+        if let Some(damage) = self.misplaced(&found) {
+            return Ok(self.damage(damage));
+        }
+        self.understood(at)
+    }
+
+    /// The packet at `at`, whose CRC was checked when it was found.
+    fn understood(&mut self, at: Location) -> Result<Item<'_>> {
         let bytes = match self.window.get(at.offset, at.len as usize) {
             Ok(bytes) => bytes.unwrap_or_default(),
             Err(e) => return Err(Error::new("reading the stream", &self.path, e, "")),
         };
-        // Its CRC was checked when it was found.
         let read = RawPacket::read_unchecked(bytes).map_err(Unreadable::from).and_then(Packet::understand);
         match read {
             Ok(packet) => {
@@ -169,15 +256,7 @@ impl<R: Read + Seek> StreamReader<R> {
                 self.account.ended = packet.kind() == Some(Kind::End);
                 Ok(Item::Packet { at, packet })
             }
-            Err(Unreadable::Damaged(problem)) => {
-                let damage = Damage { at, cut: false, reason: problem.0 };
-                self.account.add_damage(&damage);
-                Ok(Item::Damage(damage))
-            }
-            Err(problem @ Unreadable::Version(_)) => {
-                self.account.add_other_version(at.len);
-                Err(other_version(&self.path, &problem))
-            }
+            Err(problem) => unreadable(&mut self.account, &self.path, at, problem),
         }
     }
 
@@ -238,6 +317,21 @@ impl<R: Read + Seek> StreamReader<R> {
                 Err(Unreadable::Damaged(problem)) => damaged(problem.0),
                 Err(problem @ Unreadable::Version(_)) => Err(other_version(&self.path, &problem)),
             },
+        }
+    }
+}
+
+/// Counts a packet that could not be understood.
+fn unreadable(account: &mut StreamAccount, path: &str, at: Location, problem: Unreadable) -> Result<Item<'static>> {
+    match problem {
+        Unreadable::Damaged(problem) => {
+            let damage = Damage { at, cut: false, reason: problem.0 };
+            account.add_damage(&damage);
+            Ok(Item::Damage(damage))
+        }
+        Unreadable::Version(_) => {
+            account.add_other_version(at.len);
+            Err(other_version(path, &problem))
         }
     }
 }

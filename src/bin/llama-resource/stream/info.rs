@@ -23,23 +23,24 @@ pub fn info(args: &args::Info) -> Result<(), Stop> {
         return legacy(args, &mut source);
     }
     let mut survey = Survey::default();
-    let account = source.each(|packet, at| {
+    let account = source.each_described(|packet, at| {
         survey.add(packet, at.len);
         Ok(())
     })?;
+    let all = !source.is_long();
     let mut out = Out::new();
     if args.json {
         out.print(format_args!(
             "{:#}\n",
-            export::survey(&args.file.display().to_string(), source.len(), &survey, &account)
+            export::survey(&args.file.display().to_string(), source.len(), &survey, &account, all)
         ))?;
     } else {
-        out.print(format_args!("{}", as_text(&args.file, source.len(), &survey, &account)))?;
+        out.print(format_args!("{}", as_text(&args.file, source.len(), &survey, &account, all)))?;
     }
     out.finish()
 }
 
-fn as_text(file: &Path, len: u64, survey: &Survey, account: &StreamAccount) -> String {
+fn as_text(file: &Path, len: u64, survey: &Survey, account: &StreamAccount, all: bool) -> String {
     let style = stdout_style();
     let inventory = &survey.inventory;
     let size = format!("{}, {} packets", bytes(len), count(survey.packets));
@@ -63,6 +64,10 @@ fn as_text(file: &Path, len: u64, survey: &Survey, account: &StreamAccount) -> S
         "Also",
         format!("sampled tokens: {}, checkpoints: {}", count(survey.sampled_tokens), count(survey.checkpoints)),
     ));
+    if !all {
+        let only = "only what packets say of themselves; `stream verify` checks values, too".to_owned();
+        fields.push(("Checked", only));
+    }
     out += &text::fields(&fields);
     if let Some(ledger) = survey.ledger() {
         out += &format!("\n{}\n{}", style.heading("ACCOUNT"), text::ledger(&ledger, style));

@@ -11,8 +11,8 @@ use crate::report::stdout_style;
 /// Runs the subcommand.
 pub fn ls(args: &args::Ls) -> Result<(), Stop> {
     let mut inventory = Inventory::default();
-    Source::open(&args.file, "reading")?.each_tensor(&Globs::new(&args.pattern), |t| {
-        inventory.add(t.name, t.meta, t.at.len);
+    Source::open(&args.file, "reading")?.each_description(&Globs::new(&args.pattern), |name, meta, at| {
+        inventory.add(name, meta, at.len);
         Ok(())
     })?;
     let tensors = inventory.tensors();

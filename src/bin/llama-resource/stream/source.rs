@@ -4,6 +4,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use llama_resource_instrumentation::analyze::stream::Globs;
+use llama_resource_instrumentation::error::Error;
 use llama_resource_instrumentation::format::stream::{Content, Packet, TensorMeta};
 use llama_resource_instrumentation::read::stream::{
     self, Form, Item, LegacyPacket, Location, StreamAccount, StreamReader,
@@ -12,6 +13,9 @@ use llama_resource_instrumentation::read::stream::{
 use super::out::Stop;
 use super::progress::Progress;
 use crate::report;
+
+/// A file up to this length is read whole wherever its packets are looked at: that takes a moment.
+const SHORT: u64 = 64 << 20;
 
 /// An opened stream.
 pub struct Source {
@@ -61,13 +65,34 @@ impl Source {
         self.reader.file_len()
     }
 
+    /// Whether [`Self::each_described`] passes over the values of tensors.
+    pub fn is_long(&self) -> bool {
+        self.len() > SHORT
+    }
+
     /// Gives every packet of ours; what was not whole is in the account. Packets of another version end it.
     pub fn each(
         &mut self,
+        packet: impl FnMut(&Packet<'_>, Location) -> Result<(), Stop>,
+    ) -> Result<StreamAccount, Stop> {
+        self.each_by(StreamReader::next_item, packet)
+    }
+
+    /// The same for what packets say of themselves: of a long file, tensors come without their values, unchecked.
+    pub fn each_described(
+        &mut self,
+        packet: impl FnMut(&Packet<'_>, Location) -> Result<(), Stop>,
+    ) -> Result<StreamAccount, Stop> {
+        if self.is_long() { self.each_by(StreamReader::next_described, packet) } else { self.each(packet) }
+    }
+
+    fn each_by(
+        &mut self,
+        next: impl for<'a> Fn(&'a mut StreamReader<File>) -> Result<Option<Item<'a>>, Error>,
         mut packet: impl FnMut(&Packet<'_>, Location) -> Result<(), Stop>,
     ) -> Result<StreamAccount, Stop> {
         let mut progress = Progress::new(self.what, self.len());
-        while let Some(item) = self.reader.next_item()? {
+        while let Some(item) = next(&mut self.reader)? {
             if let Item::Packet { at, packet: found } = item {
                 packet(&found, at)?;
                 progress.at(at.end());
@@ -155,6 +180,20 @@ impl Source {
             progress.at(done);
         }
         Ok(lost)
+    }
+
+    /// Gives the descriptions of the tensors that are wanted, in the order of the file. Says on standard error if some could not be read.
+    pub fn each_description(
+        &mut self,
+        wanted: &Globs,
+        mut tensor: impl FnMut(&str, &TensorMeta, Location) -> Result<(), Stop>,
+    ) -> Result<(), Stop> {
+        let account = self.each_described(|packet, at| match &packet.content {
+            Content::Tensor { meta, .. } if wanted.fits(packet.name) => tensor(packet.name, meta, at),
+            _ => Ok(()),
+        })?;
+        self.warn(account.damaged_ranges, account.damaged_bytes);
+        Ok(())
     }
 
     fn warn(&self, places: u64, bytes: u64) {

@@ -49,7 +49,7 @@ fn check(args: &args::Verify, good: &mut bool) -> Result<(), Stop> {
     let verdict = if *good { "good" } else { "damaged" };
     let mut out = Out::new();
     if args.json {
-        let mut json = export::survey(&args.file.display().to_string(), source.len(), &survey, &account);
+        let mut json = export::survey(&args.file.display().to_string(), source.len(), &survey, &account, true);
         if let Some(object) = json.as_object_mut() {
             object.insert("verdict".to_owned(), verdict.into());
             object.insert("decoded_bytes".to_owned(), decoded.into());
