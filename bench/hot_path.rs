@@ -314,6 +314,7 @@ mod writer {
     use llama_resource_instrumentation::format::{Level, Line};
     use llama_resource_instrumentation::graph::class::{Class, Component};
     use llama_resource_instrumentation::graph::cost::Cost;
+    use llama_resource_instrumentation::observe::parts;
     use llama_resource_instrumentation::observe::plan::{self, Flow, Place, PlanNode};
     use llama_resource_instrumentation::observe::timer::{Span, Sums};
     use llama_resource_instrumentation::record::event::{SeqRange, StepSample};
@@ -357,7 +358,14 @@ mod writer {
             src0_shape: [576, 576, 1, 1],
             out_bytes: 2304,
             src1_bytes: 2304,
-            place: Place { backend: "CPU", device: Some("CPU"), is_cpu: true },
+            place: Place {
+                backend: "CPU",
+                device: Some("CPU"),
+                is_cpu: true,
+                memory_type: "ram",
+                answers_late: false,
+                backend_address: 0,
+            },
             mlp_role: (op == "mul_mat" && component == Component::Mlp).then_some("up_proj"),
             kv_write: (component == Component::KvCache).then_some((name == "cache_k_l", 384)),
             flows: if from == component { Box::default() } else { [flow()].into() },
@@ -371,6 +379,7 @@ mod writer {
     fn sample() -> StepSample {
         let mut plan = plan::build(std::ptr::null_mut(), 0, &[]);
         plan.nodes = (0..LAYERS).flat_map(|l| (0..BLOCK.len()).map(move |i| node(l, i))).collect();
+        plan.parts = parts::parts(&plan.nodes);
         let now = clock::now_ns();
         let spans = (0..plan.nodes.len() as u32)
             .map(|i| {
@@ -386,6 +395,8 @@ mod writer {
             end_ns: now + 9_000_000,
             spans,
             sums: Sums { op_ns: 8_100_000, barrier_ns: 900_000, ops: 450, strangers: 0 },
+            parts: Vec::new(),
+            transfers: Vec::new(),
             workers_ns: vec![8_000_000],
             sequences: vec![SeqRange { seq_id: 0, first_pos: 40, end_pos: 41, hit_permille: Some(0) }],
             placements: Vec::new(),

@@ -245,9 +245,9 @@ def drift(pairs):
 
 
 def problems(accounts):
-    """What the logs of a mode complain about, and how many events were lost other than by the rate limit."""
+    """What the logs of a mode complain about, and how many events were lost: neither a step over the rate limit nor one of a warm-up is."""
     recorded = [a for a in accounts if a.get("dropped") is not None]
-    lost = sum(n for a in recorded for key, n in a["dropped"].items() if not key.startswith("rate_limit/"))
+    lost = sum(n for a in recorded for key, n in a["dropped"].items() if not key.startswith(("rate_limit/", "warm_up/")))
     return sorted({p for a in recorded for p in a["problems"]}), lost
 
 

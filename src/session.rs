@@ -180,6 +180,7 @@ pub fn start(config: &Config, mode: Mode) -> Result<Started> {
     record::set_level(config.level);
     record::rate::open(config.bytes_per_second().is_some());
     record::set_paused(false);
+    observe::splits::set_serialize(config.split_times);
     observe::reset();
     state::reset();
     steps::reset();

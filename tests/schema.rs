@@ -41,6 +41,7 @@ const GROUPS: [Group; 4] = {
                 ("memory_allocation", M),
                 ("memory_deallocation", D),
                 ("compute_execution", M),
+                ("split_execution", D),
                 ("component_handoff", D),
                 ("mlp_operation", D),
                 ("kv_cache_operation", D),

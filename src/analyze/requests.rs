@@ -48,6 +48,18 @@ pub struct Request {
     pub outcome: Option<String>,
     /// Positions that context shift removed.
     pub shifted_tokens: Option<u64>,
+    /// The server's number of the task; this and the next five come from a server that was built with `patches/`.
+    pub task_id: Option<i32>,
+    /// The `id` of the response.
+    pub completion_id: Option<String>,
+    /// Waiting for a slot, before the start.
+    pub queue_ms: Option<f64>,
+    /// Why the server stopped.
+    pub stop_reason: Option<String>,
+    /// Tokens drafted by speculative decoding.
+    pub drafted: Option<u64>,
+    /// Those of them that the model accepted.
+    pub accepted: Option<u64>,
     /// What each GPU did during it; `null` where none was read.
     pub gpu: Option<Vec<GpuUse>>,
 }
@@ -71,6 +83,12 @@ pub struct Totals {
     pub concurrent_peak: u64,
     /// Time to the first token, over requests.
     pub ttft_ms: Option<Distribution>,
+    /// Time waiting for a slot, over requests; of a server that was built with `patches/`.
+    pub queue_ms: Option<Distribution>,
+    /// Tokens drafted by speculative decoding; the same servers tell.
+    pub drafted: Option<u64>,
+    /// Those of them that the model accepted.
+    pub accepted: Option<u64>,
     /// Time waiting for room, over requests.
     pub wait_ms: Option<Distribution>,
     /// Whole duration, over requests.
@@ -140,6 +158,12 @@ impl Fold {
             duration_ms: None,
             outcome: None,
             shifted_tokens: None,
+            task_id: None,
+            completion_id: None,
+            queue_ms: None,
+            stop_reason: None,
+            drafted: None,
+            accepted: None,
             gpu: None,
         })
     }
@@ -169,12 +193,18 @@ impl Request {
         self.duration_ms = Some(e.duration_ms);
         self.outcome = Some(e.outcome.clone());
         self.shifted_tokens = Some(e.shifted_tokens);
+        self.task_id = e.task_id;
+        self.completion_id.clone_from(&e.completion_id);
+        self.queue_ms = e.queue_ms;
+        self.stop_reason.clone_from(&e.stop_reason);
+        (self.drafted, self.accepted) = (e.drafted, e.accepted);
         self.gpu.clone_from(&e.gpu);
     }
 }
 
 fn totals(requests: &[Request], gaps_ms: &[f64]) -> Totals {
     let sum = |f: fn(&Request) -> Option<u64>| requests.iter().filter_map(f).fold(0, u64::saturating_add);
+    let known = |f: fn(&Request) -> Option<u64>| requests.iter().any(|r| f(r).is_some()).then(|| sum(f));
     let over = |f: fn(&Request) -> Option<f64>| Distribution::of(requests.iter().filter_map(f));
     let mut outcomes = BTreeMap::new();
     let (mut weighted_ms, mut gaps) = (0.0, 0_u64);
@@ -199,6 +229,9 @@ fn totals(requests: &[Request], gaps_ms: &[f64]) -> Totals {
         generated_tokens: sum(|r| r.generated_tokens),
         concurrent_peak: concurrent_peak(requests),
         ttft_ms: over(|r| r.ttft_ms),
+        queue_ms: over(|r| r.queue_ms),
+        drafted: known(|r| r.drafted),
+        accepted: known(|r| r.accepted),
         wait_ms: over(|r| r.wait_ms),
         duration_ms: over(|r| r.duration_ms),
         tokens_per_second: over(|r| r.tokens_per_second),
@@ -250,6 +283,21 @@ mod tests {
         assert_eq!(t.inter_token_mean_ms, Some(25.0));
         assert_eq!((t.inter_token_ms, t.inter_token_complete, t.ttft_ms), (None, false, None));
         assert_eq!((t.concurrent_peak, t.outcomes["eog"]), (2, 3));
+    }
+
+    #[test]
+    fn what_only_a_patched_server_tells_is_unknown_of_the_others() {
+        let mut fold = Fold::default();
+        fold.add(&end(1, 10, 5, 11, None), 2.0);
+        assert_eq!(fold.finish().totals.drafted, None);
+        let mut fold = Fold::default();
+        for (id, drafted) in [(1, Some(8)), (2, None), (3, Some(4))] {
+            let Line::RequestEnd(mut e) = end(id, 1, 0, 1, None) else { unreachable!() };
+            (e.drafted, e.accepted, e.queue_ms) = (drafted, drafted.map(|n| n / 4), drafted.map(|n| n as f64));
+            fold.add(&Line::RequestEnd(e), id as f64);
+        }
+        let t = fold.finish().totals;
+        assert_eq!((t.drafted, t.accepted, t.queue_ms.map(|q| (q.n, q.mean))), (Some(12), Some(3), Some((2, 6.0))));
     }
 
     #[test]

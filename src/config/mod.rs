@@ -42,6 +42,8 @@ pub struct Config {
     pub follow_children: bool,
     /// Time between two readings of the GPUs in milliseconds; 0 for none.
     pub gpu_interval_ms: u64,
+    /// Wait for each device after its part of a graph.
+    pub split_times: bool,
     /// The activation stream.
     pub capture: CaptureConfig,
 }
@@ -56,6 +58,7 @@ impl Default for Config {
             text: false,
             follow_children: false,
             gpu_interval_ms: 100,
+            split_times: false,
             capture: CaptureConfig::default(),
         }
     }

@@ -86,6 +86,13 @@ pub const SETTINGS: &[Setting] = &[
         apply: |c, v| some(v.parse().ok().filter(|n| matches!(n, 0 | 10..=60_000)), &mut c.gpu_interval_ms),
     },
     Setting {
+        name: "LLAMA_RESOURCE_SPLIT_TIMES",
+        default: "0",
+        values: YES_NO,
+        help: "Wait for each device after its part of a graph, so that the time of every part is known. Slows the host.",
+        apply: |c, v| some(value::boolean(v), &mut c.split_times),
+    },
+    Setting {
         name: "LLAMA_RESOURCE_CAPTURE",
         default: "not set: nothing is captured",
         values: "a path; %p, %t, %e and %% as in LLAMA_RESOURCE_LOG_PATH",

@@ -32,6 +32,8 @@ pub enum Line {
     MemoryDeallocation(resource::MemoryDeallocation),
     /// One operation ran.
     ComputeExecution(resource::ComputeExecution),
+    /// A device ran its part of a graph.
+    SplitExecution(resource::SplitExecution),
     /// One component took over data that another made.
     ComponentHandoff(resource::ComponentHandoff),
     /// One matrix multiplication of a feed-forward block ran.
@@ -92,6 +94,7 @@ impl Line {
             Self::MemoryAllocation(_) => "memory_allocation",
             Self::MemoryDeallocation(_) => "memory_deallocation",
             Self::ComputeExecution(_) => "compute_execution",
+            Self::SplitExecution(_) => "split_execution",
             Self::ComponentHandoff(_) => "component_handoff",
             Self::MlpOperation(_) => "mlp_operation",
             Self::KvCacheOperation(_) => "kv_cache_operation",

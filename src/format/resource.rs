@@ -125,6 +125,52 @@ pub struct ComputeExecution {
     /// Who saw it: `mark` the caller (operation and component are the caller's words), `eval_callback` our eval callback (the graph was cut
     /// at this node, so `duration_us` is that of the node alone, with its start and synchronisation), `null` the hooks.
     pub source: Option<String>,
+    /// Memory of the device that ran it: `vram` or `ram`; `null` where it is not known.
+    pub memory_type: Option<String>,
+    /// `serialized`: the host was made to wait for this operation alone, so `duration_us` holds its start and the wait; `null` otherwise.
+    pub timing: Option<String>,
+}
+
+/// A device ran its part of a graph: neighbouring operations, in a graph that does not run on the CPU alone.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct SplitExecution {
+    /// Unix time in microseconds, as a string: when the device was given the part.
+    pub timestamp: String,
+    /// Session of this event.
+    pub session_id: String,
+    /// Number of the ubatch.
+    pub step: Option<u64>,
+    /// Monotonic clock in nanoseconds: when the device was given the part.
+    pub t_ns: u64,
+    /// Number of the part within the step, from 0.
+    pub split: u32,
+    /// Backend that ran it.
+    pub backend: String,
+    /// Device that ran it.
+    pub device: Option<String>,
+    /// Memory of the device: `vram` or `ram`; `null` where it is not known.
+    pub memory_type: Option<String>,
+    /// Its operations.
+    pub operations: u32,
+    /// Result of the first of them.
+    pub first_tensor: String,
+    /// Result of the last.
+    pub last_tensor: String,
+    /// Their floating-point operations.
+    pub flops: u64,
+    /// Bytes that they read and wrote.
+    pub bytes: u64,
+    /// Calls of the backend: more than one where a callback or the scheduler cut the part.
+    pub calls: u32,
+    /// What the calls took, microseconds. Most backends only queue the work; the CPU has done it by then.
+    pub submit_us: f64,
+    /// From `t_ns` until the host knew that the work was done, microseconds: wall time with transport and queue, an upper bound, never the
+    /// time of kernels. `null` where the scheduler did not wait for the device within the step.
+    pub duration_us: Option<f64>,
+    /// `serialized`: the host was made to wait for the part (`LLAMA_RESOURCE_SPLIT_TIMES`), which changes the speed. `null`: nothing was
+    /// forced; the CPU had done it, or the scheduler itself waited.
+    pub timing: Option<String>,
 }
 
 /// One component took over data that another made.
@@ -143,7 +189,7 @@ pub struct ComponentHandoff {
     pub layer_id: Option<i32>,
     /// Size of the tensor in MiB; `null` for a hand-off that the caller marked without a result of `from_component` before it.
     pub data_size_mb: Option<f64>,
-    /// Measured rate of the copy; `null` when both sides share memory and nothing is copied.
+    /// Measured rate of the copy; `null` when both sides share memory and nothing is copied, or where `duration_us` holds more than the copy.
     pub transfer_bandwidth_gbps: Option<f64>,
     /// `null`: nothing measures it per hand-off. Pressure of the whole host is on `host_sample`.
     pub memory_pressure: Option<String>,
@@ -159,6 +205,16 @@ pub struct ComponentHandoff {
     pub device: Option<String>,
     /// Tensor that was handed over; `null` where it is not known.
     pub tensor: Option<String>,
+    /// Device whose memory it was copied from; `null` when both sides share memory and nothing is copied. `device` is where it went.
+    pub from_device: Option<String>,
+    /// Bytes handed over; of a copy: those that were copied.
+    pub bytes: Option<u64>,
+    /// Wall time of the call that copied, microseconds; `null` when nothing is copied, or where the backend copied by itself, unseen. A
+    /// backend may take what it is given into a queue of its own and return before it has arrived.
+    pub duration_us: Option<f64>,
+    /// The source's device was still computing when the copy began, so that `duration_us` may hold a wait for it; `null` where
+    /// that is `null`.
+    pub waited: Option<bool>,
 }
 
 /// One matrix multiplication of a feed-forward block ran.

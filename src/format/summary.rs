@@ -44,6 +44,50 @@ pub struct LayerTotals {
     pub totals: Totals,
 }
 
+/// What one device did in an interval.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct DeviceTotals {
+    /// Device, or backend where the build does not tell.
+    pub device: String,
+    /// Memory of the device: `vram` or `ram`; `null` where it is not known.
+    pub memory_type: Option<String>,
+    /// Operations in all steps.
+    pub operations: u64,
+    /// Their floating-point operations.
+    pub flops: u64,
+    /// Bytes that they read and wrote.
+    pub bytes: u64,
+    /// Parts of graphs that it was given (see `split_execution`).
+    pub splits: u64,
+    /// Those whose end was seen.
+    pub timed_splits: u64,
+    /// Those that the host was made to wait for (`LLAMA_RESOURCE_SPLIT_TIMES`).
+    pub serialized_splits: u64,
+    /// Wall time of the timed ones as the host saw it, microseconds: from the call until they were known to be done.
+    pub split_us: f64,
+}
+
+/// Copies from one device's memory to another's in an interval.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct CopyTotals {
+    /// Device that the data was on; `null` where it is not known.
+    pub from_device: Option<String>,
+    /// Device that got it; `null` where it is not known.
+    pub to_device: Option<String>,
+    /// Tensors.
+    pub count: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Tensors whose copy was timed and waited for nothing else.
+    pub timed_count: u64,
+    /// Their bytes.
+    pub timed_bytes: u64,
+    /// Wall time of those calls, microseconds (for GB/s: `timed_bytes / timed_us / 1000`).
+    pub timed_us: f64,
+}
+
 /// Steps of one phase within an interval.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
@@ -100,6 +144,10 @@ pub struct StepSummary {
     pub components: Vec<NamedTotals>,
     /// By layer.
     pub layers: Vec<LayerTotals>,
+    /// By device; `null` where graphs are not seen (marks).
+    pub devices: Option<Vec<DeviceTotals>>,
+    /// Copies between devices, by pair of them; `null` where graphs are not seen (marks).
+    pub copies: Option<Vec<CopyTotals>>,
 }
 
 /// How often each expert was chosen in one layer since the last such line.

@@ -88,6 +88,8 @@ api! {
     fn ggml_backend_dev_type(device: Ptr) -> i32;
     /// Backend that a scheduler gave a node to.
     fn ggml_backend_sched_get_tensor_backend(sched: Ptr, node: *mut ggml_tensor) -> Ptr;
+    /// Waits until a backend has done its work.
+    fn ggml_backend_synchronize(backend: Ptr);
     /// Waits until a scheduler's backends have done their work.
     fn ggml_backend_sched_synchronize(sched: Ptr);
     /// Sets the callback that a scheduler calls for each node.

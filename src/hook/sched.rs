@@ -4,7 +4,7 @@ use super::Ptr;
 use crate::boundary::observe as guarded;
 use crate::capture;
 use crate::ggml::symbol::Symbol;
-use crate::observe::{self, steps, timer};
+use crate::observe::{self, splits, steps, timer};
 
 hooks! {
     /// A graph was built and gets its memory. Not called for a graph that runs again as it is.
@@ -37,8 +37,32 @@ hooks! {
 
     /// One backend runs its part of a graph: on the CPU backend the last operation ends here.
     fn ggml_backend_graph_compute_async(backend: Ptr, graph: Ptr) -> i32;
+    before { splits::now() }
+    after |start_ns, _| {
+        timer::split_ends();
+        splits::called(start_ns, backend, graph);
+    }
+
+    /// The scheduler, or the host, waits for a backend.
+    fn ggml_backend_synchronize(backend: Ptr);
     before {}
-    after |(), _| { timer::split_ends() }
+    after |(), ()| { splits::synchronized(backend) }
+
+    /// A part of the graph gets what another device has made, or what the host has filled in.
+    fn ggml_backend_tensor_copy(src: Ptr, dst: Ptr);
+    before { splits::now() }
+    after |start_ns, ()| {
+        // SAFETY: the host has just copied one to the other.
+        unsafe { splits::copied(start_ns, src, dst) }
+    }
+
+    /// The same in pieces: the weights of the experts that were chosen.
+    fn ggml_backend_tensor_set_async(backend: Ptr, tensor: Ptr, data: Ptr, offset: usize, size: usize);
+    before { splits::now() }
+    after |start_ns, ()| {
+        // SAFETY: the host has just written to it.
+        unsafe { splits::uploaded(start_ns, tensor, size) }
+    }
 }
 
 /// A graph runs: one ubatch. Written out because the timer must run exactly while the real call does, and must stop when a C++
@@ -63,8 +87,10 @@ pub unsafe extern "C-unwind" fn ggml_backend_sched_graph_compute_async(sched: Pt
     // SAFETY: the signature of this function in ggml-backend.h; the host called us by it.
     let real = unsafe { std::mem::transmute::<Ptr, unsafe extern "C-unwind" fn(Ptr, Ptr) -> i32>(address) };
     let running = step.as_ref().and_then(steps::Step::timer).map(timer::Timer::run);
+    let watching = step.as_ref().map(|s| s.splits().run());
     // SAFETY: the host's own arguments.
     let status = unsafe { real(sched, graph) };
+    drop(watching);
     drop(running);
     guarded((), || {
         if let Some(step) = step {

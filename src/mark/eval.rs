@@ -181,6 +181,8 @@ impl State {
                 end_ns: run.end_ns,
                 spans: run.spans,
                 sums: run.sums,
+                parts: Vec::new(),
+                transfers: Vec::new(),
                 workers_ns: Vec::new(),
                 sequences: Vec::new(),
                 placements: Vec::new(),

@@ -17,7 +17,7 @@ use crate::format::summary::StepSummary;
 use crate::graph::class::{self, classify_tensor};
 use crate::graph::{Node, Tensor, cost};
 use crate::observe::steps::TOTALS;
-use crate::record::expand::{mib, round, shape};
+use crate::record::expand::{known_memory, mib, round, shape};
 use crate::record::{dropped, stamp::resource_id};
 
 /// Allocations whose size is remembered until they are given back.
@@ -316,6 +316,8 @@ impl Marks {
             t_ns: head.t_ns,
             backend: output.place.buffer_type.map(str::to_owned),
             device: output.place.device.map(str::to_owned),
+            memory_type: known_memory(output.place.memory_type),
+            timing: None,
             tensor: output.name,
             precision: output.type_name,
             duration_us: None,
@@ -447,6 +449,10 @@ impl Marks {
             backend: None,
             device: None,
             tensor: handed.map(|(name, _)| name.clone()),
+            from_device: None,
+            bytes: handed.map(|(_, bytes)| *bytes),
+            duration_us: None,
+            waited: None,
         })
     }
 

@@ -64,7 +64,15 @@ unsafe impl Send for Run {}
 fn place_of(t: &TensorPtr) -> Place {
     let place = tensor::place(t);
     let backend = place.device.or(place.buffer_type).unwrap_or("CPU");
-    Place { backend, device: place.device, is_cpu: place.is_cpu }
+    Place {
+        backend,
+        device: place.device,
+        is_cpu: place.is_cpu,
+        memory_type: if place.memory_type == "mmap" { "ram" } else { place.memory_type },
+        // The callback is shown a node when it has been computed; no part is waited for.
+        answers_late: false,
+        backend_address: 0,
+    }
 }
 
 impl Run {

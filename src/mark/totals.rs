@@ -124,6 +124,8 @@ impl Interval {
             ops: list(old.ops),
             components: list(old.components),
             layers: old.layers.into_iter().map(|(layer_id, t)| LayerTotals { layer_id, totals: rounded(t) }).collect(),
+            devices: None,
+            copies: None,
         })
     }
 }

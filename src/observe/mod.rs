@@ -5,11 +5,14 @@
 
 pub mod buffers;
 pub mod contexts;
+pub mod device_totals;
 pub mod kv;
 pub mod models;
+pub mod parts;
 pub mod plan;
 pub mod requests;
 pub mod routing;
+pub mod splits;
 pub mod state;
 pub mod steps;
 pub mod timer;

@@ -4,11 +4,17 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
+use super::parts::{self, Copied, Part};
 use crate::ggml::api::{self, Ptr};
 use crate::ggml::view::{TensorPtr, keep};
 use crate::graph::class::{self, Class};
 use crate::graph::cost::{self, Cost};
 use crate::graph::{Node, Tensor};
+
+/// Kinds of devices with memory of their own, as ggml numbers them.
+const GPU: i32 = 1;
+/// See [`GPU`].
+const INTEGRATED_GPU: i32 = 2;
 
 /// Where a node is computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,6 +25,12 @@ pub struct Place {
     pub device: Option<&'static str>,
     /// Whether the CPU backend computes it, and so the CPU hooks can time it.
     pub is_cpu: bool,
+    /// `vram` for a device with memory of its own, `ram` otherwise.
+    pub memory_type: &'static str,
+    /// Synchronising it only waits until the work was sent: that it is done shows when a result is read (RPC).
+    pub answers_late: bool,
+    /// The backend as the scheduler knows it, 0 where nothing is known.
+    pub backend_address: usize,
 }
 
 /// Data that came from another component.
@@ -78,6 +90,10 @@ pub struct Plan {
     pub key: (usize, u64),
     /// Nodes in graph order.
     pub nodes: Vec<PlanNode>,
+    /// Its parts by device, in order.
+    pub parts: Vec<Part>,
+    /// What is copied between devices.
+    pub copies: Vec<Copied>,
     /// Tokens of the ubatch; `None` for graphs that process no tokens (K-shift, vision, state copies).
     pub n_tokens: Option<u64>,
     /// FLOPs of one execution.
@@ -208,7 +224,8 @@ pub fn build(sched: Ptr, fingerprint: u64, executed: &[TensorPtr]) -> Plan {
         let place = place(sched, *t, &mut places);
         nodes.push(plan_node(place, t, &index, &nodes));
     }
-    assemble((sched as usize, fingerprint), nodes, false)
+    let copies = parts::copies(executed, &nodes);
+    Plan { copies, ..assemble((sched as usize, fingerprint), nodes, false) }
 }
 
 /// The plan of a graph whose nodes have been looked at.
@@ -227,6 +244,8 @@ pub fn assemble(key: (usize, u64), nodes: Vec<PlanNode>, serialized: bool) -> Pl
     Plan {
         key,
         serialized,
+        parts: parts::parts(&nodes),
+        copies: Vec::new(),
         n_tokens: n_tokens(&nodes),
         flops: nodes.iter().map(|n| n.cost.flops).sum(),
         flows: nodes.iter().map(|n| n.flows.len() as u64).sum(),
@@ -320,16 +339,37 @@ fn place(sched: Ptr, t: TensorPtr, known: &mut HashMap<usize, Place>) -> Place {
         .unwrap_or(std::ptr::null_mut());
     *known.entry(backend as usize).or_insert_with(|| {
         if backend.is_null() {
-            return Place { backend: "unknown", device: None, is_cpu: false };
+            return Place {
+                backend: "unknown",
+                device: None,
+                is_cpu: false,
+                memory_type: "unknown",
+                answers_late: false,
+                backend_address: 0,
+            };
         }
         // SAFETY: a live backend.
         let name = unsafe { api::text(api::ggml_backend_name(backend)) };
         // SAFETY: as above.
         let device = unsafe { api::ggml_backend_get_device(backend) }.filter(|d| !d.is_null());
         // SAFETY: a live device.
+        let kind = device.and_then(|d| unsafe { api::ggml_backend_dev_type(d) });
+        // SAFETY: as above.
         let device = device.and_then(|d| unsafe { api::text(api::ggml_backend_dev_name(d)) });
         let name = keep(name.as_deref().unwrap_or("unknown"));
-        Place { backend: name, device: device.map(|d| keep(&d)), is_cpu: name == "CPU" }
+        Place {
+            backend: name,
+            device: device.map(|d| keep(&d)),
+            is_cpu: name == "CPU",
+            memory_type: match kind {
+                Some(GPU | INTEGRATED_GPU) => "vram",
+                Some(_) => "ram",
+                None if name == "CPU" => "ram",
+                None => "unknown",
+            },
+            answers_late: name.starts_with("RPC"),
+            backend_address: backend as usize,
+        }
     })
 }
 

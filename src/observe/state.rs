@@ -76,12 +76,24 @@ pub fn after_timed_step(plan: &Plan, ops_seen: u64) {
             format!("the CPU backend's operations are timed ({ops_seen} calls for {on_cpu} nodes in the first step)"),
             None,
         );
+        tell_untimed(plan);
     } else if on_cpu > 0 && DECIDED.fetch_add(1, Ordering::Relaxed) == 3 {
         let reason = "the CPU backend's own calls do not go through the PLT in this build (static, LTO or -fno-semantic-interposition)";
         tell("op_times", "unavailable", reason, Some("times of operations, layers and components; expert routing"));
     } else if on_cpu == 0 && DECIDED.fetch_add(1, Ordering::Relaxed) == 3 {
         let reason = "all operations run on a backend that cannot be timed without cutting the graph";
         tell("op_times", "unavailable", reason, Some("times of operations, layers and components; expert routing"));
+    }
+}
+
+/// Devices that a graph with timed operations runs on besides: their operations have no times.
+fn tell_untimed(plan: &Plan) {
+    let others: BTreeSet<&str> =
+        plan.parts.iter().filter(|p| !p.place.is_cpu).map(|p| p.place.device.unwrap_or(p.place.backend)).collect();
+    if !others.is_empty() {
+        let names = others.into_iter().collect::<Vec<_>>().join(", ");
+        let reason = format!("operations on {names} cannot be timed without cutting the graph; see split_execution");
+        tell("op_times", "warning", reason, Some("times of these operations; expert routing there"));
     }
 }
 

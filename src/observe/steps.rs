@@ -6,8 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::plan::{self, Fate, Plan};
+use super::splits::{self, Splits};
 use super::timer::{Span, Timer};
-use super::{host, state, workers};
+use super::{device_totals, host, state, workers};
 use crate::clock;
 use crate::format::Level;
 use crate::ggml::api::{self, Ptr};
@@ -188,6 +189,7 @@ pub struct Step {
     // Kept alive for the timer, which points into it.
     _nodes: Arc<[TensorPtr]>,
     timer: Option<Timer>,
+    splits: Splits,
     number: Option<u64>,
     begun_ns: u64,
     sampled: bool,
@@ -209,6 +211,12 @@ impl Step {
     pub fn timer(&self) -> Option<&Timer> {
         self.timer.as_ref()
     }
+
+    /// What must watch the devices while the host computes.
+    #[must_use]
+    pub const fn splits(&self) -> &Splits {
+        &self.splits
+    }
 }
 
 static BY_HOOK: std::sync::atomic::AtomicBool = std::sync::atomic::AtomicBool::new(false);
@@ -222,6 +230,8 @@ pub fn seen_by_hooks() -> bool {
 /// Forgets whether the hooks see graphs, when recording starts anew.
 pub fn reset() {
     BY_HOOK.store(false, Ordering::Relaxed);
+    // Of steps of the recording before.
+    drop(device_totals::take());
 }
 
 /// The scheduler is about to run `graph`.
@@ -257,6 +267,7 @@ pub fn begin(sched: Ptr, graph: Ptr) -> Option<Step> {
     let timer = timed
         .then(|| Timer::new(&plan, &nodes, sampled, Vec::with_capacity(if sampled { plan.nodes.len() } else { 0 })));
     Some(Step {
+        splits: Splits::new(&plan),
         plan,
         _nodes: nodes,
         timer,
@@ -302,6 +313,8 @@ pub fn end(step: Step) {
     let graph_ns = end_ns - step.begun_ns;
     let workers_ns = if step.measures_workers { workers::end() } else { Vec::new() };
     let (sums, spans): (_, Vec<Span>) = step.timer.as_ref().map(Timer::finish).unwrap_or_default();
+    let (parts, transfers) = step.splits.finish();
+    device_totals::account(&step.plan, &parts, &transfers);
     let fate = match (step.sampled, step.may_be_sampled) {
         (true, _) => Fate::Written,
         (false, true) => Fate::LeftOut,
@@ -334,9 +347,13 @@ pub fn end(step: Step) {
             end_ns,
             spans,
             sums,
+            parts,
+            transfers,
             workers_ns,
             sequences: ranges,
             placements,
         })));
+    } else {
+        splits::keep_for_next(parts, transfers);
     }
 }

@@ -17,6 +17,7 @@ macro_rules! of_any {
             Line::MemoryAllocation($e) => $value,
             Line::MemoryDeallocation($e) => $value,
             Line::ComputeExecution($e) => $value,
+            Line::SplitExecution($e) => $value,
             Line::ComponentHandoff($e) => $value,
             Line::MlpOperation($e) => $value,
             Line::KvCacheOperation($e) => $value,

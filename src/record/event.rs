@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::format::Line;
 use crate::observe::buffers::Placement;
 use crate::observe::plan::Plan;
+use crate::observe::splits::{PartRun, Transfer};
 use crate::observe::timer::{Span, Sums};
 
 /// An event on its way to the writer.
@@ -65,6 +66,10 @@ pub struct StepSample {
     pub spans: Vec<Span>,
     /// Their sums.
     pub sums: Sums,
+    /// Parts of the graph by device, in order.
+    pub parts: Vec<PartRun>,
+    /// What was copied between devices.
+    pub transfers: Vec<Transfer>,
     /// Busy time of the other compute threads (VERBOSE).
     pub workers_ns: Vec<u64>,
     /// Sequences of the ubatch; empty if they are not known.

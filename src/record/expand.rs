@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use super::event::{SeqRange, StepSample};
+use super::split_lines;
 use super::stamp::resource_id;
 use crate::format::resource::{ComponentHandoff, ComputeExecution, KvCacheOperation, MlpOperation};
 use crate::format::session::{ComponentBegin, ComponentEnd, LayerBegin, LayerEnd};
@@ -61,6 +62,12 @@ fn six(x: f64) -> f64 {
     (x * 1e6).round() / 1e6
 }
 
+/// The memory of a device, `None` where it is not known.
+#[must_use]
+pub fn known_memory(memory_type: &str) -> Option<String> {
+    (memory_type != "unknown").then(|| memory_type.to_owned())
+}
+
 /// Bytes in MiB, exact to the byte.
 #[must_use]
 pub fn mib(bytes: u64) -> f64 {
@@ -73,7 +80,11 @@ pub fn expand(sample: &StepSample, level: Level, rates: &mut BestRates) -> Vec<L
     let mut out = Vec::with_capacity(groups.len() * 2);
     out.extend(sample.placements.iter().map(|p| p.line(sample.step)));
     let mut marks = Marks { sample, on: level >= Level::Detailed, layer: None, component: None };
-    for g in &groups {
+    let mut devices = split_lines::of(sample, level).into_iter().peekable();
+    for (first, g) in &groups {
+        while let Some((_, line)) = devices.next_if(|(node, _)| node <= first) {
+            out.push(line);
+        }
         let n = g.lead();
         marks.enter(g, &mut out);
         if wanted(n, level) {
@@ -89,6 +100,7 @@ pub fn expand(sample: &StepSample, level: Level, rates: &mut BestRates) -> Vec<L
             out.extend(cache_write(sample, g));
         }
     }
+    out.extend(devices.map(|(_, line)| line));
     marks.leave(&mut out);
     if level >= Level::Verbose && !sample.workers_ns.is_empty() && !sample.spans.is_empty() {
         out.push(imbalance(sample));
@@ -96,7 +108,8 @@ pub fn expand(sample: &StepSample, level: Level, rates: &mut BestRates) -> Vec<L
     out
 }
 
-fn groups(sample: &StepSample) -> Vec<Group<'_>> {
+/// Groups with the number of their first node, in graph order.
+fn groups(sample: &StepSample) -> Vec<(u32, Group<'_>)> {
     let nodes = &sample.plan.nodes;
     let timed = sample.spans.iter().map(|s| {
         let range = s.node as usize..(s.until as usize).min(nodes.len());
@@ -112,14 +125,15 @@ fn groups(sample: &StepSample) -> Vec<Group<'_>> {
         )
     });
     let covered: std::collections::HashSet<u32> = sample.spans.iter().flat_map(|s| s.node..s.until).collect();
-    // Nodes of a backend that we cannot time carry the time of the step's start and no duration.
+    // Nodes of a backend that we cannot time carry the time at which it was given its part, and no duration.
     let untimed = (0..nodes.len() as u32).filter(|i| !covered.contains(i)).map(|i| {
         let one = &nodes[i as usize..=i as usize];
-        (i, Group { nodes: one, start_ns: sample.start_ns, end_ns: sample.start_ns, barrier_us: None, timed: false })
+        let at = split_lines::given_at(sample, i);
+        (i, Group { nodes: one, start_ns: at, end_ns: at, barrier_us: None, timed: false })
     });
     let mut all: Vec<(u32, Group<'_>)> = timed.chain(untimed).collect();
     all.sort_by_key(|(i, _)| *i);
-    all.into_iter().map(|(_, g)| g).collect()
+    all
 }
 
 /// Operations that a level writes.
@@ -195,6 +209,8 @@ fn compute(sample: &StepSample, g: &Group<'_>, rates: &BestRates) -> Line {
         gbps,
         fused_with: g.nodes[1..].iter().map(|n| n.name.to_string()).collect(),
         source: sample.plan.serialized.then(|| "eval_callback".to_owned()),
+        memory_type: known_memory(n.place.memory_type),
+        timing: sample.plan.serialized.then(|| "serialized".to_owned()),
     })
 }
 
@@ -244,6 +260,10 @@ fn handoffs<'a>(sample: &'a StepSample, g: &'a Group<'_>, n: &'a PlanNode) -> im
             backend: Some(n.place.backend.to_owned()),
             device: n.place.device.map(str::to_owned),
             tensor: Some(f.tensor.to_string()),
+            from_device: None,
+            bytes: Some(f.bytes),
+            duration_us: None,
+            waited: None,
         })
     })
 }

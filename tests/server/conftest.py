@@ -1,6 +1,9 @@
 """Fixtures of the tests that run a real llama-server: paths of the server, the library, SmolLM2 and the tiny models."""
 
+import socket
+import subprocess
 import sys
+import time
 
 import pytest
 
@@ -40,6 +43,27 @@ def tiny_model():
 def tiny_models(tiny_model):
     """All tiny models, name -> path."""
     return {name: tiny_model(name) for name in make_tiny.MODELS}
+
+
+@pytest.fixture(scope="module")
+def rpc_port():
+    """Port of a ggml RPC server: device memory that the host cannot look into."""
+    server = _existing(LLAMA_SERVER.parent / "ggml-rpc-server", "`make` builds it")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    process = subprocess.Popen([str(server), "-H", "127.0.0.1", "-p", str(port), "-t", "2"], stdout=subprocess.DEVNULL,
+                               stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 20
+    while True:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                break
+        assert process.poll() is None and time.monotonic() < deadline, "the RPC server did not start"
+        time.sleep(0.05)
+    yield port
+    process.kill()
+    process.wait()
 
 
 def _existing(path, remedy):

@@ -23,7 +23,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[2]
 TARGET = REPOSITORY / "target"
 LIBRARY = Path(os.environ.get("LLAMA_RESOURCE_TEST_LIBRARY", TARGET / "release" / "libllama_resource_instrumentation.so"))
-LLAMA_SERVER = TARGET / "llama.cpp" / "bin" / "llama-server"
+LLAMA_SERVER = Path(os.environ.get("LRI_LLAMA_SERVER", TARGET / "llama.cpp" / "bin" / "llama-server")).absolute()
 SMOLLM2 = TARGET / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 DEFAULT_ARGS = {"-t": "2", "-np": "1"}

@@ -21,7 +21,7 @@ PHASES = ["prefill 16", "decode 16", "prefill 64", "decode 64", "4 at once"]
 def bench(out, library, *options, modes="disabled"):
     """Runs the benchmark with short requests; (exit code, report, what it said)."""
     command = [PROGRAM, "bench", "--server", harness.LLAMA_SERVER, "--model", harness.SMOLLM2, "--modes", modes, "--contexts", "16,64",
-               "--predict", "8", "--json", out, *options]
+               "--predict", "8", "--threads", "1", "--json", out, *options]
     env = os.environ | {"LLAMA_RESOURCE_LIBRARY": str(library)}
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=env, timeout=900)
     return done.returncode, json.loads(out.read_text()) if out.exists() else None, done.stdout + done.stderr

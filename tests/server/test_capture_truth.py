@@ -8,16 +8,13 @@ hardest: each kept value must survive all later nodes.
 
 import functools
 import itertools
-import socket
-import subprocess
-import time
 
 import pytest
 
 import make_tiny
 from capture import (VIEW_OPS, Stream, account, align, capturing, check_account, compare, read_oracle, total, why_left,
                      witnessed)
-from server import LLAMA_SERVER, SMOLLM2, read_log
+from server import SMOLLM2, read_log
 
 LETTERS = "There was a house by the water, and the people in it were not there when the light was on. "
 SHORT = "The people of the small house"
@@ -174,29 +171,6 @@ def test_graph_reuse_is_tried(seen_alone, tmp_path):
 
 
 # --- A second backend ---
-
-RPC_SERVER = LLAMA_SERVER.parent / "ggml-rpc-server"
-
-
-@pytest.fixture(scope="module")
-def rpc_port():
-    """Port of a ggml RPC server: device memory that the host cannot look into."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    process = subprocess.Popen([str(RPC_SERVER), "-H", "127.0.0.1", "-p", str(port), "-t", "2"], stdout=subprocess.DEVNULL,
-                               stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 20
-    while True:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                break
-        assert process.poll() is None and time.monotonic() < deadline, "the RPC server did not start"
-        time.sleep(0.05)
-    yield port
-    process.kill()
-    process.wait()
-
 
 @pytest.mark.parametrize("model, layers", [("llama", "99"), ("qwen3moe", "2")], ids=["all layers there", "some here, some there"])
 @pytest.mark.parametrize("route", ROUTES)

@@ -26,6 +26,7 @@ EXAMPLES = REPOSITORY / "docs" / "examples.jsonl"
 NEVER_IN_A_PLAIN_RUN = {
     "memory_deallocation": "written when a C caller says that it freed something",
     "resource_tracking_begin": "written for a session that the host itself names, through the C API or the macros",
+    "split_execution": "needs a device beside the CPU (see test_devices.py)",
     "moe_routing": "the model has no experts (see test_routing_is_told_for_a_model_with_experts)",
     "capture_summary": "written when activations are captured (see test_capture_account.py)",
     "gpu_sample": "needs a GPU (see test_gpu.py)",

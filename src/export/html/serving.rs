@@ -61,7 +61,7 @@ fn draw(svg: &mut Svg, x: &Scale, top: f64, r: &Request, log_end_s: f64) {
         known(r.generated_tokens, count),
         known(r.ttft_ms, milliseconds),
         known(r.duration_ms, milliseconds),
-        r.outcome.as_deref().unwrap_or("no end in the log")
+        r.stop_reason.as_deref().or(r.outcome.as_deref()).unwrap_or("no end in the log")
     );
     let mut part = |from: f64, to: f64, class: &str| {
         // At least a visible sliver: a request of a millisecond is a request.
@@ -82,6 +82,7 @@ pub(super) fn latency(session: &Session) -> String {
     let first = histogram(&values, &marks, milliseconds, "distribution of the time to the first token");
     let rows: Vec<Vec<String>> = [
         ("time to first token", t.ttft_ms, milliseconds as fn(f64) -> String),
+        ("waiting for a slot", t.queue_ms, milliseconds),
         ("waiting for a batch", t.wait_ms, milliseconds),
         ("whole request", t.duration_ms, milliseconds),
         ("tokens per second", t.tokens_per_second, number),
@@ -151,7 +152,7 @@ pub(super) fn table(session: &Session) -> String {
             known(inter.map(|i| i.p99), milliseconds),
             known(r.tokens_per_second, number),
             known(r.duration_ms, milliseconds),
-            r.outcome.as_deref().unwrap_or("-").to_owned(),
+            r.stop_reason.as_deref().or(r.outcome.as_deref()).unwrap_or("-").to_owned(),
         ]
     };
     let columns = [

@@ -38,12 +38,14 @@ pub fn render(summary: &Summary<'_>, style: Style) -> String {
         );
         out += &style.warning(&wrap("  OVER ITS CEILING: ", "    ", &text));
     }
-    out += &heading("PLAIN SERVER", "second half of the run against the first", style);
     let mut table = Table::new(&["<phase", "ms/token", "drift %"]);
     for d in &summary.drift {
         table.row([d.phase.clone(), number(d.plain_ms), signed(d.percent)]);
     }
-    out += &table.render(style);
+    if !table.is_empty() {
+        out += &heading("PLAIN SERVER", "second half of the run against the first", style);
+        out += &table.render(style);
+    }
     out + &remarks(summary, style)
 }
 
@@ -57,7 +59,7 @@ fn head(report: &Report, style: Style) -> String {
     let library =
         build.library.as_ref().and_then(|l| l.sha256.as_deref()).map(|s| s.chars().take(12).collect::<String>());
     let took = format!(
-        "{}, {} s, up to {} rounds of {} pairs; load average {:.1} before, {:.1} after",
+        "{}, {} s, up to {} rounds, pairs in each: {}; load average {:.1} before, {:.1} after",
         report.created,
         report.took_s,
         settings.rounds,

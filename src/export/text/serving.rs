@@ -6,7 +6,7 @@ use super::compute::ROWS;
 use super::{heading, joined};
 use crate::analyze::Session;
 use crate::analyze::requests::Totals;
-use crate::analyze::stats::Distribution;
+use crate::analyze::stats::{Distribution, share};
 
 pub(super) fn requests(session: &Session, style: Style) -> String {
     let t = &session.requests.totals;
@@ -36,7 +36,7 @@ pub(super) fn requests(session: &Session, style: Style) -> String {
             known(r.ttft_ms, milliseconds),
             known(times, |t| [t.p50, t.p95, t.p99].map(number).join(" / ")),
             known(r.tokens_per_second, number),
-            r.outcome.clone().unwrap_or_else(|| UNKNOWN.to_owned()),
+            r.stop_reason.as_ref().or(r.outcome.as_ref()).cloned().unwrap_or_else(|| UNKNOWN.to_owned()),
         ]);
     }
     out += &table.render(style);
@@ -64,6 +64,9 @@ fn distributions(t: &Totals, style: Style) -> String {
         ]);
     };
     row("time to first token", t.ttft_ms, milliseconds);
+    if t.queue_ms.is_some() {
+        row("waiting for a slot", t.queue_ms, milliseconds);
+    }
     row("waiting for a batch", t.wait_ms, milliseconds);
     row("whole request", t.duration_ms, milliseconds);
     row("tokens per second", t.tokens_per_second, number);
@@ -76,10 +79,16 @@ fn distributions(t: &Totals, style: Style) -> String {
 
 fn totals_line(t: &Totals) -> String {
     let mean = t.inter_token_mean_ms.map(|ms| format!("{} between tokens on average", milliseconds(ms)));
+    let drafts = t.drafted.filter(|&n| n > 0).map(|drafted| {
+        let accepted = t.accepted.unwrap_or(0);
+        let of_them = share(accepted as f64, drafted as f64).map_or_else(|| UNKNOWN.to_owned(), percent);
+        format!("{} drafted, {of_them} of them accepted", count(drafted))
+    });
     let parts = joined([
         Some(format!("{} prompt tokens", count(t.prompt_tokens))),
         t.cached_share.map(|s| format!("{} of them cached", percent(s))),
         Some(format!("{} generated", count(t.generated_tokens))),
+        drafts,
         mean,
     ]);
     super::wrap("  ", "  ", &parts)

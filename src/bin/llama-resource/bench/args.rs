@@ -21,7 +21,7 @@ second plain server: what it shows is the error of the method. docs/BENCHMARK.md
 Exit status: 0 measured, 1 an error, 2 with --check: the whole interval of a mode lies above its
 ceiling (disabled, minimal and patched-off 0.5 %, capture 1.5, detailed and patched-on 2, verbose 5).")]
 pub struct Bench {
-    /// At most 270 s: up to 6 rounds of 2 pairs, shorter requests
+    /// At most 270 s: up to 10 rounds of one pair, shorter requests
     #[arg(long)]
     pub quick: bool,
     /// llama-server [default: target/llama.cpp/bin/llama-server, else from PATH]
@@ -36,10 +36,10 @@ pub struct Bench {
     /// Which modes: plain, disabled, minimal, detailed, verbose, capture, patched-off, patched-on [default: all]
     #[arg(long, value_name = "LIST", value_parser = super::mode::parse)]
     pub modes: Option<ModeList>,
-    /// Pairs of each mode, over all rounds [default: 48; --quick 12]
+    /// Pairs of each mode, over all rounds [default: 48; --quick 10]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub pairs: Option<u32>,
-    /// Rounds, each with new processes [default: 24; --quick 6]
+    /// Rounds, each with new processes [default: 24; --quick 10]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000))]
     pub rounds: Option<u32>,
     /// Threads of each server

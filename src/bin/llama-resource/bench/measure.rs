@@ -89,6 +89,11 @@ pub fn measure(task: &Task, progress: &mut Progress) -> Result<Measured, String>
         }
     }
     progress.end();
+    for mode in modes {
+        if !run.done.pairs.iter().any(|p| p.mode == mode) {
+            run.done.not_measured.push(NotMeasured { mode, reason: "the time ended before its first pair".to_owned() });
+        }
+    }
     run.compare_texts();
     Ok(run.done)
 }

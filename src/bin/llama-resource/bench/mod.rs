@@ -112,8 +112,8 @@ fn task(args: &args::Bench, folder: &Path) -> Result<Task, String> {
             "no patched server: {PATCHED} is not there (`make llama-patched`), and --patched-server names none"
         )),
     };
-    let rounds = args.rounds.unwrap_or(if args.quick { 6 } else { 24 });
-    let pairs = args.pairs.unwrap_or(if args.quick { 12 } else { 48 });
+    let rounds = args.rounds.unwrap_or(if args.quick { 10 } else { 24 });
+    let pairs = args.pairs.unwrap_or(if args.quick { 10 } else { 48 });
     let predict = args.predict.unwrap_or(if args.quick { 24 } else { 96 });
     let time = args.time.or(args.quick.then_some(270));
     Ok(Task {
