@@ -5,7 +5,8 @@
 //!
 //! Takes the activations of a real model from target/activations/*.f32 (made by `bench/dump_activations.cpp`); without them it makes
 //! heavy-tailed ones and says so. A step has 512 tokens of every kind of tensor in one layer; `--rows 1` is decoding instead. Files are
-//! written to target/ (or `--folder`), replaced every 4 GB and deleted. `--json` prints JSON. Figures: docs/OVERHEAD.md.
+//! written to target/ (or `--folder`) and deleted, which is not timed; a file that fills half of the free space is followed by another.
+//! `--json` prints JSON. Figures: docs/OVERHEAD.md.
 
 #![expect(clippy::print_stdout, clippy::unwrap_used, reason = "a program that prints figures, or fails")]
 
@@ -23,8 +24,8 @@ use llama_resource_instrumentation::pipeline::{Job, Options, Piece, Pipeline, Po
 const MIB: usize = 1 << 20;
 const GB: f64 = 1e9;
 
-/// A file is replaced at this size.
-const ROTATE: u64 = 4 << 30;
+/// A file is replaced at half of the free space, and at this size.
+const ROTATE: u64 = 32 << 30;
 
 /// Values of one kind of tensor that are held in memory.
 const HELD: usize = 24 * MIB;
@@ -194,23 +195,31 @@ fn measure(s: &Settings, kinds: &[Kind], codec: Codec, workers: usize) -> Measur
     let specs: Vec<Arc<Spec>> = kinds.iter().map(|k| Arc::new(spec(&k.name))).collect();
     let rows: Arc<[Row]> =
         (0..s.rows).map(|i| Row { seq: 0, pos: i as i32, token: i as i32, request: 1 }).collect::<Vec<_>>().into();
-    let mut m = Measured { raw: 0, written: 0, seconds: 0.0, cpu: -cpu_seconds(), waited: 0.0 };
-    let began = Instant::now();
+    let mut m = Measured { raw: 0, written: 0, seconds: 0.0, cpu: 0.0, waited: 0.0 };
+    let rotate = (free_space(&s.folder) / 2).clamp(1 << 30, ROTATE);
     let mut step = 0;
-    while began.elapsed().as_secs_f64() < s.seconds {
+    while m.seconds < s.seconds {
+        let (began, cpu) = (Instant::now(), cpu_seconds());
         let pipeline = Pipeline::start(options(s, &path, codec, workers)).unwrap();
-        while pipeline.written().1 < ROTATE && began.elapsed().as_secs_f64() < s.seconds {
+        while pipeline.written().1 < rotate && m.seconds + began.elapsed().as_secs_f64() < s.seconds {
             step += 1;
             m.raw += feed(s, &pipeline, kinds, &specs, &rows, step, &mut m.waited);
         }
         let totals = pipeline.finish(Duration::from_secs(60));
+        m.seconds += began.elapsed().as_secs_f64();
+        m.cpu += cpu_seconds() - cpu;
         assert!(totals.clean && totals.account.captured == totals.account.seen, "{totals:?}");
         m.written += totals.bytes;
+        // Not timed: a disk may take seconds to discard what was in the file, and nobody deletes a stream while it is written.
         std::fs::remove_file(&path).unwrap();
     }
-    m.seconds = began.elapsed().as_secs_f64();
-    m.cpu += cpu_seconds();
     m
+}
+
+/// Bytes that may be written to the file system of `folder`.
+fn free_space(folder: &Path) -> u64 {
+    let said = std::process::Command::new("df").args(["--output=avail", "-B1"]).arg(folder).output().unwrap();
+    String::from_utf8_lossy(&said.stdout).lines().nth(1).and_then(|n| n.trim().parse().ok()).unwrap_or(0)
 }
 
 fn spec(name: &str) -> Spec {

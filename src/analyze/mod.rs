@@ -5,6 +5,7 @@
 
 pub mod bench;
 pub mod coverage;
+pub mod devices;
 pub mod gpu;
 pub mod host;
 pub mod kv;
@@ -74,6 +75,8 @@ pub struct Session {
     pub kv: kv::Kv,
     /// Where the time went.
     pub time: time::Time,
+    /// The devices that share the model, and the copies between them.
+    pub devices: devices::Devices,
     /// How evenly the compute threads were loaded; `null` when it was not logged.
     pub threads: Option<threads::Threads>,
     /// Expert routing by layer; empty without a mixture of experts.
@@ -94,6 +97,7 @@ struct SessionFold {
     requests: requests::Fold,
     kv: kv::Fold,
     time: time::Fold,
+    devices: devices::Fold,
     threads: threads::Fold,
     moe: moe::Fold,
     gpus: gpu::Fold,
@@ -110,6 +114,7 @@ impl SessionFold {
         self.requests.add(line, t_s);
         self.kv.add(line, t_s);
         self.time.add(line, t_s);
+        self.devices.add(line);
         self.threads.add(line);
         self.moe.add(line);
         self.gpus.add(line, t_s);
@@ -126,6 +131,7 @@ impl SessionFold {
             requests: self.requests.finish(),
             kv: self.kv.finish(),
             time: self.time.finish(),
+            devices: self.devices.finish(),
             threads: self.threads.finish(),
             moe: self.moe.finish(),
             gpus: self.gpus.finish(),

@@ -3,6 +3,7 @@
 //! Before it: `analyze`. Everything that came out of the log is foreign text: control characters are taken out for terminals, markup
 //! is escaped for HTML.
 
+mod devices;
 pub mod gaps;
 pub mod html;
 pub mod json;

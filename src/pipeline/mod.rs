@@ -1,11 +1,11 @@
 //! The way out of the host: pooled buffers, a bounded queue, codec workers, one ordered writer. Safe code; knows nothing of llama.cpp.
 //!
 //! ```text
-//!   host's thread                lri-cap-collect          lri-cap-codecN        lri-cap-write
+//!   host's thread           lri-cap-collect     lri-cap-codecN         lri-cap-write    lri-cap-disk
 //!
-//!   reserve ─ copy ─ push ─────► segment of jobs ───────► packet of a tensor ─► in order ─► .stream
-//!      ▲                                                        │
-//!      └───────────────── pool ◄── buffers come back ───────────┘
+//!   reserve ─ copy ─ push ─► segment of jobs ──► packet of a tensor ──► in order ──────► full blocks ─► .stream
+//!      ▲                                               │
+//!      └───────────── pool ◄── buffers come back ──────┘
 //! ```
 //!
 //! The host's thread takes a buffer, fills it and hands it over; it waits only under [`Policy::Block`], and never after a failure. What a

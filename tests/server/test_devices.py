@@ -4,10 +4,13 @@ SmolLM2-135M has 30 layers and an output layer; `-ngl 15` puts the last 14 layer
 scheduler adds the last operation of the layer before: what crosses over are the two terms of that layer's sum.
 """
 
+import json
+import subprocess
 from collections import Counter, defaultdict
 
 import pytest
 
+from capture import PROGRAM
 from server import SMOLLM2, read_log
 from test_schema import check
 from truth import EXACT, LETTERS, let_warm_up_pass, of_kind, served_part, start
@@ -235,3 +238,26 @@ def test_a_graph_on_the_cpu_alone_has_no_such_lines(tmp_path):
     for summary in of_kind(events, "step_summary"):
         assert summary["copies"] == [] and [device["device"] for device in summary["devices"]] == ["CPU"]
         assert summary["devices"][0]["splits"] == summary["devices"][0]["timed_splits"] == summary["steps"]
+
+
+def test_the_report_shows_devices_and_copies(rpc_port, tmp_path):
+    log = tmp_path / "log.jsonl"
+    serve(rpc_port, log, HALF)
+    wanted, flops = Counter(), Counter()
+    for summary in of_kind(read_log(log), "step_summary"):
+        for copy in summary["copies"]:
+            wanted[copy["from_device"], copy["to_device"]] += copy["bytes"]
+        for device in summary["devices"]:
+            flops[device["device"]] += device["flops"]
+    said = json.loads(report(log, "--json"))["sessions"][-1]["devices"]
+    assert {(c["from_device"], c["to_device"]): c["bytes"] for c in said["copies"]} == wanted
+    assert {d["device"]: d["flops"] for d in said["devices"]} == flops and len(flops) == 2
+    text = report(log)
+    assert "\nDEVICES" in text and all(len(line) <= 80 for line in text.splitlines())
+    page = tmp_path / "report.html"
+    report(log, "--html", str(page))
+    assert "<h2>Devices</h2>" in page.read_text()
+
+
+def report(log, *options):
+    return subprocess.run([PROGRAM, "report", log, *options], capture_output=True, text=True, check=True).stdout

@@ -3,6 +3,7 @@
 
 pub mod bench;
 mod compute;
+mod devices;
 mod experts;
 mod gpu;
 mod plot;
@@ -33,6 +34,7 @@ pub fn render(report: &Report) -> String {
         out += &compute::components(session);
         out += &compute::layers(session);
         out += &compute::ops(session);
+        out += &devices::devices(session);
         out += &experts::threads(session);
         out += &experts::heatmap(session);
         out += &gpu::gpus(session);

@@ -2,6 +2,7 @@
 
 pub mod bench;
 mod compute;
+mod devices;
 mod gaps;
 mod gpu;
 mod serving;
@@ -24,6 +25,7 @@ pub fn render(report: &Report, style: Style) -> String {
         out += &compute::components(session, style);
         out += &compute::layers(session, style);
         out += &compute::ops(session, style);
+        out += &devices::devices(session, style);
         out += &compute::threads(session, style);
         out += &compute::moe(session, style);
         out += &gpu::gpus(session, style);
