@@ -54,7 +54,7 @@ pub(super) struct StreamFile {
 }
 
 impl Outlet {
-    /// Waits for the block that is away. An error of its write is told until [`Self::cut`]: nothing can follow a hole.
+    /// Waits for the block that is away. An error of its write is told until [`StreamFile::cut`]: nothing can follow a hole.
     fn land(&mut self) -> IoResult<&mut dyn Disk> {
         if let (None, Some(behind)) = (&self.disk, &mut self.behind)
             && let Ok((flight, result)) = behind.back.recv()

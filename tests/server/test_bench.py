@@ -68,6 +68,19 @@ def test_a_slow_library_is_over_its_ceiling_and_a_regression(base, slow_library,
     assert subprocess.run([PROGRAM, "compare", slow, slow], capture_output=True).returncode == 0
 
 
+def test_twenty_equal_runs_in_a_row_are_no_regression(tmp_path):
+    """The same build twenty times, each against the one before: compare may be undecided, but never wrong."""
+    before = None
+    for i in range(20):
+        out = tmp_path / f"{i}.json"
+        code, report, said = bench(out, harness.LIBRARY, "--rounds", "4", "--pairs", "4", "--check")
+        assert code == 0 and report["rows"], said
+        if before:
+            compared = subprocess.run([PROGRAM, "compare", before, out], capture_output=True, text=True)
+            assert compared.returncode == 0, compared.stdout + compared.stderr
+        before = out
+
+
 def test_modes_write_what_they_should_and_missing_ones_are_named(tmp_path):
     out, page = tmp_path / "r.json", tmp_path / "r.html"
     code, report, said = bench(out, harness.LIBRARY, "--rounds", "1", "--pairs", "1", "--html", page,
