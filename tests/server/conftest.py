@@ -1,5 +1,6 @@
 """Fixtures of the tests that run a real llama-server: paths of the server, the library, SmolLM2 and the tiny models."""
 
+import signal
 import socket
 import subprocess
 import sys
@@ -11,6 +12,9 @@ from server import LIBRARY, LLAMA_SERVER, REPOSITORY, SMOLLM2, TARGET
 
 sys.path.insert(0, str(REPOSITORY / "tests" / "models"))
 import make_tiny  # noqa: E402 (needs the path above)
+
+# A shell that runs us in the background has SIGINT ignored, and so would every host that we start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TINY_MODELS = TARGET / "tiny-models"
 

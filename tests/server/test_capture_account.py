@@ -259,7 +259,7 @@ def test_kill_and_resume(tmp_path):
         more = {"capture_resume": "1"} if life else {}
         with capturing(SMOLLM2, path, ARGS, witness=witness, names="l_out", **settings, **more) as server:
             if life == 2:
-                work(server, n_predict=12)
+                work(server, n_predict=40)
                 assert server.stop() == 0
             else:
                 run_until_killed(server, chance.uniform(0.4, 1.2), path.with_name("acts.stream.ckpt.json"), at)
