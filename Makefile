@@ -72,8 +72,8 @@ bench: llama model lib ## What it costs: slow-down by level, interleaved pairs; 
 	$(PYTHON) bench/overhead.py $(BENCH)
 	cargo bench --quiet
 
-bench-short: llama model lib ## Within 2 minutes: fails only on a slow-down beyond doubt
-	target/release/llama-resource bench --quick --time 90 --threads 1 --rounds 8 --pairs 8 --modes disabled,detailed,capture --check \
+bench-short: llama model lib ## Within 4 minutes: fails only on a slow-down beyond doubt
+	target/release/llama-resource bench --quick --time 210 --threads 1 --rounds 8 --pairs 8 --modes disabled,detailed,capture --check \
 	  --json target/bench-short.json --html target/bench-short.html
 
 install: ## Install library, header, program, pkg-config and CMake files (PREFIX=/usr/local)
