@@ -64,8 +64,8 @@ pub struct PartRun {
 pub struct Transfer {
     /// Its number among the plan's copies.
     pub planned: Option<u32>,
-    /// Its name.
-    pub tensor: Box<str>,
+    /// Its name, where it is not among them: a step allocates nothing for what its plan names.
+    pub tensor: Option<Box<str>>,
     /// Bytes copied.
     pub bytes: u64,
     /// From where.
@@ -123,7 +123,7 @@ impl Splits {
             if c.bytes > 0 && !c.is_weight && !transfers.iter().any(seen) {
                 transfers.push(Transfer {
                     planned: Some(i),
-                    tensor: c.tensor.clone(),
+                    tensor: None,
                     bytes: c.bytes,
                     from: c.made_at.map(device_of_place),
                     to: to.map(device_of_place),
@@ -220,10 +220,15 @@ impl Splits {
     fn planned(&self, copy: &str) -> Option<u32> {
         let (_, name) = original(copy)?;
         let left = |i: u32| !self.transfers.borrow().iter().any(|t| t.planned == Some(i));
-        let of_name: Vec<u32> =
-            (0u32..).zip(&self.plan().copies).filter(|(_, c)| &*c.tensor == name).map(|(i, _)| i).collect();
         // The same tensor may go to several devices, one after the other.
-        of_name.iter().copied().find(|i| left(*i)).or(of_name.last().copied())
+        let mut last = None;
+        for (i, _) in (0u32..).zip(&self.plan().copies).filter(|(_, c)| &*c.tensor == name) {
+            if left(i) {
+                return Some(i);
+            }
+            last = Some(i);
+        }
+        last
     }
 
     fn push(
@@ -236,7 +241,7 @@ impl Splits {
         waited: bool,
     ) {
         let planned = self.planned(copy);
-        let tensor = original(copy).map_or(copy, |(_, name)| name).into();
+        let tensor = planned.is_none().then(|| original(copy).map_or(copy, |(_, name)| name).into());
         let transfer = Transfer { planned, tensor, bytes, from, to, start_ns, ns: Some(ns), waited };
         self.transfers.borrow_mut().push(transfer);
     }

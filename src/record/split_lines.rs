@@ -60,8 +60,9 @@ fn part(sample: &StepSample, run: &PartRun) -> Option<(u32, Line)> {
 
 fn copy(sample: &StepSample, t: &Transfer) -> Line {
     let planned = t.planned.and_then(|i| sample.plan.copies.get(i as usize));
+    let tensor = planned.map_or_else(|| t.tensor.as_deref().unwrap_or_default(), |c| &c.tensor);
     let node = planned.and_then(|c| sample.plan.nodes.get(c.reader as usize));
-    let from = planned.map_or_else(|| class::classify_tensor(&t.tensor, "NONE").component, |c| c.made_by).name();
+    let from = planned.map_or_else(|| class::classify_tensor(tensor, "NONE").component, |c| c.made_by).name();
     let to = node.map_or(Component::Other, |n| n.class.component).name();
     let layer = node.and_then(|n| n.class.layer);
     let device = t.to.map(|d| d.name);
@@ -80,7 +81,7 @@ fn copy(sample: &StepSample, t: &Transfer) -> Line {
         t_ns: t.start_ns,
         backend: node.map(|n| n.place.backend.to_owned()),
         device: device.map(str::to_owned),
-        tensor: Some(t.tensor.to_string()),
+        tensor: Some(tensor.to_owned()),
         from_device: t.from.map(|d| d.name.to_owned()),
         bytes: Some(t.bytes),
         duration_us: t.ns.map(us),
