@@ -71,20 +71,22 @@ pub fn local_time(t_ns: u64) -> String {
     )
 }
 
-/// `resource_sess_YYYYMMDD_HHMMSS_uuuuuu` for the moment `t_ns`.
+/// `resource_sess_YYYYMMDD_HHMMSS_uuuuuu_PID` for the moment `t_ns`. The older system's ends with the microseconds; of sixteen hosts
+/// that start together and share a log, now and then two begin in the same one.
 #[must_use]
 pub fn session_id(t_ns: u64) -> String {
     let us = unix_us(t_ns);
     let t = crate::host::local_time((us / 1_000_000) as i64);
     format!(
-        "resource_sess_{:04}{:02}{:02}_{:02}{:02}{:02}_{:06}",
+        "resource_sess_{:04}{:02}{:02}_{:02}{:02}{:02}_{:06}_{}",
         t.year,
         t.month,
         t.day,
         t.hour,
         t.minute,
         t.second,
-        us % 1_000_000
+        us % 1_000_000,
+        std::process::id()
     )
 }
 
@@ -108,6 +110,7 @@ mod tests {
         assert_eq!(&text[4..5], "-");
         assert_eq!(&text[19..20], ".");
         let id = super::session_id(t);
-        assert_eq!(id.len(), "resource_sess_20240101_143022_123456".len());
+        let pid = format!("_{}", std::process::id());
+        assert!(id.ends_with(&pid) && id.len() == "resource_sess_20240101_143022_123456".len() + pid.len(), "{id}");
     }
 }

@@ -10,7 +10,7 @@ use super::Level;
 pub struct SessionStart {
     /// Local time, `YYYY-MM-DD HH:MM:SS.mmm`.
     pub timestamp: String,
-    /// `resource_sess_YYYYMMDD_HHMMSS_uuuuuu`.
+    /// `resource_sess_YYYYMMDD_HHMMSS_uuuuuu_PID`.
     pub session_id: String,
     /// Level at the start.
     pub level: Level,
