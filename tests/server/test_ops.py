@@ -50,10 +50,8 @@ def decode_flops(position):
     return LAYERS * (sum(flops or 0 for *_, flops in LAYER) + attention(cells)) + sum(flops for *_, flops in LAST)
 
 
-@pytest.fixture(scope="module")
-def exact(tmp_path_factory):
+def record(log):
     """(events, answer, summary of the warm-up) of one request at VERBOSE, every step written; its tokens cross a block of 256 cells."""
-    log = tmp_path_factory.mktemp("ops") / "log.jsonl"
     with start(SMOLLM2, ["-np", "1"], env=EXACT, level="VERBOSE", log_path=log) as server:
         let_warm_up_pass(server)
         answer = server.post("/completion", {"prompt": LETTERS * 10, "n_predict": 24, "temperature": 0, "ignore_eos": True})
@@ -63,6 +61,11 @@ def exact(tmp_path_factory):
     left_out = sum(event["count"] for event in of_kind(events, "events_dropped"))
     assert left_out <= warm_up["steps"] * sum(OPERATIONS.values()), of_kind(events, "events_dropped")
     return events, answer, warm_up
+
+
+@pytest.fixture(scope="module")
+def exact(tmp_path_factory):
+    return record(tmp_path_factory.mktemp("ops") / "log.jsonl")
 
 
 def executions(events):
@@ -134,19 +137,25 @@ def test_weights_are_read_once_a_step(exact):
     assert matrices + norms == sum(file.values()), "some weight is used by no operation (the embedding table is the output matrix too)"
 
 
-def test_times_add_up(exact):
-    """Operations, barriers and the rest are the whole of the timed steps, and the rest is small."""
-    events, _, _ = exact
+def share_of_graph_time(events):
+    """What operations and barriers are of the graphs' time. With the rest they are all of it."""
     summaries = of_kind(events, "step_summary")
     graph, barriers, other = (sum(summary[key] for summary in summaries) for key in ("timed_graph_us", "barrier_us", "other_us"))
     operations = of_kind(events, "compute_execution")
     in_ops, in_barriers = sum(event["duration_us"] for event in operations), sum(event["barrier_us"] for event in operations)
     assert near(in_barriers, barriers, relative=1e-4) and near(in_ops + in_barriers + other, graph, relative=1e-4)
-    share = (in_ops + in_barriers) / graph
-    quiet = max(1 - summary["other_us"] / summary["timed_graph_us"] for summary in summaries)
-    print(f"operations and barriers: {share:.4f} of the graphs' time, {quiet:.4f} in the quietest second")
-    # On a busy machine the main thread is also made to wait before its first operation and after its last.
-    assert 0.95 <= share <= 1 and quiet >= 0.98, (share, quiet)
+    print(f"operations and barriers: {(in_ops + in_barriers) / graph:.4f} of the graphs' time")
+    return (in_ops + in_barriers) / graph
+
+
+def test_times_add_up(exact, tmp_path):
+    """Operations and barriers are the graphs' time within 2 per cent."""
+    events, _, _ = exact
+    shares = [share_of_graph_time(events)]
+    # Another program can take the core between two operations, before the first or after the last: then once more, twice at most.
+    while shares[-1] < 0.98 and len(shares) < 3:
+        shares.append(share_of_graph_time(record(tmp_path / f"{len(shares)}.jsonl")[0]))
+    assert 0.98 <= shares[-1] <= 1, shares
     # In time they follow each other without overlap, and each layer lies around its operations.
     steps, _ = executions(events)
     for ops in steps.values():
