@@ -32,6 +32,7 @@ pub mod hook;
 #[expect(unsafe_code, reason = "libc calls")]
 pub mod host;
 pub mod log;
+pub mod mailbox;
 #[expect(unsafe_code, reason = "tensors and callbacks of the caller")]
 pub mod mark;
 #[expect(unsafe_code, reason = "calls into the host's ggml and llama; the timer's pointers")]

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, SendTimeoutError, Sender, bounded};
+use crossbeam_channel::{RecvTimeoutError, SendTimeoutError, bounded};
 use parking_lot::Mutex;
 
 use crate::boundary::{self, Phase};
@@ -13,6 +13,7 @@ use crate::error::{Error, Result};
 use crate::format::session::SessionStart;
 use crate::format::{LOG_VERSION, Line};
 use crate::ggml::symbol;
+use crate::mailbox::{Outbox, mailbox};
 use crate::observe::{self, state, steps};
 use crate::record::sink::Sink;
 use crate::record::writer::{self, Command, Options};
@@ -39,7 +40,7 @@ pub enum Mode {
 
 #[derive(Debug)]
 struct Running {
-    commands: Sender<Command>,
+    commands: Outbox<Command>,
     thread: Option<std::thread::JoinHandle<()>>,
     mode: Mode,
     began_ns: u64,
@@ -198,7 +199,7 @@ pub fn start(config: &Config, mode: Mode) -> Result<Started> {
         first,
         at_first_step,
     };
-    let (commands, inbox): (Sender<Command>, Receiver<Command>) = bounded(8);
+    let (commands, inbox) = mailbox::<Command>(8, Duration::ZERO);
     boundary::claim_process();
     let before = boundary::phase();
     // Ahead of the thread, which ends this phase when it cannot write.
@@ -282,7 +283,7 @@ fn close(mut running: Running) {
     }
     let (done, answer) = bounded(1);
     // A writer that is stuck in a write of a dead disk must not hold the host's exit for ever.
-    let closed = match running.commands.send_timeout(Command::Stop(done), PATIENCE) {
+    let closed = match running.commands.put_within(Command::Stop(done), PATIENCE) {
         Ok(()) => answer.recv_timeout(PATIENCE) != Err(RecvTimeoutError::Timeout),
         Err(e) => matches!(e, SendTimeoutError::Disconnected(_)),
     };
@@ -357,7 +358,7 @@ pub fn flush() -> bool {
         return false;
     }
     let (done, answer) = bounded(1);
-    commands.send_timeout(Command::Flush(done), PATIENCE).is_ok() && answer.recv_timeout(PATIENCE).is_ok()
+    commands.put_within(Command::Flush(done), PATIENCE).is_ok() && answer.recv_timeout(PATIENCE).is_ok()
 }
 
 /// Whether a recording is on.

@@ -12,6 +12,7 @@ type Room = (&'static str, &'static [&'static str], &'static str);
 const ROOMS: &[Room] = &[
     ("error", &[], "one type"),
     ("queue", &[], "rings of anything"),
+    ("mailbox", &[], "a queue and a bell"),
     ("codec", &[], "values to bytes and back"),
     ("format", &["codec", "error"], "the types of a line and of a packet: no thread, no file, no clock"),
     ("host", &[], "libc, and nothing of ours"),
@@ -38,12 +39,12 @@ const ROOMS: &[Room] = &[
     ),
     (
         "record",
-        &["boundary", "clock", "error", "format", "gpu", "graph", "host", "log", "mark", "observe", "queue"],
+        &["boundary", "clock", "error", "format", "gpu", "graph", "host", "log", "mailbox", "mark", "observe", "queue"],
         "`observe` for plans, samples and counters and `mark` for marks, which the writer reads when it has time; `boundary` to end recording on an I/O error",
     ),
     (
         "pipeline",
-        &["boundary", "clock", "codec", "config", "error", "format", "host", "log"],
+        &["boundary", "clock", "codec", "config", "error", "format", "host", "log", "mailbox"],
         "threads of its own between the host's and the disk",
     ),
     (
@@ -62,8 +63,8 @@ const ROOMS: &[Room] = &[
     (
         "session",
         &[
-            "boundary", "capture", "clock", "config", "error", "format", "ggml", "gpu", "host", "log", "mark",
-            "observe", "record",
+            "boundary", "capture", "clock", "config", "error", "format", "ggml", "gpu", "host", "log", "mailbox",
+            "mark", "observe", "record",
         ],
         "starts and stops everything, so it knows everything",
     ),

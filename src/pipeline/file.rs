@@ -3,14 +3,16 @@
 use std::io::{Error as IoError, Result as IoResult};
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::{Receiver, bounded};
 
 use super::Shared;
 use super::block::{ALIGN, Block};
 use super::disk::Disk;
 use super::threads;
 use crate::error::Result;
+use crate::mailbox::{Outbox, mailbox};
 
 /// Blocks that are reserved on the disk ahead of the writes.
 const BLOCKS_AHEAD: u64 = 16;
@@ -25,7 +27,7 @@ struct Flight {
 /// The thread that writes full blocks.
 #[derive(Debug)]
 struct Behind {
-    out: Sender<Flight>,
+    out: Outbox<Flight>,
     back: Receiver<(Flight, IoResult<()>)>,
     /// The block that is filled next; with the thread while one is away.
     spare: Option<Block>,
@@ -84,10 +86,10 @@ impl StreamFile {
     /// Full blocks are written by a thread of their own from here on; before, by whoever appends.
     pub(super) fn write_behind(&mut self, shared: &Arc<Shared>) -> Result<JoinHandle<()>> {
         let spare = Block::new(self.block.size(), 0, &[]).ok();
-        let (out, flights) = bounded::<Flight>(1);
+        let (out, flights) = mailbox::<Flight>(1, Duration::ZERO);
         let (landed, back) = bounded(1);
         let thread = threads::spawn(shared, "lri-cap-disk".to_owned(), move || {
-            for mut flight in flights {
+            while let Ok(mut flight) = flights.take(None) {
                 let result = flight.block.write_all(&mut *flight.disk);
                 if landed.send((flight, result)).is_err() {
                     return;
@@ -165,7 +167,7 @@ impl StreamFile {
             let block = std::mem::replace(&mut self.block, spare);
             self.outlet.good = Some(block.settled());
             let flight = self.outlet.disk.take().map(|disk| Flight { disk, block });
-            return flight.and_then(|f| behind.out.send(f).ok()).ok_or_else(|| IoError::other(GONE));
+            return flight.and_then(|f| behind.out.put(f).then_some(())).ok_or_else(|| IoError::other(GONE));
         }
         self.block.write_all(self.outlet.land()?)?;
         self.block.begin_at(next);

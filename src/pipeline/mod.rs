@@ -36,7 +36,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, SendTimeoutError, Sender, TrySendError, bounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, SendTimeoutError, TrySendError, bounded};
 use parking_lot::Mutex;
 
 pub use crate::config::Policy;
@@ -47,7 +47,12 @@ use crate::codec::{self, DType};
 use crate::error::{Error, Result};
 use crate::format::stream::{Route, Row, SampledToken, Slice};
 use crate::log;
+use crate::mailbox::Outbox;
 use segment::Message;
+
+/// How long jobs and packets may lie before the thread they are for looks, when they are few: it costs the host less to be looked after
+/// ten times a second than at every step.
+const NAP: Duration = Duration::from_millis(100);
 
 /// Slots of the queue that jobs cannot take: for tokens and commands.
 const ROOM_FOR_TOKENS: usize = 3072;
@@ -152,6 +157,8 @@ struct Shared {
     steps: AtomicU64,
     packets: AtomicU64,
     bytes: AtomicU64,
+    /// Bytes of jobs that the collector has not looked at.
+    unseen: AtomicUsize,
     /// Tokens in the queue.
     tokens_queued: AtomicUsize,
     tokens_lost: AtomicU64,
@@ -206,7 +213,9 @@ pub struct Resumed {
 #[derive(Debug)]
 pub struct Pipeline {
     shared: Arc<Shared>,
-    inbox: Sender<Message>,
+    inbox: Outbox<Message>,
+    /// Bytes of jobs after which the collector is to look at them.
+    worth_a_look: usize,
     threads: Mutex<Vec<JoinHandle<()>>>,
     closed: Receiver<bool>,
     finished: Mutex<Option<Totals>>,
@@ -246,14 +255,16 @@ impl Pipeline {
     /// # Errors
     /// [`Refused`] says why there is none. Only [`Policy::Block`] waits.
     pub fn reserve(&self, bytes: usize) -> std::result::Result<Buffer, Refused> {
-        match self.shared.pool.take(bytes) {
-            Err(Refused::Full) if self.shared.policy == Policy::Block => {
-                // What is being gathered holds memory that we wait for. A full queue means that the collector is awake.
-                let _ = self.inbox.try_send(Message::Pressed);
-                self.shared.pool.wait(bytes)
+        let result = self.shared.pool.take(bytes);
+        if result.as_ref().is_err_and(|e| *e == Refused::Full) {
+            // What lies in the queue or is being gathered holds the memory.
+            let _ = self.inbox.try_put(Message::Pressed);
+            self.inbox.ring();
+            if self.shared.policy == Policy::Block {
+                return self.shared.pool.wait(bytes);
             }
-            result => result,
         }
+        result
     }
 
     /// Bytes of the largest buffer that can be had; the caller splits what is larger.
@@ -269,9 +280,13 @@ impl Pipeline {
         let rows: usize = job.row_sets.iter().map(|r| size_of_val::<[Row]>(r)).sum();
         job.data.handed_over(rows + job.pieces.capacity() * (size_of::<Piece>() + size_of::<cut::Chunk>()));
         self.shared.account.enter(amount);
-        if self.inbox.try_send(Message::Job(job)).is_err() {
+        let bytes = job.data.len();
+        let before = self.shared.unseen.fetch_add(bytes, Ordering::AcqRel);
+        if self.inbox.try_put(Message::Job(job)).is_err() {
             // Only when the collector is gone.
             self.shared.account.lost(if self.shared.failed() { Reason::IoError } else { Reason::Internal }, amount);
+        } else if before < self.worth_a_look && before + bytes >= self.worth_a_look {
+            self.inbox.ring();
         }
     }
 
@@ -281,13 +296,13 @@ impl Pipeline {
         let queued = self.shared.tokens_queued.fetch_add(1, Ordering::AcqRel);
         let mut message = Message::Token(token, text);
         if queued < ROOM_FOR_TOKENS - 64 {
-            match self.inbox.try_send(message) {
+            match self.inbox.try_put(message) {
                 Ok(()) => return,
                 Err(TrySendError::Full(m) | TrySendError::Disconnected(m)) => message = m,
             }
         }
         while self.shared.policy == Policy::Block && !self.shared.failed() {
-            match self.inbox.send_timeout(message, Duration::from_millis(100)) {
+            match self.inbox.put_within(message, Duration::from_millis(100)) {
                 Ok(()) => return,
                 Err(SendTimeoutError::Timeout(m)) => message = m,
                 Err(SendTimeoutError::Disconnected(_)) => break,
@@ -328,7 +343,9 @@ impl Pipeline {
             return false;
         }
         let (done, answer) = bounded(1);
-        self.inbox.send_timeout(Message::Flush(done), patience).is_ok() && answer.recv_timeout(patience) == Ok(true)
+        let told = self.inbox.put_within(Message::Flush(done), patience).is_ok();
+        self.inbox.ring();
+        told && answer.recv_timeout(patience) == Ok(true)
     }
 
     /// Ends the stream: everything pushed is written, then account, index and end. A disk that takes longer than `patience` is left
@@ -338,7 +355,8 @@ impl Pipeline {
         if let Some(totals) = finished.as_ref() {
             return totals.clone();
         }
-        let told = self.inbox.send_timeout(Message::Finish, patience).is_ok();
+        let told = self.inbox.put_within(Message::Finish, patience).is_ok();
+        self.inbox.ring();
         let clean = match self.closed.recv_timeout(if told { patience } else { Duration::ZERO }) {
             Ok(clean) => {
                 for thread in std::mem::take(&mut *self.threads.lock()) {

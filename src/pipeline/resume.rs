@@ -31,8 +31,9 @@ pub(super) fn find(path: &Path, head_len: fn(u64) -> usize) -> IoResult<Option<F
     let file = File::open(path)?;
     let length = file.metadata()?.len();
     let saved = Checkpoint::load(&checkpoint::path_of(path)).and_then(|c| {
-        // It must be this stream's: a checkpoint packet with the same number ends there.
-        checkpoint_ending_at(&file, c.stream_offset, length).filter(|own| own.next_packet == c.next_packet)
+        // It must be this stream's: a checkpoint packet that says the same ends there. The place alone may be that of a packet in another
+        // stream of the same host.
+        checkpoint_ending_at(&file, c.stream_offset, length).filter(|own| *own == c)
     });
     let Some(checkpoint) = (match saved {
         Some(saved) => Some(saved),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use crossbeam_channel::{RecvTimeoutError, Sender};
 
 use super::cut::{self, Chunk};
 use super::share::Shares;
@@ -14,6 +14,7 @@ use super::worker::Task;
 use super::writer::{Item, Progress, What};
 use super::{Job, Reason, Shared, Spec};
 use crate::format::stream::SampledToken;
+use crate::mailbox::{Inbox, Outbox};
 
 /// The longest that a job waits for others.
 const PATIENCE: Duration = Duration::from_millis(800);
@@ -55,9 +56,9 @@ struct Group {
 #[derive(Debug)]
 pub(super) struct Collector {
     pub(super) shared: Arc<Shared>,
-    pub(super) inbox: Receiver<Message>,
+    pub(super) inbox: Inbox<Message>,
     pub(super) tasks: Sender<Task>,
-    pub(super) out: Sender<Item>,
+    pub(super) out: Outbox<Item>,
     pub(super) shares: Shares,
     pub(super) checkpoint_tokens: Option<u64>,
     pub(super) progress: Progress,
@@ -86,14 +87,9 @@ impl Collector {
             let seal = self.gathering.since.map(|since| since + PATIENCE);
             let checkpoint =
                 self.gathering.last_job.filter(|_| self.is_checkpoint_due()).map(|last| last + END_OF_STEP);
-            let message = match seal.into_iter().chain(checkpoint).min() {
-                None => self.inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
-                Some(due) => {
-                    let wait = due.saturating_duration_since(Instant::now());
-                    let awaited = self.shared.pool.is_awaited();
-                    self.inbox.recv_timeout(if awaited { wait.min(UNDER_PRESSURE) } else { wait })
-                }
-            };
+            let pressed =
+                self.shared.pool.is_awaited().then(|| Instant::now() + UNDER_PRESSURE).filter(|_| seal.is_some());
+            let message = self.inbox.take(seal.into_iter().chain(checkpoint).chain(pressed).min());
             match message {
                 Ok(Message::Job(job)) => self.job(job),
                 Ok(Message::Token(token, text)) => {
@@ -143,6 +139,7 @@ impl Collector {
         self.gathering.unchecked += u64::from(job.tokens);
         #[cfg(test)]
         assert!(job.pieces.iter().all(|p| p.spec.op != "panic in the collector"), "asked for");
+        self.shared.unseen.fetch_sub(job.data.len(), Ordering::AcqRel);
         let job = Arc::new(job);
         let at = self.gathering.jobs.len() as u32;
         for (i, piece) in job.pieces.iter().enumerate() {
@@ -245,7 +242,8 @@ impl Collector {
 
     fn send(&mut self, what: What) {
         let order = self.next_order();
-        let _ = self.out.send(Item { order, what });
+        let _ = self.out.put(Item { order, what });
+        self.out.ring();
     }
 
     fn next_order(&mut self) -> u64 {

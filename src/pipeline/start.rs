@@ -18,13 +18,17 @@ use super::share::Shares;
 use super::tokens::{self, History};
 use super::worker::Worker;
 use super::writer::{Progress, Writer, now_s};
-use super::{Options, Pipeline, ROOM_FOR_TOKENS, Resumed, Shared, threads};
+use super::{NAP, Options, Pipeline, ROOM_FOR_TOKENS, Resumed, Shared, threads};
 use crate::error::{Error, Result};
 use crate::format::stream::{IndexBuilder, Kind};
+use crate::mailbox::mailbox;
 use crate::{clock, host, log};
 
-/// Packets to be made that wait for a worker.
-const TASKS: usize = 32;
+/// Packets to be made that wait for a worker: a segment of most models, so that the collector need not wait for each.
+const TASKS: usize = 4096;
+
+/// Bytes of jobs that the collector does not let lie, at most.
+const WORTH_A_LOOK: usize = 8 << 20;
 
 /// Packets and notes that wait for the writer; outputs bound the packets already.
 const ITEMS: usize = 64;
@@ -118,13 +122,14 @@ fn start_on(options: Options, shares: &Shares, opened: Opened) -> Result<Pipelin
         steps: 0.into(),
         packets: from.map_or(0, |c| c.next_packet).into(),
         bytes: offset.into(),
+        unseen: 0.into(),
         tokens_queued: 0.into(),
         tokens_lost: 0.into(),
     });
     let mut all = vec![file.write_behind(&shared)?];
-    let (inbox, jobs) = bounded(MOST_OUT + ROOM_FOR_TOKENS);
+    let (inbox, jobs) = mailbox(MOST_OUT + ROOM_FOR_TOKENS, NAP);
     let (tasks, to_workers) = bounded(TASKS);
-    let (out, items) = bounded(ITEMS);
+    let (out, items) = mailbox(ITEMS, NAP);
     let (spare, outputs) = bounded(shares.outputs);
     for _ in 0..shares.outputs {
         // Never grows in practice; memory is touched as it is used.
@@ -180,7 +185,8 @@ fn start_on(options: Options, shares: &Shares, opened: Opened) -> Result<Pipelin
         all.push(threads::spawn(&shared, format!("lri-cap-codec{i}"), move || worker.run())?);
     }
     all.push(threads::spawn(&shared, "lri-cap-collect".to_owned(), move || collector.run())?);
-    Ok(Pipeline { shared, inbox, threads: Mutex::new(all), closed, finished: Mutex::default(), resumed })
+    let worth_a_look = (shares.segment / 4).min(WORTH_A_LOOK);
+    Ok(Pipeline { shared, inbox, worth_a_look, threads: Mutex::new(all), closed, finished: Mutex::default(), resumed })
 }
 
 /// Adds what a resumed stream says to the fields of its header.

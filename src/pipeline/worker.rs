@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crossbeam_channel::{Receiver, Sender};
+use crossbeam_channel::Receiver;
 
 use super::cut::Chunk;
 use super::writer::{Item, What};
@@ -11,6 +11,7 @@ use crate::codec::{Codec, Encoder, Params};
 use crate::error::Result;
 use crate::format::stream::{self, Part, Route, RowsBlob, TensorMeta};
 use crate::log;
+use crate::mailbox::Outbox;
 
 /// One packet to be made.
 #[derive(Debug)]
@@ -37,13 +38,13 @@ pub(super) struct Worker {
     pub(super) tasks: Receiver<Task>,
     /// Empty outputs. One is taken before the task: whoever has the oldest task can always go on.
     pub(super) spare: Receiver<Vec<u8>>,
-    pub(super) out: Sender<Item>,
+    pub(super) out: Outbox<Item>,
     pub(super) scratch: Scratch,
 }
 
 /// Takes the place of a packet whose worker panics: the writer must not wait for it.
 struct Unmade<'a> {
-    out: &'a Sender<Item>,
+    out: &'a Outbox<Item>,
     order: u64,
     amount: Amount,
 }
@@ -58,7 +59,8 @@ impl Unmade<'_> {
 impl Drop for Unmade<'_> {
     fn drop(&mut self) {
         let what = What::Lost { output: Vec::new(), reason: Reason::Internal, amount: self.amount };
-        let _ = self.out.send(Item { order: self.order, what });
+        let _ = self.out.put(Item { order: self.order, what });
+        self.out.ring();
     }
 }
 
@@ -97,8 +99,12 @@ impl Worker {
                 }
                 None => What::Lost { output, reason: Reason::IoError, amount },
             };
-            if self.out.send(Item { order, what }).is_err() {
+            if !self.out.put(Item { order, what }) {
                 return;
+            }
+            // The writer wakes up for a handful of packets, or for the last.
+            if self.spare.len() <= self.spare.capacity().unwrap_or_default() / 4 || self.tasks.is_empty() {
+                self.out.ring();
             }
         }
     }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use crossbeam_channel::{RecvTimeoutError, Sender};
 use serde_json::{Value, json};
 
 use super::checkpoint::{self, Checkpoint};
@@ -17,6 +17,7 @@ use super::tokens::History;
 use super::{Amount, Reason, Shared, Spec};
 use crate::error::{Error, Result};
 use crate::format::stream::{self, IndexBuilder, Kind};
+use crate::mailbox::Inbox;
 use crate::{clock, log};
 
 /// The longest that bytes stay in the block while nothing else comes.
@@ -64,7 +65,7 @@ pub(super) enum What {
 #[derive(Debug)]
 pub(super) struct Writer {
     pub(super) shared: Arc<Shared>,
-    pub(super) inbox: Receiver<Item>,
+    pub(super) inbox: Inbox<Item>,
     pub(super) spare: Sender<Vec<u8>>,
     pub(super) file: StreamFile,
     pub(super) path: PathBuf,
@@ -112,10 +113,7 @@ impl Writer {
     /// Writes until the end. True if the stream was closed in order.
     pub(super) fn run(mut self) -> bool {
         loop {
-            let item = match self.state.dirty_since.map(|since| since + PATIENCE) {
-                None => self.inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
-                Some(due) => self.inbox.recv_timeout(due.saturating_duration_since(Instant::now())),
-            };
+            let item = self.inbox.take(self.state.dirty_since.map(|since| since + PATIENCE));
             match item {
                 Ok(item) => _ = self.state.early.insert(item.order, item.what),
                 Err(RecvTimeoutError::Timeout) => self.attempt(Self::settle),

@@ -15,13 +15,13 @@ pub mod writer;
 
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
-use crossbeam_channel::Sender;
 use parking_lot::Mutex;
 
 pub use event::Event;
 pub use stamp::{line_time, stamp};
 
 use crate::format::{Level, Line};
+use crate::mailbox::Outbox;
 use crate::queue::{Local, Queue};
 
 static QUEUE: Queue<Event> = Queue::new();
@@ -29,7 +29,7 @@ static LEVEL: AtomicU8 = AtomicU8::new(Level::Detailed as u8);
 static PAUSED: AtomicBool = AtomicBool::new(false);
 static DISABLED: AtomicBool = AtomicBool::new(false);
 static WOKEN: AtomicBool = AtomicBool::new(false);
-static WRITER: Mutex<Option<Sender<writer::Command>>> = Mutex::new(None);
+static WRITER: Mutex<Option<Outbox<writer::Command>>> = Mutex::new(None);
 
 thread_local! {
     static LOCAL: Local<Event> = const { Local::new(None) };
@@ -76,7 +76,7 @@ pub fn disabled() -> bool {
 }
 
 /// Tells [`wake`] whom to wake; `None` when the writer is gone.
-pub fn set_writer(commands: Option<Sender<writer::Command>>) {
+pub fn set_writer(commands: Option<Outbox<writer::Command>>) {
     *WRITER.lock() = commands;
     WOKEN.store(false, Ordering::Relaxed);
 }
@@ -86,7 +86,7 @@ pub fn set_writer(commands: Option<Sender<writer::Command>>) {
 pub fn wake() {
     if !WOKEN.load(Ordering::Relaxed) && !WOKEN.swap(true, Ordering::Relaxed) {
         if let Some(commands) = WRITER.try_lock().as_deref().and_then(Option::as_ref) {
-            _ = commands.try_send(writer::Command::Wake);
+            _ = commands.try_put(writer::Command::Wake);
         } else {
             WOKEN.store(false, Ordering::Relaxed);
         }

@@ -3,9 +3,9 @@
 //! It sleeps most of the time (every wake-up may cost a host that computes on all cores), has a low weight of the scheduler and
 //! blocks all signals. On the first I/O error it says so once and recording ends; the host goes on.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
 
 use super::event::{Event, Token};
 use super::expand::{self, BestRates, round};
@@ -19,6 +19,7 @@ use crate::format::server::RequestToken;
 use crate::format::session::{SessionEnd, SessionSummary};
 use crate::format::summary::EventsDropped;
 use crate::format::{Level, Line};
+use crate::mailbox::Inbox;
 use crate::mark::expand::Marks;
 use crate::mark::sessions;
 use crate::observe;
@@ -60,7 +61,7 @@ pub struct Options {
 }
 
 /// Writes the first line, which shows whether the log can be written at all, and starts the thread.
-pub fn spawn(options: Options, commands: Receiver<Command>) -> Result<std::thread::JoinHandle<()>> {
+pub fn spawn(options: Options, commands: Inbox<Command>) -> Result<std::thread::JoinHandle<()>> {
     let (hand_over, take_over) = bounded::<Writer>(1);
     // The new thread inherits the mask: no signal meant for the host is ever delivered to us.
     let old = host::block_signals();
@@ -161,9 +162,9 @@ impl Writer {
         Ok(writer)
     }
 
-    fn run(mut self, commands: &Receiver<Command>) {
+    fn run(mut self, commands: &Inbox<Command>) {
         loop {
-            let command = commands.recv_timeout(NAP);
+            let command = commands.take(Some(Instant::now() + NAP));
             self.take_events(!matches!(command, Ok(Command::Wake) | Err(RecvTimeoutError::Timeout)));
             let now = clock::now_ns();
             let stopping = matches!(command, Ok(Command::Stop(_)) | Err(RecvTimeoutError::Disconnected));
