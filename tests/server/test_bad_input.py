@@ -567,7 +567,7 @@ def test_init_from_many_threads_begins_one_recording(api, run, tmp_path):
 def test_the_api_can_begin_anew_after_the_disk_was_full(how, api, run, tmp_path):
     """With `free`, the host ends the recording from inside the message that says so, on the library's own thread."""
     command, more = api
-    outcome = run([*command, "full"], before=limit_file_size(1_500), LD_PRELOAD=None, A_LOG=tmp_path / "log.jsonl", HOW=how,
+    outcome = run([*command, "full"], before=limit_file_size(2_000), LD_PRELOAD=None, A_LOG=tmp_path / "log.jsonl", HOW=how,
                   ANOTHER_LOG=tmp_path / "other.jsonl", **more).is_untouched()
     message = "writing the log"
     if how == "stderr":
