@@ -123,6 +123,8 @@ struct NodeTime {
     ns: AtomicU64,
     /// The node that was timed in this one's place, because the backend fused them; itself otherwise.
     leader: AtomicU32,
+    /// [`PlanNode::counts_experts`], here because a running step must not touch the nodes themselves: each is some cache lines away.
+    counts_experts: bool,
 }
 
 /// What became of a step's events.
@@ -163,6 +165,12 @@ impl Plan {
                 leader.store(i as u32, Ordering::Relaxed);
             }
         }
+    }
+
+    /// Whether the ids of node `i` are where the experts of its layer are counted.
+    #[must_use]
+    pub fn counts_experts(&self, i: usize) -> bool {
+        self.times.get(i).is_some_and(|t| t.counts_experts)
     }
 
     /// The node that carries the time of node `i`.
@@ -255,7 +263,14 @@ pub fn assemble(key: (usize, u64), nodes: Vec<PlanNode>, serialized: bool) -> Pl
         timed_steps: AtomicU64::new(0),
         left_out: AtomicU64::new(0),
         warm_ups: AtomicU64::new(0),
-        times: (0..nodes.len() as u32).map(|i| NodeTime { ns: AtomicU64::new(0), leader: AtomicU32::new(i) }).collect(),
+        times: (0..)
+            .zip(&nodes)
+            .map(|(i, n)| NodeTime {
+                ns: AtomicU64::new(0),
+                leader: AtomicU32::new(i),
+                counts_experts: n.counts_experts,
+            })
+            .collect(),
         nodes,
     }
 }

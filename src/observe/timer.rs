@@ -131,7 +131,7 @@ impl Timer {
         self.enter_ns.set(0);
         self.leave_ns.set(0);
         // SAFETY: `new` asked for a plan that outlives the timer.
-        if unsafe { &*self.plan }.nodes.get(i).is_some_and(|n| n.counts_experts) {
+        if unsafe { &*self.plan }.counts_experts(i) {
             super::routing::observe(nodes[i]);
         }
     }
