@@ -255,16 +255,20 @@ impl Pipeline {
     /// # Errors
     /// [`Refused`] says why there is none. Only [`Policy::Block`] waits.
     pub fn reserve(&self, bytes: usize) -> std::result::Result<Buffer, Refused> {
-        let result = self.shared.pool.take(bytes);
-        if result.as_ref().is_err_and(|e| *e == Refused::Full) {
-            // What lies in the queue or is being gathered holds the memory.
-            let _ = self.inbox.try_put(Message::Pressed);
-            self.inbox.ring();
-            if self.shared.policy == Policy::Block {
-                return self.shared.pool.wait(bytes);
+        match self.shared.pool.take(bytes) {
+            Err(Refused::Full) if self.shared.policy == Policy::Block => {
+                // What is being gathered holds memory that we wait for. A full queue means that the collector is awake.
+                let _ = self.inbox.try_put(Message::Pressed);
+                self.inbox.ring();
+                self.shared.pool.wait(bytes)
             }
+            Err(Refused::Full) => {
+                // So does what lies in the queue, for the next step. No message: a host that does not wait would fill the queue.
+                self.inbox.ring();
+                Err(Refused::Full)
+            }
+            result => result,
         }
-        result
     }
 
     /// Bytes of the largest buffer that can be had; the caller splits what is larger.
