@@ -68,8 +68,9 @@ test-bench: llama model lib ## The benchmark judges a slowed library; needs a qu
 test-matrix: llama model lib ## The main facts on old and new builds, in Python and Node.js hosts
 	$(PYTHON) tests/matrix/run.py
 
-bench: llama model lib ## What it costs: slow-down by level, interleaved pairs; ns per event
+bench: llama llama-patched model lib ## What it costs: slow-down by level and of the patched server, interleaved pairs; ns per event
 	$(PYTHON) bench/overhead.py $(BENCH)
+	target/release/llama-resource bench --modes patched-off,patched-on --rounds 8 --pairs 16 --json target/bench-patched.json
 	cargo bench --quiet
 
 bench-short: llama model lib ## Within 4 minutes: fails only on a slow-down beyond doubt

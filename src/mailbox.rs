@@ -2,7 +2,7 @@
 //! computes on all of them, so it should find a good deal of work when it does.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, SendTimeoutError, Sender, TryRecvError, TrySendError, bounded};
@@ -71,8 +71,9 @@ impl<T> Outbox<T> {
     /// Puts `message` in if there is room. The receiver looks at it when it looks.
     pub fn try_put(&self, message: T) -> Result<(), TrySendError<T>> {
         let result = self.queue.try_send(message);
-        // SeqCst, here and in `Inbox::take`: either we see that it sleeps, or it sees the message before it does.
-        if !matches!(result, Err(TrySendError::Disconnected(_))) && self.rope.0.asleep.load(Ordering::SeqCst) {
+        // With the one in `Inbox::take`: either we see that it sleeps, or it sees the message before it does.
+        fence(Ordering::SeqCst);
+        if self.rope.0.asleep.load(Ordering::Relaxed) {
             self.ring();
         }
         result
@@ -118,17 +119,18 @@ impl<T> Inbox<T> {
         let mut nap_ends = None;
         let mut napping = !self.nap.is_zero();
         loop {
-            self.bell.asleep.store(!napping, Ordering::SeqCst);
+            self.bell.asleep.store(!napping, Ordering::Relaxed);
+            fence(Ordering::SeqCst);
             let now = match self.queue.try_recv() {
                 Ok(message) => {
-                    self.bell.asleep.store(false, Ordering::SeqCst);
+                    self.bell.asleep.store(false, Ordering::Relaxed);
                     return Ok(message);
                 }
                 Err(TryRecvError::Disconnected) => return Err(RecvTimeoutError::Disconnected),
                 Err(TryRecvError::Empty) => Instant::now(),
             };
             if due.is_some_and(|due| due <= now) {
-                self.bell.asleep.store(false, Ordering::SeqCst);
+                self.bell.asleep.store(false, Ordering::Relaxed);
                 return Err(RecvTimeoutError::Timeout);
             }
             let nap_ends = *nap_ends.get_or_insert(now + self.nap);
@@ -167,12 +169,12 @@ mod tests {
         std::thread::scope(|s| {
             let receiver =
                 s.spawn(move || (0..3).map(|_| inbox.take(None).map(|n| (n, Instant::now()))).collect::<Vec<_>>());
-            while !out.rope.0.asleep.load(super::Ordering::SeqCst) {
+            while !out.rope.0.asleep.load(super::Ordering::Relaxed) {
                 std::thread::sleep(SOON);
             }
             let began = Instant::now();
             out.try_put(1).unwrap();
-            while out.rope.0.asleep.load(super::Ordering::SeqCst) {
+            while out.rope.0.asleep.load(super::Ordering::Relaxed) {
                 std::thread::yield_now();
             }
             // The receiver takes it and naps.

@@ -258,9 +258,10 @@ impl Pipeline {
         match self.shared.pool.take(bytes) {
             Err(Refused::Full) if self.shared.policy == Policy::Block => {
                 // What is being gathered holds memory that we wait for. A full queue means that the collector is awake.
-                let _ = self.inbox.try_put(Message::Pressed);
-                self.inbox.ring();
-                self.shared.pool.wait(bytes)
+                self.shared.pool.wait(bytes, || {
+                    let _ = self.inbox.try_put(Message::Pressed);
+                    self.inbox.ring();
+                })
             }
             Err(Refused::Full) => {
                 // So does what lies in the queue, for the next step. No message: a host that does not wait would fill the queue.

@@ -89,13 +89,14 @@ impl Pool {
         self.take_locked(&mut state, bytes)
     }
 
-    /// A buffer of `bytes`, when there is one.
-    pub(super) fn wait(self: &Arc<Self>, bytes: usize) -> Result<Buffer, Refused> {
+    /// A buffer of `bytes`, when there is one. `announce` is called when it is known that somebody waits.
+    pub(super) fn wait(self: &Arc<Self>, bytes: usize, announce: impl FnOnce()) -> Result<Buffer, Refused> {
         if bytes > self.largest {
             return Err(Refused::TooLarge);
         }
         let mut state = self.state.lock();
         state.waiting += 1;
+        announce();
         let result = loop {
             match self.take_locked(&mut state, bytes) {
                 Err(Refused::Full) => {}
@@ -291,7 +292,7 @@ mod tests {
         let mut held = pool.take(MB).unwrap();
         held.handed_over(0);
         std::thread::scope(|s| {
-            let waiter = s.spawn(|| pool.wait(MB).map(|b| b.len()));
+            let waiter = s.spawn(|| pool.wait(MB, || {}).map(|b| b.len()));
             while !pool.is_awaited() {
                 std::thread::yield_now();
             }
@@ -300,7 +301,7 @@ mod tests {
         });
         let held = pool.take(MB).unwrap();
         std::thread::scope(|s| {
-            let waiter = s.spawn(|| pool.wait(MB).map(|b| b.len()));
+            let waiter = s.spawn(|| pool.wait(MB, || {}).map(|b| b.len()));
             while !pool.is_awaited() {
                 std::thread::yield_now();
             }
@@ -316,7 +317,7 @@ mod tests {
         let pool = Pool::new(MB, MB);
         let _filling = pool.take(MB).unwrap();
         let began = Instant::now();
-        assert_eq!(pool.wait(MB).unwrap_err(), Refused::Full);
+        assert_eq!(pool.wait(MB, || {}).unwrap_err(), Refused::Full);
         assert!(began.elapsed() < Duration::from_secs(8));
     }
 }

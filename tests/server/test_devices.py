@@ -18,7 +18,7 @@ from truth import EXACT, LETTERS, let_warm_up_pass, of_kind, served_part, start
 EMBD, FIRST_REMOTE, LAYERS = 576, 16, 30
 CELLS = 256  # llama.cpp shows attention a multiple of so many cells
 F32, F16, I32, I64 = 4, 2, 4, 8
-GREEDY = {"prompt": LETTERS * 8, "n_predict": 6, "temperature": 0, "ignore_eos": True, "return_tokens": True}
+GREEDY = {"prompt": LETTERS * 8, "n_predict": 6, "temperature": 0, "ignore_eos": True, "return_tokens": True, "n_probs": 10}
 UBATCH = 64
 HALF = ["-ngl", "15"]
 # Layers 20 and 21 have their feed-forward parts here, so that results come back as well.
@@ -45,6 +45,12 @@ def half(rpc_port, tmp_path_factory):
 @pytest.fixture(scope="module")
 def back_and_forth(rpc_port, tmp_path_factory):
     return serve(rpc_port, tmp_path_factory.mktemp("back") / "log.jsonl", BACK_AND_FORTH)
+
+
+def said(answer):
+    """Tokens, and the ten most likely at each with their logarithms."""
+    assert all(len(token["top_logprobs"]) == GREEDY["n_probs"] for token in answer["completion_probabilities"])
+    return answer["tokens"], answer["completion_probabilities"]
 
 
 def ubatches(answer):
@@ -201,7 +207,7 @@ def test_results_that_come_back(back_and_forth):
 def test_waiting_is_asked_for_and_said(rpc_port, tmp_path, half):
     """With the setting every part has its time, which together are the server's own time; the answer is the same."""
     events, _, answer = serve(rpc_port, tmp_path / "log.jsonl", HALF, {"LLAMA_RESOURCE_SPLIT_TIMES": "1"})
-    assert answer["tokens"] == half[2]["tokens"]
+    assert said(answer) == said(half[2])
     by_phase, timings = Counter(), answer["timings"]
     for (tokens, _, before), parts in zip(ubatches(answer), splits(events).values(), strict=True):
         here, there = parts
@@ -220,7 +226,7 @@ def test_waiting_is_asked_for_and_said(rpc_port, tmp_path, half):
 
 def test_the_host_computes_the_same(rpc_port, half, back_and_forth):
     for args, (_, _, answer) in ((HALF, half), (BACK_AND_FORTH, back_and_forth)):
-        assert serve(rpc_port, None, args, preload=False)["tokens"] == answer["tokens"]
+        assert said(serve(rpc_port, None, args, preload=False)) == said(answer)
 
 
 def test_all_on_one_remote_device(rpc_port, tmp_path):

@@ -15,7 +15,7 @@ from server import LIBRARY, REPOSITORY, SMOLLM2, TARGET, Server, read_log
 from truth import EXACT, let_warm_up_pass, of_kind, served_part
 
 EMBD, LAYERS, CELLS = 576, 30, 256
-GREEDY = {"prompt": "The house by the water was", "n_predict": 4, "temperature": 0, "ignore_eos": True, "return_tokens": True}
+GREEDY = {"prompt": "The house by the water was", "n_predict": 4, "temperature": 0, "ignore_eos": True, "return_tokens": True, "n_probs": 10}
 
 
 def fetch(name):
@@ -50,10 +50,15 @@ def answer_of(server):
     return answer
 
 
+def said(answer):
+    """Tokens, and the ten most likely at each with their logarithms."""
+    return answer["tokens"], answer["completion_probabilities"]
+
+
 @pytest.fixture(scope="module")
-def plain_tokens(vulkan):
+def plainly(vulkan):
     with vulkan({}, preload=False) as server:
-        return answer_of(server)["tokens"]
+        return said(answer_of(server))
 
 
 def recorded(vulkan, log, env):
@@ -64,9 +69,9 @@ def recorded(vulkan, log, env):
     return served_part(read_log(log))[0], answer
 
 
-def test_events(vulkan, plain_tokens, tmp_path):
+def test_events(vulkan, plainly, tmp_path):
     events, answer = recorded(vulkan, tmp_path / "log.jsonl", {})
-    assert answer["tokens"] == plain_tokens
+    assert said(answer) == plainly
     rows = [answer["timings"]["prompt_n"]] + [1] * (answer["timings"]["predicted_n"] - 1)
     executions = of_kind(events, "compute_execution")
     places = Counter((event["device"], event["memory_type"], event["duration_us"] is None) for event in executions)
@@ -94,9 +99,9 @@ def test_events(vulkan, plain_tokens, tmp_path):
     assert totals == {("CPU", "Vulkan0"): sum(event["bytes"] for event in copies)}
 
 
-def test_waiting_gives_times(vulkan, plain_tokens, tmp_path):
+def test_waiting_gives_times(vulkan, plainly, tmp_path):
     events, answer = recorded(vulkan, tmp_path / "log.jsonl", {"LLAMA_RESOURCE_SPLIT_TIMES": "1"})
-    assert answer["tokens"] == plain_tokens
+    assert said(answer) == plainly
     parts = [part for part in of_kind(events, "split_execution") if part["device"] == "Vulkan0"]
     assert {part["timing"] for part in parts} == {"serialized"}
     timings = answer["timings"]
@@ -105,14 +110,14 @@ def test_waiting_gives_times(vulkan, plain_tokens, tmp_path):
 
 
 @pytest.mark.parametrize("route", ["retain", "callback"])
-def test_capture(vulkan, plain_tokens, route, tmp_path):
+def test_capture(vulkan, plainly, route, tmp_path):
     """The residual stream, read from the device, is what an independent callback read."""
     stream, witness = tmp_path / "acts.stream", tmp_path / "oracle.bin"
     env = {**capture_env(stream, tensors="residual", route=route), "LLAMA_RESOURCE_LOG_PATH": str(tmp_path / "log.jsonl"),
            "ORACLE_OUT": str(witness), "ORACLE_NAMES": "l_out", "LD_PRELOAD": f"{LIBRARY}:{oracle()}"}
     with vulkan(env) as server:
         answer = answer_of(server)
-    assert answer["tokens"] == plain_tokens
+    assert said(answer) == plainly
     pairs = align(Stream(stream), read_oracle(witness))
     result = compare(pairs)
     assert result.tensors == LAYERS * answer["timings"]["predicted_n"], result
