@@ -417,7 +417,7 @@ def parse(argv):
     p.add_argument("--log-rate", help="LLAMA_RESOURCE_LOG_RATE for the levels; `unlimited` writes every step")
     p.add_argument("--in-process", action="store_true",
                    help="instead: build bench/paired.cpp and run it: plain and the modes in one process (--pairs, --threads, --modes); "
-                        "about 10 minutes")
+                        "about half an hour")
     p.add_argument("--keep-logs", metavar="DIR", help="keep the event logs here")
     p.add_argument("--timeout", type=float, default=300, help="seconds that a start or a request may take")
     o = p.parse_args(argv)

@@ -1,27 +1,28 @@
 //! A bounded queue whose sender says whether the receiver has to look now. A thread of ours that wakes up takes a core from a host that
 //! computes on all of them, so it should find a good deal of work when it does.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
+use std::sync::{Arc, OnceLock};
+use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, SendTimeoutError, Sender, TryRecvError, TrySendError, bounded};
-use parking_lot::{Condvar, Mutex};
 
 /// What wakes the receiver.
 #[derive(Debug, Default)]
 struct Bell {
-    rung: Mutex<bool>,
-    wake: Condvar,
+    /// Its thread, once it has looked. No lock: a host that rings must not wait for a thread of ours that has lost its core.
+    receiver: OnceLock<Thread>,
     /// The receiver sleeps until it is woken: every message rings.
     asleep: AtomicBool,
 }
 
 impl Bell {
     fn ring(&self) {
-        let mut rung = self.rung.lock();
-        if !std::mem::replace(&mut *rung, true) {
-            self.wake.notify_one();
+        // The end of a sender, too, comes before this look.
+        fence(Ordering::SeqCst);
+        if let Some(receiver) = self.receiver.get() {
+            receiver.unpark();
         }
     }
 }
@@ -114,8 +115,10 @@ impl<T> Outbox<T> {
 }
 
 impl<T> Inbox<T> {
-    /// The next message; waits for one until `due`, if that is given.
+    /// The next message; waits for one until `due`, if that is given. Always called by the same thread.
     pub fn take(&self, due: Option<Instant>) -> Result<T, RecvTimeoutError> {
+        let me = self.bell.receiver.get_or_init(thread::current);
+        debug_assert_eq!(me.id(), thread::current().id(), "the bell wakes another thread");
         let mut nap_ends = None;
         let mut napping = !self.nap.is_zero();
         loop {
@@ -135,14 +138,12 @@ impl<T> Inbox<T> {
             }
             let nap_ends = *nap_ends.get_or_insert(now + self.nap);
             let until = due.into_iter().chain(napping.then_some(nap_ends)).min();
-            let mut rung = self.bell.rung.lock();
+            // A bell that rang since the last look makes this return at once.
             match until {
-                _ if *rung => {}
-                Some(until) => _ = self.bell.wake.wait_until(&mut rung, until),
-                None => self.bell.wake.wait(&mut rung),
+                Some(until) => thread::park_timeout(until.saturating_duration_since(now)),
+                None => thread::park(),
             }
-            napping &= *rung || Instant::now() < nap_ends;
-            *rung = false;
+            napping &= Instant::now() < nap_ends;
         }
     }
 
@@ -199,6 +200,9 @@ mod tests {
     fn the_end_of_the_last_sender_and_the_deadline_are_told() {
         let (out, inbox) = mailbox::<u8>(1, NAP);
         assert_eq!(inbox.take(Some(Instant::now() + SOON)), Err(RecvTimeoutError::Timeout));
+        drop(out);
+        assert_eq!(inbox.take(None), Err(RecvTimeoutError::Disconnected));
+        let (out, inbox) = mailbox::<u8>(1, NAP);
         std::thread::scope(|s| {
             let receiver = s.spawn(move || inbox.take(None));
             let other = out.clone();
