@@ -1,7 +1,8 @@
 //! A device's readings over time, in bounded memory: what a request used is asked when it ends, however long ago it began.
 //!
-//! Energy is kept as a running total, so that its difference between two moments is exact whatever lies between them; peaks and sums
-//! are kept by segment. When there are too many segments, the older half is merged two by two: the further back a request began, the
+//! Energy is kept as a running total, so that its difference between two moments is exact whatever lies between them. The counter is not
+//! in every reading (asking for it may cost milliseconds); between two of its values the total grows as the power did. Peaks and sums are
+//! kept by segment. When there are too many segments, the older half is merged two by two: the further back a request began, the
 //! coarser is the edge of its peaks and means, by a small share of its length.
 
 use super::reading::Reading;
@@ -14,7 +15,7 @@ const MOST_SEGMENTS: usize = 4096;
 #[derive(Clone, Debug)]
 struct Segment {
     end_ns: u64,
-    /// Total of the energy counter since the first reading.
+    /// Total of the energy counter since the first reading; an interim value behind the counter's last one.
     counter_mj: f64,
     /// How often the counter was not there, or went back.
     counter_gaps: u64,
@@ -103,8 +104,10 @@ impl Segment {
 #[derive(Debug, Default)]
 pub struct History {
     segments: Vec<Segment>,
-    /// Time, energy counter and power of the last reading.
-    last: Option<(u64, Option<u64>, Option<f64>)>,
+    /// Time and power of the last reading.
+    last: Option<(u64, Option<f64>)>,
+    /// The last value of the energy counter, and how many segments came after it.
+    counter: Option<(u64, usize)>,
 }
 
 impl History {
@@ -118,7 +121,7 @@ impl History {
         let mut segment = Segment {
             end_ns: r.t_ns,
             counter_mj: 0.0,
-            counter_gaps: r.energy_mj.is_none().into(),
+            counter_gaps: u64::from(r.energy_mj.is_none()),
             integral_mj: 0.0,
             power_gaps: r.power_mw.is_none().into(),
             samples: 1,
@@ -131,19 +134,51 @@ impl History {
             temperature_max: r.temperature_c,
         };
         if let (Some(before), Some(last)) = (self.segments.last(), self.last) {
-            let (then_ns, energy_mj, power_mw) = last;
+            let (then_ns, power_mw) = last;
             let seconds = r.t_ns.saturating_sub(then_ns) as f64 / 1e9;
-            let grown = r.energy_mj.zip(energy_mj).and_then(|(now, then)| now.checked_sub(then));
-            segment.counter_mj = before.counter_mj + grown.unwrap_or(0) as f64;
-            segment.counter_gaps = before.counter_gaps + u64::from(grown.is_none());
+            // Another gap, until the counter's next value says otherwise.
+            segment.counter_mj = before.counter_mj;
+            segment.counter_gaps = before.counter_gaps + 1;
             let power = r.power_mw.zip(power_mw).map(|(now, then)| (now + then) / 2.0);
             segment.integral_mj = before.integral_mj + power.unwrap_or(0.0) * seconds;
             segment.power_gaps = before.power_gaps + u64::from(power.is_none());
         }
-        self.last = Some((r.t_ns, r.energy_mj, r.power_mw));
+        self.last = Some((r.t_ns, r.power_mw));
         self.segments.push(segment);
+        match (r.energy_mj, &mut self.counter) {
+            (Some(now), counter) => {
+                if let Some((then, after)) = counter.replace((now, 0))
+                    && let Some(grown) = now.checked_sub(then)
+                {
+                    self.spread(after + 1, grown as f64);
+                }
+            }
+            (None, Some((_, after))) if r.energy_left => *after += 1,
+            (None, counter) => *counter = None,
+        }
         if self.segments.len() > MOST_SEGMENTS {
             self.merge_older_half();
+        }
+    }
+
+    /// The counter grew by so much over the last `n` segments: each has a share as its power had, or its time where that is not known.
+    fn spread(&mut self, n: usize, grown_mj: f64) {
+        let Some(first) = self.segments.len().checked_sub(n + 1) else { return };
+        let Some([base, rest @ ..]) = self.segments.get_mut(first..) else { return };
+        let Some(end) = rest.last().map(|s| (s.end_ns, s.integral_mj, s.power_gaps)) else { return };
+        let by_power = end.2 == base.power_gaps && end.1 > base.integral_mj;
+        for s in rest.iter_mut() {
+            let share = if by_power {
+                (s.integral_mj - base.integral_mj) / (end.1 - base.integral_mj)
+            } else {
+                (s.end_ns - base.end_ns) as f64 / (end.0 - base.end_ns).max(1) as f64
+            };
+            s.counter_mj = base.counter_mj + grown_mj * share;
+            s.counter_gaps = base.counter_gaps;
+        }
+        // Exactly, without the error of a division.
+        if let Some(last) = rest.last_mut() {
+            last.counter_mj = base.counter_mj + grown_mj;
         }
     }
 

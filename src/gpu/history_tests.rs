@@ -38,6 +38,26 @@ fn energy_of_the_counter_is_read_off_between_readings() {
 }
 
 #[test]
+fn between_two_values_of_the_counter_energy_grows_as_the_power_did() {
+    let mut h = History::default();
+    for (t, energy, power) in [(1, Some(1000), 100.0), (2, None, 100.0), (3, None, 500.0), (4, Some(1800), 500.0)] {
+        h.add(&Reading { energy_left: energy.is_none(), ..reading(t * S, energy, Some(power)) });
+    }
+    let energy = |a: f64, b: f64| h.between((a * 1e9) as u64, (b * 1e9) as u64, 0).energy_mj;
+    // The integrals of the three seconds are 100, 300 and 500 mJ: shares of the counter's 800.
+    assert_eq!(energy(1.0, 4.0), Some(800.0));
+    assert_eq!((energy(1.0, 2.0), energy(2.0, 3.0), energy(3.0, 4.0)), (Some(88.889), Some(266.667), Some(444.444)));
+    assert_eq!(h.between(S, 3 * S, 0).energy_source.as_deref(), Some("counter"));
+    // What comes behind the last value is known by the power alone, until the next.
+    h.add(&Reading { energy_left: true, ..reading(5 * S, None, Some(500.0)) });
+    assert_eq!(h.between(4 * S, 5 * S, 0).energy_source.as_deref(), Some("power"));
+    h.add(&reading(6 * S, Some(3000), None));
+    // Without power on the way, by time.
+    assert_eq!(h.between(4 * S, 5 * S, 0).energy_mj, Some(600.0));
+    assert_eq!(h.between(S, 6 * S, 0).energy_mj, Some(2000.0));
+}
+
+#[test]
 fn without_a_counter_power_is_summed_up_over_time() {
     let h = history(&[(None, Some(100.0)), (None, Some(300.0)), (None, Some(300.0)), (None, None)]);
     let u = h.between(S, 3 * S, 0);

@@ -95,11 +95,11 @@ impl Open {
         self.busy.add(r.busy);
         self.sm.add(r.sm_utilization);
         self.memory_peak = self.memory_peak.max(r.memory_used);
-        // Read once a second: a line without it would be one in ten.
+        // Not in every reading: a line without it would be one in ten.
         let before = self.last.take();
         let kept = |get: fn(&Reading) -> Option<u64>| get(&r).or_else(|| before.as_ref().and_then(get));
-        let (pcie_tx, pcie_rx) = (kept(|r| r.pcie_tx), kept(|r| r.pcie_rx));
-        self.last = Some(Reading { pcie_tx, pcie_rx, ..r });
+        let (pcie_tx, pcie_rx, energy_mj) = (kept(|r| r.pcie_tx), kept(|r| r.pcie_rx), kept(|r| r.energy_mj));
+        self.last = Some(Reading { pcie_tx, pcie_rx, energy_mj, ..r });
     }
 
     fn is_due(&self, level: Level) -> bool {

@@ -41,6 +41,10 @@ struct Shared {
     facts: Vec<Fact>,
     /// Up to when the devices are read; `None` while nobody reads them.
     horizon_ns: Option<u64>,
+    /// The same with their energy counters.
+    energy_horizon_ns: Option<u64>,
+    /// Something began or ended: the next round reads the counters too.
+    energy_wanted: bool,
     /// Time between two readings.
     interval_ns: u64,
 }
@@ -76,12 +80,24 @@ impl Shared {
             overflowed: 0,
             facts: Vec::new(),
             horizon_ns: None,
+            energy_horizon_ns: None,
+            energy_wanted: false,
             interval_ns: 0,
         }
     }
 
     fn tell(&mut self, t_ns: u64, state: &'static str, reason: String, lost: Option<&'static str>) {
         self.facts.push(Fact { t_ns, state, reason, lost });
+    }
+
+    /// What happens from now on is not read.
+    const fn nobody_reads(&mut self) {
+        (self.horizon_ns, self.energy_horizon_ns) = (None, None);
+    }
+
+    fn is_read(&self, horizon_ns: Option<u64>, t_ns: u64, now_ns: u64) -> bool {
+        let patience_ns = 2 * self.interval_ns + 1_000_000_000;
+        horizon_ns.is_none_or(|h| t_ns <= h || now_ns.saturating_sub(t_ns) > patience_ns)
     }
 
     fn add(&mut self, device: u32, reading: Reading) {
@@ -101,8 +117,21 @@ impl Shared {
 #[must_use]
 pub fn is_settled(t_ns: u64, now_ns: u64) -> bool {
     let shared = SHARED.lock();
-    let patience_ns = 2 * shared.interval_ns + 1_000_000_000;
-    shared.horizon_ns.is_none_or(|h| t_ns <= h || now_ns.saturating_sub(t_ns) > patience_ns)
+    shared.is_read(shared.horizon_ns, t_ns, now_ns)
+}
+
+/// The same for what is told with its energy; where that is not known yet, the next round asks for it.
+#[must_use]
+pub fn energy_is_settled(t_ns: u64, now_ns: u64) -> bool {
+    let mut shared = SHARED.lock();
+    let settled = shared.is_read(shared.energy_horizon_ns, t_ns, now_ns);
+    shared.energy_wanted |= !settled;
+    settled
+}
+
+/// Something begins whose energy will be asked for: the next round reads the counters.
+pub fn mark_energy() {
+    SHARED.lock().energy_wanted = true;
 }
 
 /// What each device did between two moments. Devices on which this process is known to have held no memory all that time are left out.

@@ -28,6 +28,9 @@ const LIBRARY: &str = "libnvidia-ml.so.1";
 /// Failures in a row, of any kind, after which a value is not asked for any more.
 const MOST_FAILURES: u8 = 20;
 
+/// How many slow readings lie between two of PCIe traffic where GPM does not tell it: the call alone takes 40 ms of a core.
+const PCIE_EVERY: u32 = 10;
+
 /// Readings in a row without any answer after which a device counts as lost.
 const MOST_SILENT: u32 = 3;
 
@@ -121,6 +124,10 @@ pub struct Nvidia<'nvml> {
     parent: Option<(Device<'nvml>, u32)>,
     identity: Identity,
     gpm_last: Option<GpmSample<'nvml>>,
+    /// Whether GPM tells PCIe traffic, as far as that is known.
+    gpm_pcie: Option<bool>,
+    /// Slow readings until PCIe traffic is asked for by its own call.
+    pcie_due: u32,
     process_memory: Option<u64>,
     /// Failures in a row by [`Ask`].
     failures: [u8; ASKS.len()],
@@ -143,6 +150,8 @@ impl<'nvml> Nvidia<'nvml> {
             parent,
             identity,
             gpm_last: None,
+            gpm_pcie: None,
+            pcie_due: 0,
             process_memory: None,
             failures: [0; ASKS.len()],
             silent: 0,
@@ -167,12 +176,15 @@ impl<'nvml> Nvidia<'nvml> {
         ASKS.iter().filter(|(ask, field)| !field.is_empty() && given_up(*ask)).map(|(_, field)| *field).collect()
     }
 
-    /// Asks for everything; `slowly` also for what takes the driver long.
-    pub fn read(&mut self, slowly: bool) -> Result<Reading, Lost> {
+    /// Asks for everything; for the energy counter and what else takes the driver long only when told to.
+    pub fn read(&mut self, energy: bool, slowly: bool) -> Result<Reading, Lost> {
         self.answers = 0;
         let t_ns = clock::now_ns();
         let mut r = Reading { t_ns, ..Reading::default() };
-        r.energy_mj = self.ask(Ask::Energy, Device::total_energy_consumption)?;
+        r.energy_left = !energy && self.counts_energy();
+        if !r.energy_left {
+            r.energy_mj = self.ask(Ask::Energy, Device::total_energy_consumption)?;
+        }
         r.power_mw = self.ask(Ask::Power, Device::power_usage)?.map(f64::from);
         if let Some(memory) = self.ask(Ask::Memory, Device::memory_info)? {
             (r.memory_used, r.memory_free, r.memory_total) = (Some(memory.used), Some(memory.free), Some(memory.total));
@@ -180,7 +192,7 @@ impl<'nvml> Nvidia<'nvml> {
         if let Some(busy) = self.ask(Ask::Utilization, Device::utilization_rates)? {
             (r.busy, r.memory_busy) = (Some(busy.gpu.into()), Some(busy.memory.into()));
         }
-        r.sm_utilization = self.sm_utilization()?;
+        self.gpm(&mut r)?;
         r.temperature_c = self.ask(Ask::Temperature, |d| d.temperature(TemperatureSensor::Gpu))?.map(f64::from);
         r.sm_clock_mhz = self.ask(Ask::SmClock, |d| d.clock_info(Clock::SM))?;
         r.memory_clock_mhz = self.ask(Ask::MemoryClock, |d| d.clock_info(Clock::Memory))?;
@@ -190,8 +202,15 @@ impl<'nvml> Nvidia<'nvml> {
         r.link_width = self.ask(Ask::LinkWidth, Device::current_pcie_link_width)?;
         if slowly {
             self.process_memory = self.own_memory()?;
-            r.pcie_tx = self.ask(Ask::PcieOut, |d| d.pcie_throughput(PcieUtilCounter::Send))?.map(u64::from);
-            r.pcie_rx = self.ask(Ask::PcieIn, |d| d.pcie_throughput(PcieUtilCounter::Receive))?.map(u64::from);
+            let gpm = self.failures[Ask::Gpm as usize] < MOST_FAILURES && self.gpm_pcie != Some(false);
+            if !gpm {
+                if self.pcie_due == 0 {
+                    r.pcie_tx = self.ask(Ask::PcieOut, |d| d.pcie_throughput(PcieUtilCounter::Send))?.map(u64::from);
+                    r.pcie_rx = self.ask(Ask::PcieIn, |d| d.pcie_throughput(PcieUtilCounter::Receive))?.map(u64::from);
+                    self.pcie_due = PCIE_EVERY;
+                }
+                self.pcie_due -= 1;
+            }
         }
         r.process_memory = self.process_memory;
         self.silent = if self.answers > 0 { 0 } else { self.silent + 1 };
@@ -199,6 +218,11 @@ impl<'nvml> Nvidia<'nvml> {
             return Err(Lost("it has not answered anything for a while".to_owned()));
         }
         Ok(r)
+    }
+
+    /// Whether the energy counter has not been given up.
+    pub const fn counts_energy(&self) -> bool {
+        self.failures[Ask::Energy as usize] < MOST_FAILURES
     }
 
     fn ask<T>(
@@ -242,26 +266,31 @@ impl<'nvml> Nvidia<'nvml> {
         }
     }
 
-    /// SM activity since the last reading: GPM compares two samples.
-    fn sm_utilization(&mut self) -> Result<Option<f64>, Lost> {
+    /// SM activity and PCIe traffic since the last reading: GPM compares two samples.
+    fn gpm(&mut self, r: &mut Reading) -> Result<(), Lost> {
         if self.failures[Ask::Gpm as usize] >= MOST_FAILURES {
-            return Ok(None);
+            return Ok(());
         }
         let sample = match &self.parent {
             Some((parent, instance)) => parent.gpm_mig_sample(*instance),
             None => self.device.gpm_sample(),
         };
-        let Some(now) = self.judge(Ask::Gpm, sample)? else { return Ok(None) };
+        let Some(now) = self.judge(Ask::Gpm, sample)? else { return Ok(()) };
         let before = self.gpm_last.take();
-        let metrics = before.map(|then| {
-            let mut all = gpm_metrics_get(self.device.nvml(), &then, &now, &[GpmMetricId::SmUtil])?;
-            all.pop().unwrap_or(Err(NvmlError::NoData))
-        });
+        const WANTED: [GpmMetricId; 3] = [GpmMetricId::SmUtil, GpmMetricId::PcieTxPerSec, GpmMetricId::PcieRxPerSec];
+        let metrics = before.map(|then| gpm_metrics_get(self.device.nvml(), &then, &now, &WANTED));
         self.gpm_last = Some(now);
-        match metrics {
-            Some(metric) => Ok(self.judge(Ask::Gpm, metric)?.map(|m| m.value).filter(|v| v.is_finite())),
-            None => Ok(None),
-        }
+        let mut metrics = match metrics {
+            None => return Ok(()),
+            Some(Ok(metrics)) => metrics.into_iter(),
+            Some(Err(e)) => return self.judge(Ask::Gpm, Err::<(), _>(e)).map(drop),
+        };
+        let sm = metrics.next().unwrap_or(Err(NvmlError::NoData));
+        r.sm_utilization = self.judge(Ask::Gpm, sm)?.map(|m| m.value).filter(|v| v.is_finite());
+        let mut traffic = || metrics.next()?.ok().and_then(|m| kilobytes(m.value, &m.metric_info.unit));
+        (r.pcie_tx, r.pcie_rx) = (traffic(), traffic());
+        self.gpm_pcie = Some(r.pcie_tx.is_some() && r.pcie_rx.is_some());
+        Ok(())
     }
 
     /// Memory of this process. A process that computes and draws stands in both lists, with the same figure.
@@ -288,6 +317,18 @@ impl<'nvml> Nvidia<'nvml> {
         let same_numbers = fs::read_link("/proc/self/ns/pid").is_ok_and(|n| n == *FIRST_PID_NAMESPACE);
         Ok((compute.is_some() && same_numbers).then_some(0))
     }
+}
+
+/// A rate in thousands of bytes a second; `None` where the driver names a unit that is not known here.
+fn kilobytes(value: f64, unit: &str) -> Option<u64> {
+    let bytes = match unit.trim_end_matches("/s").trim_end_matches("/sec") {
+        "B" => 1.0,
+        "KiB" => 1024.0,
+        "MiB" => 1_048_576.0,
+        "GiB" => 1_073_741_824.0,
+        _ => return None,
+    };
+    (value.is_finite() && value >= 0.0).then_some((value * bytes / 1e3).round() as u64)
 }
 
 /// Reasons in our own words.

@@ -10,11 +10,12 @@ use super::amd::{self, Amd};
 use super::history::History;
 use super::nvidia::{self, Nvidia};
 use super::reading::{Identity, Lost, Reading};
-use super::{Device, PATIENCE, SHARED, Shared};
+use super::{Device, PATIENCE, SHARED, Shared, mark_energy};
 use crate::{boundary, clock, host, log};
 
-/// How often what takes the driver long is read (PCIe traffic alone takes it 40 ms).
-const SLOW: Duration = Duration::from_secs(1);
+/// How often what takes the driver long is read: the energy counter 3 ms of a core on an H100. A little less than a second, so that the
+/// lines that are written every second have it.
+const SLOW: Duration = Duration::from_millis(950);
 
 /// What the thread can be told.
 #[derive(Debug)]
@@ -54,7 +55,7 @@ pub fn start(interval_ms: u64) {
         boundary::guard((), || run(generation, interval, &inbox));
         let mut shared = SHARED.lock();
         if generation == GENERATION.load(Ordering::Acquire) {
-            shared.horizon_ns = None;
+            shared.nobody_reads();
         }
     });
     host::restore_signals(&old);
@@ -109,10 +110,18 @@ impl Source<'_> {
         }
     }
 
-    fn read(&mut self, slowly: bool) -> Result<Reading, Lost> {
+    fn read(&mut self, energy: bool, slowly: bool) -> Result<Reading, Lost> {
         match self {
-            Self::Nvidia(d) => d.read(slowly),
+            Self::Nvidia(d) => d.read(energy, slowly),
             Self::Amd(d) => d.read(slowly),
+        }
+    }
+
+    /// Whether energy is a matter of its own, which is not in every reading.
+    const fn counts_energy(&self) -> bool {
+        match self {
+            Self::Nvidia(d) => d.counts_energy(),
+            Self::Amd(_) => false,
         }
     }
 
@@ -171,6 +180,7 @@ fn run(generation: u64, interval: Duration, inbox: &Receiver<Command>) {
                 return;
             }
             Ok(Command::Read(done)) => {
+                mark_energy();
                 read_all(generation, &mut sources, false);
                 let _ = done.send(());
             }
@@ -196,17 +206,18 @@ fn run(generation: u64, interval: Duration, inbox: &Receiver<Command>) {
             return;
         }
         if sources.iter().all(Option::is_none) {
-            SHARED.lock().horizon_ns = None;
+            SHARED.lock().nobody_reads();
         }
     }
 }
 
 /// Reads every device that is left.
 fn read_all(generation: u64, sources: &mut [Option<Source<'_>>], slowly: bool) {
+    let energy = std::mem::take(&mut SHARED.lock().energy_wanted) || slowly;
     let began = clock::now_ns();
     for (place, number) in sources.iter_mut().zip(0..) {
         let Some(source) = place else { continue };
-        let answer = source.read(slowly);
+        let answer = source.read(energy, slowly);
         if generation != GENERATION.load(Ordering::Acquire) {
             return;
         }
@@ -225,7 +236,10 @@ fn read_all(generation: u64, sources: &mut [Option<Source<'_>>], slowly: bool) {
             }
         }
     }
-    SHARED.lock().horizon_ns = Some(began);
+    let with_energy = energy || !sources.iter().flatten().any(Source::counts_energy);
+    let mut shared = SHARED.lock();
+    shared.horizon_ns = Some(began);
+    shared.energy_horizon_ns = if with_energy { Some(began) } else { shared.energy_horizon_ns };
     OWN_CPU_NS.store(host::thread_cpu_ns(), Ordering::Relaxed);
 }
 

@@ -60,6 +60,8 @@ pub struct Buffer {
     /// Sum of all live buffers after this one's allocation.
     live_bytes: u64,
     told: bool,
+    /// Tensors placed before it showed what the buffer is for: weights that are not mapped are declared after they were placed.
+    early: Vec<Placement>,
 }
 
 /// A tensor that got its place in a buffer.
@@ -170,6 +172,7 @@ impl Buffers {
             },
             live_bytes: 0,
             told: false,
+            early: Vec::new(),
         };
         // The host may have freed a buffer behind our back (before we were started): its address is free for a new one.
         if let Some(old) = self.live.insert(buffer as usize, new) {
@@ -229,11 +232,17 @@ impl Buffers {
             self.graphs.entry(sched).or_default().tensors.push((key, t));
             return None;
         }
-        let b = self.live.get(&key)?;
+        let b = self.live.get_mut(&key)?;
+        if b.kind == Some(Kind::Compute) {
+            return None;
+        }
         // Level::Minimal: only what is large.
-        (b.kind != Some(Kind::Compute))
-            .then(|| b.placement(t, clock::now_ns()))
-            .filter(|p| level > Level::Minimal || p.nbytes > LARGE)
+        let p = Some(b.placement(t, clock::now_ns())).filter(|p| level > Level::Minimal || p.nbytes > LARGE)?;
+        if b.kind.is_some() {
+            return Some(p);
+        }
+        b.early.push(p);
+        None
     }
 
     /// The tensors of the graph that `sched` has just run and that were not told yet. The graph must still be alive.
@@ -321,6 +330,13 @@ impl Buffers {
             memory_type: b.memory_type.to_owned(),
             live_bytes: b.live_bytes,
         }));
+        let usage = b.kind.unwrap_or(Kind::Other);
+        for p in std::mem::take(&mut b.early) {
+            // What is computed is told with the graph.
+            if usage != Kind::Compute {
+                record::push_line(Placement { usage: usage.name(), ..p }.line(None));
+            }
+        }
     }
 }
 

@@ -85,7 +85,8 @@ pub fn spawn(options: Options, commands: Inbox<Command>) -> Result<std::thread::
 fn waits_for_gpu(event: &Event, now: u64) -> bool {
     match event {
         Event::Line(line) => match &**line {
-            Line::RequestEnd(end) => !gpu::is_settled(end.t_ns, now),
+            Line::RequestEnd(end) => !gpu::energy_is_settled(end.t_ns, now),
+            Line::ResourceSessionSummary(s) if !s.session_id.is_empty() => !gpu::energy_is_settled(s.t_ns, now),
             _ => false,
         },
         Event::Step(step) => {
@@ -217,6 +218,9 @@ impl Writer {
             }
             match event {
                 Event::Line(line) => {
+                    if matches!(*line, Line::RequestStart(_) | Line::ResourceTrackingBegin(_)) {
+                        gpu::mark_energy();
+                    }
                     self.gpu_summary_of(&line);
                     self.put(*line);
                     if self.buffer.len() > MOST_BUFFERED {

@@ -11,6 +11,7 @@
 //     0.fail.nvmlDeviceGetPowerUsage = 3  this function always gives this nvmlReturn_t
 //     0.lost_at = 2.5                     from this second on everything gives NVML_ERROR_GPU_IS_LOST
 //     0.lost_after = 40                   the same after so many calls
+//     0.sm = 63.5                         GPM: SM activity; also 0.gpm_pcie_out, 0.gpm_pcie_in, in the unit of `gpm_unit = MiB/s`
 //     0.mig = 2                           MIG is on, with two instances: keys 0.mig0.name, 0.mig1.memory_used, ...
 //
 // Every answer of a number goes as `t_ns device key value` into the file STANDIN_TRACE, if that is set; every call is counted there
@@ -27,7 +28,7 @@
 enum { SUCCESS = 0, INVALID_ARGUMENT = 2, NOT_SUPPORTED = 3, NOT_FOUND = 6, INSUFFICIENT_SIZE = 7, GPU_IS_LOST = 15 };
 
 typedef struct Device {
-    char key[16];              // "0", or "0.mig1"
+    char key[32];              // "0", or "0.mig1"
     struct Device * parent;    // of a MIG instance
     int index;
     int calls;
@@ -38,7 +39,7 @@ typedef struct { unsigned version; unsigned long long total, reserved, free, use
 typedef struct { unsigned gpu, memory; } Utilization;
 typedef struct { unsigned pid; unsigned long long bytes; unsigned gpu_instance, compute_instance; } Process;
 typedef struct { char legacy[16]; unsigned domain, bus, device, id, subsystem; char bus_id[32]; } Pci;
-typedef struct { double t_s; char key[32]; } Sample;
+typedef struct { double t_s; char key[64]; } Sample;
 typedef struct { unsigned id, result; double value; const char *short_name, *long_name, *unit; } Metric;
 typedef struct { unsigned version, n; Sample *one, *two; Metric metrics[]; } Metrics;
 typedef struct { unsigned version, supported; } GpmSupport;
@@ -344,7 +345,7 @@ static int sample_of(Device d, const char * key, Sample * out) {
 int nvmlGpmSampleGet(Device d, Sample * out) { return sample_of(d, d->key, out); }
 
 int nvmlGpmMigSampleGet(Device d, unsigned instance, Sample * out) {
-    char key[32];
+    char key[64];
     snprintf(key, sizeof key, "%s.mig%u", d->key, instance - 7);
     return sample_of(d, key, out);
 }
@@ -355,8 +356,11 @@ int nvmlGpmMetricsGet(Metrics * all) {
     for (unsigned i = 0; i < all->n; i++) {
         Metric * m = &all->metrics[i];
         double middle = (all->one->t_s + all->two->t_s) / 2 - began_s;
-        m->result = m->id == 2 && number(all->one->key, "sm", middle, &m->value) ? SUCCESS : NOT_SUPPORTED;
+        // PCIe traffic has the unit that the script names.
+        const char * key = m->id == 2 ? "sm" : m->id == 20 ? "gpm_pcie_out" : m->id == 21 ? "gpm_pcie_in" : NULL;
+        m->result = key && number(all->one->key, key, middle, &m->value) ? SUCCESS : NOT_SUPPORTED;
         m->short_name = m->long_name = m->unit = NULL;
+        if (m->id != 2) m->unit = strdup(text(NULL, "gpm_unit") ? text(NULL, "gpm_unit") : "");
     }
     return SUCCESS;
 }

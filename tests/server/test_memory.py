@@ -94,12 +94,17 @@ def test_buffers_of_other_architectures(tmp_path, tiny_model, name):
     assert not check_life(events)
 
 
-@pytest.mark.parametrize("name", ["smollm2", "qwen3moe", "llama-q8_0"])
-def test_weights_are_the_tensors_of_the_file(tmp_path, tiny_model, name):
+@pytest.mark.parametrize("name, mapped", [("smollm2", True), ("qwen3moe", True), ("llama-q8_0", True), ("qwen3moe", False)])
+def test_weights_are_the_tensors_of_the_file(tmp_path, tiny_model, name, mapped):
     path = SMOLLM2 if name == "smollm2" else tiny_model(name)
-    with start(path, ["-c", "256"], level="DETAILED", log_path=tmp_path / "log.jsonl") as server:
+    with start(path, ["-c", "256", *([] if mapped else ["--load-mode", "none"])], level="DETAILED", log_path=tmp_path / "log.jsonl") as server:
         assert server.stop() == 0
     events = read_log(tmp_path / "log.jsonl")
+    check_weights(events, path, {"mmap", "ram"} if mapped else {"ram"})
+
+
+def check_weights(events, path, memory_types):
+    """Every tensor of the file was told, once, with its size and shape."""
     file = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
     told = [event for event in of_kind(events, "memory_allocation") if event["usage"] == "weights"]
     names = [event["tensor"] for event in told]
@@ -116,8 +121,8 @@ def test_weights_are_the_tensors_of_the_file(tmp_path, tiny_model, name):
         assert event["compression_ratio"] == pytest.approx(int(tensor.n_elements) * 4 / int(tensor.n_bytes)), event["tensor"]
         block = re.match(r"blk\.(\d+)\.", event["tensor"])
         assert event["layer_id"] == (int(block.group(1)) if block else None), event["tensor"]
-        assert event["memory_address"] and event["memory_type"] in ("mmap", "ram")
-    # Mapped files are not copied: two tensors never share an address.
+        assert event["memory_address"] and event["memory_type"] in memory_types
+    # Two tensors never share an address.
     assert len({event["memory_address"] for event in told}) == len(told)
     load = [event for event in of_kind(events, "model_load") if event["outcome"] == "load"][0]
     assert load["size_bytes"] == sum(int(tensor.n_bytes) for tensor in file.values())
