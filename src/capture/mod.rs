@@ -11,6 +11,7 @@
 
 pub mod copy;
 pub mod graph;
+pub mod landing;
 pub mod list;
 pub mod live;
 pub mod names;
