@@ -9,8 +9,6 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
 
-use parking_lot::Mutex;
-
 /// Broken-down local time.
 #[derive(Debug, Clone, Copy)]
 pub struct LocalTime {
@@ -293,47 +291,14 @@ pub fn leave_direct(file: &std::fs::File) {
 }
 
 /// Memory straight from the kernel, zero and page-aligned. It is the kernel's again when dropped, so that a budget can be kept: what
-/// an allocator frees, it may keep. Or memory that somebody else has allocated for good: that one goes to a shelf, see [`Pages::spare`].
+/// an allocator frees, it may keep.
 #[derive(Debug)]
 pub struct Pages {
     start: NonNull<u8>,
     len: usize,
-    lent: bool,
 }
 
-/// Lent memory that nobody uses at present.
-static SPARE: Mutex<Vec<Pages>> = Mutex::new(Vec::new());
-
 impl Pages {
-    /// Memory of somebody else's.
-    ///
-    /// # Safety
-    /// `len` initialised bytes from `start` on, which nobody else uses and which stay as long as the process uses them.
-    pub const unsafe fn lent(start: NonNull<u8>, len: usize) -> Self {
-        Self { start, len, lent: true }
-    }
-
-    /// Lent memory, for tests.
-    #[cfg(test)]
-    pub fn leaked(bytes: Vec<u8>) -> Self {
-        let memory = Box::leak(bytes.into_boxed_slice());
-        // SAFETY: leaked, so it stays, and nobody else has it.
-        unsafe { Self::lent(NonNull::from(&mut *memory).cast(), memory.len()) }
-    }
-
-    /// Lent memory of `len` bytes that was dropped before.
-    pub fn spare(len: usize) -> Option<Self> {
-        let mut spare = SPARE.lock();
-        let at = spare.iter().position(|p| p.len == len)?;
-        Some(spare.swap_remove(at))
-    }
-
-    /// Whether it is somebody else's.
-    #[must_use]
-    pub const fn is_lent(&self) -> bool {
-        self.lent
-    }
-
     /// `len` bytes (not 0); the kernel provides a page when it is first touched.
     pub fn new(len: usize) -> std::io::Result<Self> {
         // SAFETY: an anonymous private mapping at an address of the kernel's choice touches no memory that is in use.
@@ -355,7 +320,7 @@ impl Pages {
             // SAFETY: advice about the mapping just made.
             unsafe { libc::madvise(start.as_ptr().cast(), len, libc::MADV_HUGEPAGE) };
         }
-        Ok(Self { start, len, lent: false })
+        Ok(Self { start, len })
     }
 }
 
@@ -363,7 +328,7 @@ impl std::ops::Deref for Pages {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        // SAFETY: a mapping of `len` readable, initialised (zero) bytes that lives as long as `self`; lent ones by the promise of `lent`.
+        // SAFETY: a mapping of `len` readable, initialised (zero) bytes that lives as long as `self`.
         unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
     }
 }
@@ -382,10 +347,6 @@ unsafe impl Sync for Pages {}
 
 impl Drop for Pages {
     fn drop(&mut self) {
-        if self.lent {
-            SPARE.lock().push(Self { start: self.start, len: self.len, lent: true });
-            return;
-        }
         // SAFETY: the mapping made in `new`, unmapped once; nobody borrows it any more.
         unsafe { libc::munmap(self.start.as_ptr().cast(), self.len) };
     }

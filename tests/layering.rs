@@ -50,8 +50,8 @@ const ROOMS: &[Room] = &[
     (
         "capture",
         &[
-            "boundary", "clock", "codec", "config", "error", "format", "ggml", "graph", "host", "log", "observe",
-            "pipeline", "select",
+            "boundary", "clock", "codec", "config", "error", "format", "ggml", "graph", "log", "observe", "pipeline",
+            "select",
         ],
         "finds nodes in the host's graphs, asks `observe` whose rows they are, and feeds `pipeline`",
     ),

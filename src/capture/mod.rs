@@ -11,7 +11,6 @@
 
 pub mod copy;
 pub mod graph;
-pub mod landing;
 pub mod list;
 pub mod live;
 pub mod names;

@@ -7,7 +7,6 @@ use std::sync::Arc;
 
 use super::Capture;
 use super::copy::{self, Read};
-use super::landing;
 use super::live::{Live, Way};
 use super::rows::StepRows;
 use crate::clock;
@@ -175,8 +174,7 @@ impl Step {
             let capture = self.capture.clone();
             let Some(pipeline) = capture.pipeline() else { return false };
             let ask = (bytes + self.to_come).min(pipeline.largest()).max(bytes);
-            let landing = if landing::comes_from_device(t) { landing::reserve(pipeline, t, bytes, ask) } else { None };
-            match landing.map_or_else(|| pipeline.reserve(ask), Ok) {
+            match pipeline.reserve(ask) {
                 Ok(buffer) => {
                     self.filling = Some(Filling { buffer, used: 0, pieces: Vec::new(), sets: self.rows.sets.to_vec() })
                 }

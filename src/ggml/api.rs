@@ -110,12 +110,6 @@ api! {
     fn ggml_backend_buft_name(buft: Ptr) -> *const c_char;
     /// Device of a buffer type.
     fn ggml_backend_buft_get_device(buft: Ptr) -> Ptr;
-    /// The type of buffers of the CPU that a device reads and writes fastest; null if it has none.
-    fn ggml_backend_dev_host_buffer_type(device: Ptr) -> Ptr;
-    /// A new buffer.
-    fn ggml_backend_buft_alloc_buffer(buft: Ptr, size: usize) -> Ptr;
-    /// Where a buffer begins.
-    fn ggml_backend_buffer_get_base(buffer: Ptr) -> Ptr;
     /// Wraps memory in a CPU buffer.
     fn ggml_backend_cpu_buffer_from_ptr(ptr: Ptr, size: usize) -> Ptr;
     /// Frees a buffer.

@@ -278,31 +278,6 @@ impl Pipeline {
         self.shared.pool.largest()
     }
 
-    /// Whether [`Self::lend`] may be given so many bytes.
-    #[must_use]
-    pub fn may_lend(&self, bytes: usize) -> bool {
-        self.shared.pool.may_lend(bytes)
-    }
-
-    /// Takes in memory that a device writes to by itself. It counts in the budget.
-    pub fn lend(&self, pages: crate::host::Pages) {
-        self.shared.pool.lend(pages);
-    }
-
-    /// A buffer of lent memory, if one is free; never waits.
-    #[must_use]
-    pub fn reserve_lent(&self, bytes: usize) -> Option<Buffer> {
-        self.shared.pool.take_lent(bytes)
-    }
-
-    /// Lent memory is about to be its owner's again: waits until nobody reads it. False if that took too long.
-    #[must_use]
-    pub fn reclaim(&self, patience: Duration) -> bool {
-        let _ = self.inbox.try_put(Message::Pressed);
-        self.inbox.ring();
-        self.shared.pool.reclaim(patience)
-    }
-
     /// Hands a step over. Its tensors are captured or counted as dropped from here on. Never waits: the pool bounds the queue.
     pub fn push(&self, mut job: Job) {
         let mut amount = Amount::default();

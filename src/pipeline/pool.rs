@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
@@ -46,11 +46,6 @@ struct State {
     /// Bytes that came with jobs beside their buffers.
     beside: usize,
     free: BTreeMap<usize, Vec<Pages>>,
-    /// Memory of a device's backend: bytes of all, those that are free, how many are out; none is given any more once `reclaimed`.
-    lent_bytes: usize,
-    lent_free: Vec<Pages>,
-    lent_out: usize,
-    reclaimed: bool,
     out: usize,
     /// Of those out, the ones that a host's thread still fills.
     filling: usize,
@@ -116,43 +111,6 @@ impl Pool {
         result
     }
 
-    /// Whether so many more bytes may be lent: a quarter of the budget, so that all other sizes still find their place.
-    pub(super) fn may_lend(&self, bytes: usize) -> bool {
-        let state = self.state.lock();
-        !state.reclaimed && !state.failed && (state.lent_bytes + bytes) * 4 <= self.budget
-    }
-
-    /// Takes memory in that a device writes to by itself; it stays.
-    pub(super) fn lend(&self, pages: Pages) {
-        let mut state = self.state.lock();
-        state.lent_bytes += pages.len();
-        state.lent_free.push(pages);
-    }
-
-    /// A buffer of that memory, if one that is large enough is free.
-    pub(super) fn take_lent(self: &Arc<Self>, bytes: usize) -> Option<Buffer> {
-        let mut state = self.state.lock();
-        if state.reclaimed || state.failed || state.out >= MOST_OUT {
-            return None;
-        }
-        let pages = state.lent_free.pop_if(|p| p.len() >= bytes)?;
-        state.lent_out += 1;
-        state.out += 1;
-        state.filling += 1;
-        Some(Buffer { pages: Some(pages), len: bytes, beside: 0, filling: true, pool: Arc::clone(self) })
-    }
-
-    /// The memory's owner goes away: none of it is given any more, and what is out is waited for. False if that took too long.
-    pub(super) fn reclaim(&self, patience: Duration) -> bool {
-        let deadline = Instant::now() + patience;
-        let mut state = self.state.lock();
-        state.reclaimed = true;
-        state.waiting += 1;
-        while state.lent_out > 0 && !self.freed.wait_until(&mut state, deadline).timed_out() {}
-        state.waiting -= 1;
-        state.lent_out == 0
-    }
-
     fn take_locked(self: &Arc<Self>, state: &mut State, bytes: usize) -> Result<Buffer, Refused> {
         if state.failed {
             return Err(Refused::Failed);
@@ -176,11 +134,10 @@ impl Pool {
     }
 
     fn allocate(&self, state: &mut State, class: usize) -> Option<Pages> {
-        let others = state.beside + state.lent_bytes;
-        if state.allocated - state.free_bytes() + others + class > self.budget {
+        if state.allocated - state.free_bytes() + state.beside + class > self.budget {
             return None;
         }
-        while state.allocated + others + class > self.budget {
+        while state.allocated + state.beside + class > self.budget {
             // The largest free one first: the fewest calls.
             let (&freed, list) = state.free.iter_mut().rev().find(|(_, list)| !list.is_empty())?;
             list.pop();
@@ -202,12 +159,7 @@ impl Pool {
         state.out -= 1;
         state.filling -= usize::from(filling);
         state.beside -= beside;
-        if pages.is_lent() {
-            state.lent_out -= 1;
-            state.lent_free.push(pages);
-        } else {
-            state.free.entry(pages.len()).or_default().push(pages);
-        }
+        state.free.entry(pages.len()).or_default().push(pages);
         let awaited = state.waiting > 0;
         drop(state);
         if awaited {
@@ -279,7 +231,7 @@ impl Drop for Buffer {
 
 #[cfg(test)]
 mod tests {
-    use super::{Pages, Pool, Refused, SMALLEST, class_of, largest_class};
+    use super::{Pool, Refused, SMALLEST, class_of, largest_class};
     use std::time::{Duration, Instant};
 
     const MB: usize = 1 << 20;
@@ -358,31 +310,6 @@ mod tests {
         });
         drop(held);
         assert_eq!(pool.take(1).unwrap_err(), Refused::Failed);
-    }
-
-    #[test]
-    fn lent_memory_counts_in_the_budget_comes_back_and_is_reclaimed() {
-        let pool = Pool::new(8 * MB, 2 * MB);
-        assert!(pool.take_lent(1).is_none() && pool.may_lend(2 * MB) && !pool.may_lend(2 * MB + 1));
-        pool.lend(Pages::leaked(vec![7; MB]));
-        pool.lend(Pages::leaked(vec![7; MB]));
-        assert!(!pool.may_lend(1));
-        let held: Vec<_> = (0..3).map(|_| pool.take(2 * MB).unwrap()).collect();
-        assert_eq!(pool.take(1).unwrap_err(), Refused::Full, "two of the eight are lent");
-        drop(held);
-        assert!(pool.take_lent(MB + 1).is_none());
-        let (one, two) = (pool.take_lent(MB).unwrap(), pool.take_lent(5).unwrap());
-        assert!(pool.take_lent(1).is_none() && one.len() == MB && *two == [7; 5]);
-        drop(one);
-        assert!(!pool.reclaim(Duration::from_millis(20)), "one is still out");
-        assert!(pool.take_lent(1).is_none() && !pool.may_lend(1), "nothing any more");
-        std::thread::scope(|s| {
-            let waiter = s.spawn(|| pool.reclaim(Duration::from_secs(20)));
-            drop(two);
-            assert!(waiter.join().unwrap());
-        });
-        drop(pool);
-        assert!(Pages::spare(MB).is_some_and(|p| p.is_lent()), "on the shelf for the next pool");
     }
 
     #[test]
