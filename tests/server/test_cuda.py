@@ -250,7 +250,7 @@ def test_memory_and_identity_are_nvidia_smi_s(serve, nvml, tmp_path):
 
 def test_weights_are_told_where_they_lie(recorded):
     events = recorded[0]
-    check_weights(events, SMOLLM2, {"vram", "ram"})
+    check_weights(events, SMOLLM2, {"vram", "mmap", "ram"})
     weights = [event for event in of_kind(events, "memory_allocation") if event["usage"] == "weights"]
     # The table of embeddings stays with the host, and is on the device too where it is the output matrix.
     assert {event["device"] for event in weights if event["layer_id"] is not None} == {"CUDA0"}, weights[:2]
