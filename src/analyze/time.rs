@@ -43,9 +43,9 @@ pub struct Phase {
     pub graph_us: f64,
     /// Floating-point operations.
     pub flops: u64,
-    /// Tokens a second while computing; waiting between requests does not count.
+    /// Tokens a second while computing; waiting between requests does not count. `null` with [`Time::unseen_parts`].
     pub tokens_per_second: Option<f64>,
-    /// Floating-point operations a second while computing, 10^9.
+    /// Floating-point operations a second while computing, 10^9. `null` with [`Time::unseen_parts`].
     pub gflops_per_s: Option<f64>,
 }
 
@@ -60,7 +60,7 @@ pub struct Interval {
     pub prefill_tokens: u64,
     /// Generated tokens computed.
     pub decode_tokens: u64,
-    /// Share of the interval spent inside the compute call.
+    /// Share of the interval spent inside the compute call; `null` where a part was only submitted there.
     pub busy_share: Option<f64>,
 }
 
@@ -69,6 +69,8 @@ pub struct Interval {
 pub struct Time {
     /// `step_summary` lines found. With none, everything here is empty.
     pub summaries: u64,
+    /// Parts of graphs that a device computed after the call had returned. With any, `graph_us` is no time of computing.
+    pub unseen_parts: u64,
     /// Prompt processing.
     pub prefill: Phase,
     /// Generation.
@@ -107,6 +109,7 @@ pub struct Time {
 #[derive(Debug, Default)]
 pub struct Fold {
     summaries: u64,
+    unseen_parts: u64,
     prefill: PhaseTotals,
     decode: PhaseTotals,
     timed_graph_us: f64,
@@ -138,6 +141,8 @@ impl Fold {
 
     fn add_summary(&mut self, e: &StepSummary, t_s: f64) {
         self.summaries += 1;
+        let unseen = e.devices.iter().flatten().map(|d| d.splits.saturating_sub(d.timed_splits)).sum::<u64>();
+        self.unseen_parts = self.unseen_parts.saturating_add(unseen);
         add_phase(&mut self.prefill, &e.prefill);
         add_phase(&mut self.decode, &e.decode);
         self.timed_graph_us += e.timed_graph_us;
@@ -154,7 +159,7 @@ impl Fold {
             interval_ms: e.interval_ms,
             prefill_tokens: e.prefill.tokens,
             decode_tokens: e.decode.tokens,
-            busy_share: share(e.prefill.graph_us + e.decode.graph_us, e.interval_ms * 1e3),
+            busy_share: share(e.prefill.graph_us + e.decode.graph_us, e.interval_ms * 1e3).filter(|_| unseen == 0),
         });
     }
 
@@ -168,8 +173,9 @@ impl Fold {
         components.sort_by(most_time_first);
         Time {
             summaries: self.summaries,
-            prefill: phase(&self.prefill),
-            decode: phase(&self.decode),
+            unseen_parts: self.unseen_parts,
+            prefill: phase(&self.prefill, self.unseen_parts == 0),
+            decode: phase(&self.decode, self.unseen_parts == 0),
             timed_graph_us: whole,
             barrier_us: self.barrier_us,
             barrier_share: share(self.barrier_us, whole),
@@ -206,14 +212,15 @@ fn add_totals<N: Ord + Hash>(map: &mut BTreeMap<N, Totals>, name: N, add: &Total
     sum.timed_bytes = sum.timed_bytes.saturating_add(add.timed_bytes);
 }
 
-fn phase(totals: &PhaseTotals) -> Phase {
+/// Rates only where the end of everything was seen.
+fn phase(totals: &PhaseTotals, seen: bool) -> Phase {
     Phase {
         steps: totals.steps,
         tokens: totals.tokens,
         graph_us: totals.graph_us,
         flops: totals.flops,
-        tokens_per_second: per_second(totals.tokens, totals.graph_us),
-        gflops_per_s: giga_per_second(totals.flops, totals.graph_us),
+        tokens_per_second: per_second(totals.tokens, totals.graph_us).filter(|_| seen),
+        gflops_per_s: giga_per_second(totals.flops, totals.graph_us).filter(|_| seen),
     }
 }
 
@@ -272,6 +279,23 @@ mod tests {
         assert_eq!((time.barrier_share, time.other_share), (Some(0.3), Some(0.2)));
         assert_eq!(time.decode.tokens_per_second, Some(10_000.0));
         assert_eq!(time.intervals[1].busy_share, Some(1.0));
+    }
+
+    #[test]
+    fn what_was_only_submitted_has_no_rate() {
+        let Line::StepSummary(mut s) = summary("mul_mat", 5) else { unreachable!() };
+        let device = |splits, timed| {
+            serde_json::json!([{ "device": "CUDA0", "memory_type": "vram", "operations": 10, "flops": 1, "bytes": 1, "splits": splits,
+                "timed_splits": timed, "serialized_splits": timed, "split_us": 1.0, "submit_us": 1.0 }])
+        };
+        for (timed, rate) in [(4, Some(10_000.0)), (3, None)] {
+            s.devices = serde_json::from_value(device(4, timed)).unwrap();
+            let mut fold = Fold::default();
+            fold.add(&Line::StepSummary(s.clone()), 1.0);
+            let time = fold.finish();
+            assert_eq!((time.unseen_parts, time.decode.tokens_per_second), (4 - timed, rate));
+            assert_eq!((time.intervals[0].busy_share.is_some(), time.decode.graph_us), (rate.is_some(), 1000.0));
+        }
     }
 
     #[test]

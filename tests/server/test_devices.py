@@ -255,10 +255,16 @@ def test_the_report_shows_devices_and_copies(rpc_port, tmp_path):
             wanted[copy["from_device"], copy["to_device"]] += copy["bytes"]
         for device in summary["devices"]:
             flops[device["device"]] += device["flops"]
-    said = json.loads(report(log, "--json"))["sessions"][-1]["devices"]
+    session = json.loads(report(log, "--json"))["sessions"][-1]
+    # The host only sends the remote part its work: no rate of computing follows from the time of that.
+    time = session["time"]
+    assert time["unseen_parts"] > 0 and time["decode"]["steps"] > 0
+    assert all(time[phase][rate] is None for phase in ("prefill", "decode") for rate in ("tokens_per_second", "gflops_per_s"))
+    said = session["devices"]
     assert {(c["from_device"], c["to_device"]): c["bytes"] for c in said["copies"]} == wanted
     assert {d["device"]: d["flops"] for d in said["devices"]} == flops and len(flops) == 2
     text = report(log)
+    assert "submitting" in text and "computing  " not in text
     assert "\nDEVICES" in text and all(len(line) <= 80 for line in text.splitlines())
     page = tmp_path / "report.html"
     report(log, "--html", str(page))

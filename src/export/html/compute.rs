@@ -43,16 +43,20 @@ pub(super) fn throughput(session: &Session) -> String {
             ]
         })
         .collect();
-    let table = html_table(&["<phase", "steps", "tokens", "computing", "tok/s", "GFLOP/s"], &rows);
+    let (time_is, rates) = match time.unseen_parts {
+        0 => ("computing", "Rates in the table count computing time only, those in the charts wall time."),
+        _ => (
+            "submitting",
+            "A device computes on when the call has returned, so the table has no rates; the charts have wall time.",
+        ),
+    };
+    let table = html_table(&["<phase", "steps", "tokens", time_is, "tok/s", "GFLOP/s"], &rows);
     let failed = match time.failed_batches {
         0 => String::new(),
         n => format!(" {} of {} logged batches failed.", count(n), count(time.logged_batches)),
     };
-    let aside = format!(
-        "Rates in the table count computing time only, those in the charts wall time. Graphs: {} built, {} reused.{failed}",
-        count(time.graphs_built),
-        count(time.graphs_reused)
-    );
+    let aside =
+        format!("{rates} Graphs: {} built, {} reused.{failed}", count(time.graphs_built), count(time.graphs_reused));
     let charts = chart(line("Prompt tokens a second", |i| i.prefill_tokens))
         + &chart(line("Generated tokens a second, all sequences together", |i| i.decode_tokens));
     card("Throughput", &aside, &(table + &charts))

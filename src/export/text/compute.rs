@@ -10,6 +10,10 @@ use crate::analyze::time::{Phase, Row};
 /// Rows of a table; the JSON output has all of them.
 pub(super) const ROWS: usize = 16;
 
+/// Why there is no rate.
+const UNSEEN: &str = "a device computes on when the call has returned: that is the time to give it work; REQUESTS has the speed that \
+    clients got";
+
 pub(super) fn phases(session: &Session, style: Style) -> String {
     let time = &session.time;
     if time.summaries == 0 {
@@ -18,7 +22,8 @@ pub(super) fn phases(session: &Session, style: Style) -> String {
     let coverage = &session.coverage;
     let aside =
         format!("exact totals of {} steps, {} of them timed", count(coverage.steps), count(coverage.timed_steps));
-    let mut table = Table::new(&["<phase", "steps", "tokens", "computing", "tok/s", "GFLOP/s", "<tok/s over time"]);
+    let time_is = if time.unseen_parts == 0 { "computing" } else { "submitting" };
+    let mut table = Table::new(&["<phase", "steps", "tokens", time_is, "tok/s", "GFLOP/s", "<tok/s over time"]);
     let mut row = |name: &str, phase: &Phase, tokens: fn(&crate::analyze::time::Interval) -> u64| {
         let speeds: Vec<f64> = time
             .intervals
@@ -43,7 +48,8 @@ pub(super) fn phases(session: &Session, style: Style) -> String {
         (time.failed_batches > 0)
             .then(|| format!("{} of {} logged batches FAILED", count(time.failed_batches), count(time.logged_batches))),
     ]);
-    heading("COMPUTE", &aside, style) + &table.render(style) + &wrap("  ", "  ", &reuse)
+    let unseen = if time.unseen_parts == 0 { String::new() } else { wrap("  ", "  ", UNSEEN) };
+    heading("COMPUTE", &aside, style) + &table.render(style) + &wrap("  ", "  ", &reuse) + &unseen
 }
 
 /// Shares add up to the wall time of the timed steps, so barriers and the rest stand among the components.
@@ -74,7 +80,9 @@ pub(super) fn components(session: &Session, style: Style) -> String {
         rest("(barriers)", time.barrier_us, time.barrier_share);
         rest("(other)", time.other_us, time.other_share);
     }
-    heading("TIME BY COMPONENT", "wall time of the timed steps", style) + &table.render(style)
+    let aside =
+        if time.unseen_parts == 0 { "wall time of the timed steps" } else { "the host's time in the timed steps" };
+    heading("TIME BY COMPONENT", aside, style) + &table.render(style)
 }
 
 pub(super) fn layers(session: &Session, style: Style) -> String {
@@ -84,6 +92,9 @@ pub(super) fn layers(session: &Session, style: Style) -> String {
     }
     let times: Vec<f64> = layers.iter().map(|row| row.timed_us.unwrap_or(0.0)).collect();
     let top = times.iter().copied().fold(0.0, f64::max);
+    if top <= 0.0 {
+        return heading("TIME BY LAYER", &format!("{} layers, none of them timed", layers.len()), style);
+    }
     let aside = format!("{} layers, first to last: {}", layers.len(), sparkline(&times, top, 40));
     if layers.len() > ROWS {
         // A table of eighty layers tells less than the line above and its extremes.
