@@ -10,7 +10,7 @@ LIBRARY := target/release/libllama_resource_instrumentation.so
 # bindgen's test needs libclang, which comes as a wheel.
 LIBCLANG = $$($(PYTHON) -c 'import clang.native, os; print(os.path.dirname(clang.native.__file__))')
 
-.PHONY: help venv submodule llama llama-patched patch-check model lib demo test test-rust test-server test-version test-patched test-bench test-matrix lint docs-check bench bench-short install clean
+.PHONY: help venv submodule llama llama-cuda llama-patched patch-check model lib demo test test-rust test-server test-version test-patched test-cuda test-bench test-matrix lint docs-check bench bench-short install clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -23,6 +23,9 @@ submodule: venv
 
 llama: submodule ## Build llama-server and llama-bench of the pinned commit (11 CPU-minutes, once)
 	@.make/llama.sh
+
+llama-cuda: submodule ## Build llama-server with CUDA for this machine's NVIDIA GPU (75 CPU-minutes, once)
+	@.make/llama.sh --cuda
 
 llama-patched: llama lib ## Build llama-server with patches/, linked with this library (80 CPU-seconds, once)
 	@.make/llama-patched.sh
@@ -61,6 +64,9 @@ test-version: submodule model lib ## The main facts on another llama.cpp: VERSIO
 
 test-patched: llama llama-patched model lib ## The server that is built with patches/
 	$(PYTHON) -m pytest -q tests/server/test_patched.py $(PYTEST)
+
+test-cuda: llama-cuda model lib ## Every GPU figure beside nvidia-smi and NVML, capture on CUDA; needs an NVIDIA GPU
+	$(PYTHON) -m pytest -q -s tests/server/test_cuda.py $(PYTEST)
 
 test-bench: llama model lib ## The benchmark judges a slowed library; needs a quiet machine
 	$(PYTHON) -m pytest -q tests/server/test_bench.py $(PYTEST)

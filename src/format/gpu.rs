@@ -42,7 +42,8 @@ pub struct GpuSample {
     pub sm_utilization_percent: Option<f64>,
     /// Power draw in milliwatts, as the driver averages it.
     pub power_mw: Option<f64>,
-    /// The driver's energy counter in millijoules: only differences mean something.
+    /// The driver's energy counter in millijoules: only differences mean something. Read once a second and when a request begins or ends,
+    /// `null` in between.
     pub energy_mj: Option<u64>,
     /// Temperature in degrees Celsius.
     pub temperature_c: Option<f64>,
@@ -50,7 +51,8 @@ pub struct GpuSample {
     pub sm_clock_mhz: Option<u32>,
     /// Clock of the memory in MHz.
     pub memory_clock_mhz: Option<u32>,
-    /// PCIe traffic out of the device in KB/s, over 20 ms of the driver's choice, read once a second and `null` in between.
+    /// PCIe traffic out of the device in KB/s since the reading before (NVML GPM, Hopper and newer); else over 20 ms of the driver's choice,
+    /// read every ten seconds and `null` in between.
     pub pcie_tx_kb_per_s: Option<u64>,
     /// The same into the device.
     pub pcie_rx_kb_per_s: Option<u64>,
