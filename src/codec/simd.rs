@@ -1,5 +1,5 @@
-//! The same code compiled once more for processors with AVX2, chosen when it is called. It is plain Rust without reordering or fused
-//! operations, so both give the same bytes.
+//! The same code compiled once more for processors with AVX2 and for those with AVX-512, chosen when it is called. It is plain Rust
+//! without reordering or fused operations, so all give the same bytes.
 
 use super::measure::Errors;
 use super::pack::Sink;
@@ -13,6 +13,9 @@ pub(super) enum Isa {
     /// AVX2 and the bit operations that came with it.
     #[cfg(target_arch = "x86_64")]
     Avx2,
+    /// AVX-512 as processors have it that do not slow down for it (Ice Lake, Zen 4 and newer, all with VBMI2).
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
 }
 
 impl Isa {
@@ -25,6 +28,14 @@ impl Isa {
             && is_x86_feature_detected!("lzcnt")
             && is_x86_feature_detected!("popcnt")
         {
+            if is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512dq")
+                && is_x86_feature_detected!("avx512vl")
+                && is_x86_feature_detected!("avx512vbmi2")
+            {
+                return Self::Avx512;
+            }
             return Self::Avx2;
         }
         Self::Baseline
@@ -45,9 +56,17 @@ macro_rules! for_each_isa {
                 fn avx2($($arg: $type),*) -> $result {
                     $body($($arg),*)
                 }
-                if isa == Isa::Avx2 && Isa::detect() == Isa::Avx2 {
+                #[target_feature(enable = "avx2,bmi1,bmi2,lzcnt,popcnt,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi2")]
+                #[allow(clippy::too_many_arguments, reason = "those of the body")]
+                fn avx512($($arg: $type),*) -> $result {
+                    $body($($arg),*)
+                }
+                match (isa, Isa::detect()) {
                     // SAFETY: the processor has what the function was compiled for, `detect` has just looked.
-                    return unsafe { avx2($($arg),*) };
+                    (Isa::Avx512, Isa::Avx512) => return unsafe { avx512($($arg),*) },
+                    // SAFETY: as above; what has AVX-512 has AVX2.
+                    (Isa::Avx2, Isa::Avx2 | Isa::Avx512) => return unsafe { avx2($($arg),*) },
+                    _ => {}
                 }
             }
             let _ = isa;

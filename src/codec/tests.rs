@@ -124,6 +124,8 @@ fn measure(row_len: usize, values: &[f32], decoded: &[f32], exact_specials: bool
 fn isas() -> Vec<simd::Isa> {
     let mut all = vec![simd::Isa::Baseline];
     if simd::Isa::detect() != simd::Isa::Baseline {
+        #[cfg(target_arch = "x86_64")]
+        all.push(simd::Isa::Avx2);
         all.push(simd::Isa::detect());
     }
     all

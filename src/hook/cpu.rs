@@ -1,13 +1,33 @@
 //! The CPU backend from inside: which operation begins on this thread, and the barriers between operations. See `observe::timer`.
 //!
-//! These run for every operation on every compute thread, so they are written out: no guard (nothing in them can panic), one relaxed
-//! load when no step is timed.
+//! These run for every operation on every compute thread, so they are written out: no guard (nothing in them can panic), and when no step
+//! is timed one line of the cache (`timer::HOT`) and a jump.
+
+use std::sync::atomic::{AtomicPtr, Ordering};
 
 use super::Ptr;
 use crate::ggml::symbol::Symbol;
-use crate::observe::{timer, workers};
+use crate::observe::timer::{self, HOT};
+use crate::observe::workers;
 
+type Forward = unsafe extern "C-unwind" fn(Ptr, Ptr) -> bool;
+type Fused = unsafe extern "C-unwind" fn(Ptr, Ptr, Ptr, Ptr, Ptr, Ptr);
+type Barrier = unsafe extern "C-unwind" fn(Ptr);
+
+/// The host's function, if it is known and no step is timed.
 #[inline]
+fn straight_on(function: &AtomicPtr<std::ffi::c_void>) -> Option<Ptr> {
+    let real = function.load(Ordering::Relaxed);
+    (!timer::timing() && !real.is_null()).then_some(real)
+}
+
+/// The host's function, looked up at the first call.
+fn find(symbol: &Symbol, function: &AtomicPtr<std::ffi::c_void>) -> Option<Ptr> {
+    let real = symbol.address();
+    function.store(real, Ordering::Relaxed);
+    (!real.is_null()).then_some(real)
+}
+
 fn begins(tensor: Ptr) {
     if timer::timing() {
         timer::op_begins(tensor);
@@ -23,16 +43,22 @@ fn begins(tensor: Ptr) {
 /// Called by ggml with its own arguments.
 #[unsafe(no_mangle)]
 pub unsafe extern "C-unwind" fn ggml_cpu_extra_compute_forward(params: Ptr, tensor: Ptr) -> bool {
+    match straight_on(&HOT.forward) {
+        // SAFETY: the signature in ggml-cpu's traits.h in every version that has it, and the host's own arguments.
+        Some(real) => unsafe { std::mem::transmute::<Ptr, Forward>(real)(params, tensor) },
+        // SAFETY: as for this function.
+        None => unsafe { forward(params, tensor) },
+    }
+}
+
+/// # Safety
+/// As for the hook.
+#[inline(never)]
+unsafe extern "C-unwind" fn forward(params: Ptr, tensor: Ptr) -> bool {
     static REAL: Symbol = Symbol::new(c"ggml_cpu_extra_compute_forward");
     begins(tensor);
-    let address = REAL.address();
-    if address.is_null() {
-        return false;
-    }
-    // SAFETY: the signature in ggml-cpu's traits.h in every version that has it.
-    let real = unsafe { std::mem::transmute::<Ptr, unsafe extern "C-unwind" fn(Ptr, Ptr) -> bool>(address) };
-    // SAFETY: the host's own arguments.
-    unsafe { real(params, tensor) }
+    // SAFETY: the signature in ggml-cpu's traits.h in every version that has it, and the host's own arguments.
+    find(&REAL, &HOT.forward).is_some_and(|real| unsafe { std::mem::transmute::<Ptr, Forward>(real)(params, tensor) })
 }
 
 /// The one function that computes nodes without the call above: a norm and the multiplication after it. Six integer registers are
@@ -49,17 +75,24 @@ pub unsafe extern "C-unwind" fn ggml_compute_forward_rms_norm_mul_fused(
     e: Ptr,
     f: Ptr,
 ) {
+    match straight_on(&HOT.fused) {
+        // SAFETY: integer registers only, in every version; they are the host's own.
+        Some(real) => unsafe { std::mem::transmute::<Ptr, Fused>(real)(params, tensor, c, d, e, f) },
+        // SAFETY: as for this function.
+        None => unsafe { fused(params, tensor, c, d, e, f) },
+    }
+}
+
+/// # Safety
+/// As for the hook.
+#[inline(never)]
+unsafe extern "C-unwind" fn fused(params: Ptr, tensor: Ptr, c: Ptr, d: Ptr, e: Ptr, f: Ptr) {
     static REAL: Symbol = Symbol::new(c"ggml_compute_forward_rms_norm_mul_fused");
     begins(tensor);
-    let address = REAL.address();
-    if address.is_null() {
-        return;
+    if let Some(real) = find(&REAL, &HOT.fused) {
+        // SAFETY: integer registers only, in every version; they are the host's own.
+        unsafe { std::mem::transmute::<Ptr, Fused>(real)(params, tensor, c, d, e, f) }
     }
-    // SAFETY: integer registers only, in every version.
-    let real =
-        unsafe { std::mem::transmute::<Ptr, unsafe extern "C-unwind" fn(Ptr, Ptr, Ptr, Ptr, Ptr, Ptr)>(address) };
-    // SAFETY: the host's own registers.
-    unsafe { real(params, tensor, c, d, e, f) }
 }
 
 /// Threads meet: between two operations, and inside some.
@@ -68,16 +101,25 @@ pub unsafe extern "C-unwind" fn ggml_compute_forward_rms_norm_mul_fused(
 /// Called by ggml with its thread pool.
 #[unsafe(no_mangle)]
 pub unsafe extern "C-unwind" fn ggml_barrier(pool: Ptr) {
+    match straight_on(&HOT.barrier) {
+        // SAFETY: the signature in ggml-cpu-impl.h in every version, and the host's own argument.
+        Some(real) => unsafe { std::mem::transmute::<Ptr, Barrier>(real)(pool) },
+        // SAFETY: as for this function.
+        None => unsafe { barrier(pool) },
+    }
+}
+
+/// # Safety
+/// As for the hook.
+#[inline(never)]
+unsafe extern "C-unwind" fn barrier(pool: Ptr) {
     static REAL: Symbol = Symbol::new(c"ggml_barrier");
     let timing = timer::timing();
     let main = timing && timer::barrier_enter();
     let worker = timing && !main && workers::on() && workers::barrier_enter();
-    let address = REAL.address();
-    if !address.is_null() {
-        // SAFETY: the signature in ggml-cpu-impl.h in every version.
-        let real = unsafe { std::mem::transmute::<Ptr, unsafe extern "C-unwind" fn(Ptr)>(address) };
-        // SAFETY: the host's own argument.
-        unsafe { real(pool) };
+    if let Some(real) = find(&REAL, &HOT.barrier) {
+        // SAFETY: the signature in ggml-cpu-impl.h in every version, and the host's own argument.
+        unsafe { std::mem::transmute::<Ptr, Barrier>(real)(pool) };
     }
     if main {
         timer::barrier_leave();

@@ -10,15 +10,35 @@
 
 use std::cell::{Cell, RefCell};
 use std::ffi::c_void;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 
 use super::plan::Plan;
 use crate::clock;
 
 const NONE: usize = usize::MAX;
 
-/// Steps being timed: what the hooks of all other threads and of untimed steps look at first.
-static TIMING: AtomicUsize = AtomicUsize::new(0);
+/// What the hooks of operations and barriers need in every call of an untimed step, in one line of the cache: from one operation to the
+/// next the host's weights go through the caches, so that each line that is touched is fetched anew.
+#[repr(align(64))]
+#[derive(Debug)]
+pub struct Hot {
+    /// Steps being timed: what the hooks of all other threads and of untimed steps look at first.
+    timing: AtomicUsize,
+    /// The host's own functions, null until the first call of each (`hook::cpu`).
+    pub forward: AtomicPtr<c_void>,
+    /// See `forward`.
+    pub fused: AtomicPtr<c_void>,
+    /// See `forward`.
+    pub barrier: AtomicPtr<c_void>,
+}
+
+/// The only one.
+pub static HOT: Hot = Hot {
+    timing: AtomicUsize::new(0),
+    forward: AtomicPtr::new(std::ptr::null_mut()),
+    fused: AtomicPtr::new(std::ptr::null_mut()),
+    barrier: AtomicPtr::new(std::ptr::null_mut()),
+};
 
 thread_local! {
     /// The running step of this thread, if it is compute thread 0 of a timed step: the thread that called the scheduler.
@@ -92,7 +112,7 @@ impl Timer {
     #[must_use]
     pub fn run(&self) -> Running<'_> {
         let outer = CURRENT.replace(self);
-        TIMING.fetch_add(1, Ordering::Relaxed);
+        HOT.timing.fetch_add(1, Ordering::Relaxed);
         Running { outer, timer: self }
     }
 
@@ -183,7 +203,7 @@ impl Drop for Running<'_> {
     fn drop(&mut self) {
         self.timer.close();
         CURRENT.set(self.outer);
-        TIMING.fetch_sub(1, Ordering::Relaxed);
+        HOT.timing.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -191,7 +211,7 @@ impl Drop for Running<'_> {
 #[inline]
 #[must_use]
 pub fn timing() -> bool {
-    TIMING.load(Ordering::Relaxed) > 0
+    HOT.timing.load(Ordering::Relaxed) > 0
 }
 
 #[inline]
