@@ -317,6 +317,10 @@ impl Requests {
             _ => "stopped",
         };
         let ms = |from: u64, to: u64| to.saturating_sub(from) as f64 / 1e6;
+        // A patched server's own clock may have begun with the prompt some microseconds before we saw the request.
+        if r.prompt_start_ns > 0 {
+            r.start_ns = r.start_ns.min(r.prompt_start_ns);
+        }
         let prompt_ms = (r.generated > 0).then(|| ms(r.prompt_start_ns, r.first_ns));
         let served = r.served.take().map(|s| *s);
         let waited = (r.source == "launch" || served.is_some()) && r.prompt_start_ns > 0;
