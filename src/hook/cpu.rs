@@ -1,7 +1,7 @@
 //! The CPU backend from inside: which operation begins on this thread, and the barriers between operations. See `observe::timer`.
 //!
 //! These run for every operation on every compute thread, so they are written out: no guard (nothing in them can panic), and when no step
-//! is timed one line of the cache (`timer::HOT`) and a jump.
+//! is timed two lines of the cache (`timer::HOT` and its address) and a jump.
 
 use std::sync::atomic::{AtomicPtr, Ordering};
 
