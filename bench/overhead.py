@@ -6,7 +6,6 @@
     bench/overhead.py --modes MINIMAL,VERBOSE --pairs 60
     bench/overhead.py --markdown              the table of docs/OVERHEAD.md
     bench/overhead.py --check                 exit 1 if a mode is slower than its ceiling beyond doubt
-    bench/overhead.py --in-process            plain and the modes in one process (bench/paired.cpp): finer, less of the whole
 
 A round starts a plain server and one of the mode, warms both up and sends them the same request in turn, plain-mode-mode-plain, so
 that the two of a pair are a second apart and drift cancels. The clock is the server's own `timings`. Every round has new processes,
@@ -415,9 +414,6 @@ def parse(argv):
     p.add_argument("--log-seconds", type=float, default=120,
                    help="then keep a server of each level busy so long, for the log's rate; 0: no")
     p.add_argument("--log-rate", help="LLAMA_RESOURCE_LOG_RATE for the levels; `unlimited` writes every step")
-    p.add_argument("--in-process", action="store_true",
-                   help="instead: build bench/paired.cpp and run it: plain and the modes in one process (--pairs, --threads, --modes); "
-                        "about half an hour")
     p.add_argument("--keep-logs", metavar="DIR", help="keep the event logs here")
     p.add_argument("--timeout", type=float, default=300, help="seconds that a start or a request may take")
     o = p.parse_args(argv)
@@ -448,22 +444,6 @@ def progress_on(stream):
         elif done == total or done % max(1, total // 10) == 0:
             stream.write(f"{done}/{total} pairs\n")
     return progress
-
-
-def in_process(options):
-    """Builds bench/paired.cpp and runs it."""
-    binaries = Path(options.server).resolve().parent
-    program = TOP / "target" / "paired"
-    build = ["c++", "-O2", "-std=c++17", str(TOP / "bench" / "paired.cpp"), "-o", str(program), f"-I{TOP}/llama.cpp/include",
-             f"-I{TOP}/llama.cpp/ggml/include", f"-L{binaries}", "-lllama", "-lggml", "-lggml-base", f"-Wl,-rpath,{binaries}"]
-    if not program.exists() or program.stat().st_mtime < (TOP / "bench" / "paired.cpp").stat().st_mtime:
-        subprocess.run(build, check=True)
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("LLAMA_", "GGML_"))}
-    environment |= {"LD_PRELOAD": str(Path(options.library).resolve()), "LD_BIND_NOW": "1", "LLAMA_RESOURCE_DISABLED": "1"}
-    # A level's ordinary steps, and with + its written ones.
-    names = ",".join({"plain": "off", "disabled": "disabled"}.get(m, f"{m},{m}+") for m in options.modes)
-    command = [str(program), options.model, str(options.pairs), str(options.threads), "both", names]
-    return subprocess.run(command, env=environment).returncode
 
 
 def measured(options):
@@ -498,8 +478,6 @@ def evaluate(result):
 
 def main(argv):
     options = parse(argv)
-    if options.in_process:
-        return in_process(options)
     try:
         result = evaluate(json.loads(Path(options.from_json).read_text()) if options.from_json else measured(options))
     except harness.ServerError as error:
