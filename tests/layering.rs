@@ -92,6 +92,7 @@ const ROOMS: &[Room] = &[
 const UNSAFE: &[&str] = &[
     "abi",
     "capture",
+    "codec/ahead.rs",
     "codec/simd.rs",
     "ggml",
     "gpu/mig.rs",

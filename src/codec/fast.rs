@@ -1,9 +1,9 @@
 //! `fast`: every block of 64 values with as many bits a value as the bound needs (10 for 1e-3), one step a block, nothing variable but
 //! blocks of zeros and blocks stored as they are.
 
-use super::Undecodable;
 use super::measure::{self, Errors, Row};
 use super::pack::{self, BLOCK, Sink};
+use super::{Undecodable, ahead};
 
 /// First byte of a body.
 const VERSION: u8 = 1;
@@ -16,6 +16,8 @@ const PIECE: usize = 64;
 const LEAST: f32 = 7.888_609e-31;
 /// Most bits a value.
 const MOST_BITS: u8 = 18;
+/// Bits a value for the default bound, 1e-3.
+const USUAL_BITS: u32 = 10;
 
 /// Bits a value with which every block keeps the bound (blocks that should not are stored as they are).
 pub(super) fn bits_for(bound: f32) -> u32 {
@@ -27,6 +29,16 @@ pub(super) fn bits_for(bound: f32) -> u32 {
 /// Appends the f32 values in `data` with `bits` bits each; returns the errors that this makes.
 #[inline(always)]
 pub(super) fn encode(sink: &mut Sink, bound: f32, bits: u32, row_len: usize, data: &[u8], out: &mut Vec<u8>) -> Errors {
+    if bits == USUAL_BITS {
+        // Compiled for itself, with its shifts and widths as constants.
+        encode_with(sink, bound, USUAL_BITS, row_len, data, out)
+    } else {
+        encode_with(sink, bound, bits, row_len, data, out)
+    }
+}
+
+#[inline(always)]
+fn encode_with(sink: &mut Sink, bound: f32, bits: u32, row_len: usize, data: &[u8], out: &mut Vec<u8>) -> Errors {
     let mut errors = Errors::default();
     out.extend_from_slice(&[VERSION, bits as u8]);
     for raw in data.chunks(row_len.max(1) * 4) {
@@ -36,6 +48,7 @@ pub(super) fn encode(sink: &mut Sink, bound: f32, bits: u32, row_len: usize, dat
         for piece in raw.chunks(PIECE * BLOCK * 4) {
             sink.clear(piece.len() + PIECE * 2);
             for raw in piece.chunks(BLOCK * 4) {
+                ahead::expect_soon(raw);
                 encode_block(sink, bound, bits, raw, &mut row, &mut errors);
             }
             out.extend_from_slice(sink.written());
@@ -67,7 +80,11 @@ fn encode_block(sink: &mut Sink, bound: f32, bits: u32, raw: &[u8], row: &mut Ro
         let (error, missed) = measure::quantise(&values, step, &mut numbers);
         if f64::from(error) <= f64::from(bound) * f64::from(most) {
             sink.extend(&(code as u16).to_le_bytes());
-            pack::put(&numbers.map(|n| n as u32), raw.len() / 4, bits as usize, sink);
+            let numbers = numbers.map(|n| n as u32);
+            match raw.len() / 4 {
+                BLOCK => pack::put(&numbers, BLOCK, bits as usize, sink),
+                n => pack::put(&numbers, n, bits as usize, sink),
+            }
             row.add(most, &squares, &missed);
             errors.block = errors.block.max(f64::from(error) / f64::from(most));
             return;
