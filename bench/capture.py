@@ -10,7 +10,8 @@
 
 A mode is what is captured (LLAMA_RESOURCE_TENSORS). `memcpy residual` is the cheapest tool that can be written with llama.cpp's eval
 callback - the same tensors, copied and thrown away, no file (bench/memcpy_callback.c). `plain` compares two plain servers: the error of
-the method. Rounds, pairs, clock and intervals are bench/overhead.py's, and so are all options that are not listed here.
+the method. What a request leaves to compress is waited for before the other server is asked: bursts, then, with room between them. What capturing
+costs while it never rests is `bench/in_process.py --capture`. Rounds, pairs, clock and intervals are bench/overhead.py's, and so are all options that are not listed here.
 """
 
 import argparse
@@ -75,6 +76,16 @@ class Subject(overhead.Subject):
         elif self.mode != "plain":
             raise harness.ServerError(f"{self.mode}: nothing was captured\n{self.server.stderr[-2000:]}")
         return account
+
+    def settle(self):
+        """Waits until what was captured is compressed and written."""
+        if not self.stream.exists():
+            return
+        # A tensor lies for 0.8 s at most before it is compressed (src/pipeline/segment.rs).
+        time.sleep(1.0)
+        before = self._cpu_ns("lri-cap-")
+        while time.sleep(0.1) or (now := self._cpu_ns("lri-cap-")) - before > 1e6:
+            before = now
 
     def _stream_size(self):
         return self.stream.stat().st_blocks * 512 if self.stream.exists() else 0

@@ -45,6 +45,7 @@ def one_process(program, options, number, directory, draw):
     raw = Path(directory) / f"{number}.jsonl"
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("LLAMA_", "GGML_"))}
     environment |= {"LD_PRELOAD": str(overhead.harness.LIBRARY), "LD_BIND_NOW": "1", "LLAMA_RESOURCE_DISABLED": "1",
+                    "LLAMA_RESOURCE_CODEC": options.codec, "LLAMA_RESOURCE_CODEC_THREADS": str(options.codec_threads),
                     "PADDING": "x" * draw.randrange(4096)}
     modes = draw.sample(options.modes, k=len(options.modes))
     result = subprocess.run([str(program), options.model, str(options.pairs), str(options.threads), options.phases, ",".join(modes), str(raw)],
@@ -81,6 +82,8 @@ def show(result):
     print(f"llama.cpp {(m['llama_cpp_commit'] or '?')[:9]}, {m['model']}; library {m['library']} ({m['library_sha256']})")
     print(f"{m['date']}; {result['processes']} processes of {result['pairs']} pairs; load average before {m['load_before']}, "
           f"after {m['load_after']}\n")
+    if result.get("codec"):
+        print(f"codec {result['codec']}, {result['codec_threads']} thread(s)")
     of_capture = any(r["mode"] in capture.GOAL for r in result["rows"])
     print(f"{'speed kept' if of_capture else 'slow-down'} in per cent of the plain program's; interval of 95 %, processes first")
     print(f"{'mode':<16}{'phase':<8}{'median':>8}  {'interval':^18}{'between processes':>18}  {'goal' if of_capture else 'ceiling'}")
@@ -106,6 +109,8 @@ def main(argv):
     p.add_argument("--threads", type=int, help="1, with --capture 2; with 1 the clock of recording is CPU time, which others hardly touch")
     p.add_argument("--phases", choices=("decode", "both"), help="decode, with --capture both")
     p.add_argument("--modes", help="besides the plain program against itself")
+    p.add_argument("--codec", default="bounded", help="with --capture")
+    p.add_argument("--codec-threads", type=int, default=1, help="with --capture")
     p.add_argument("--server", default=str(overhead.harness.LLAMA_SERVER), help="llama-server: its libraries are measured")
     p.add_argument("--model", default=str(overhead.harness.SMOLLM2), help="GGUF file")
     p.add_argument("--library", default=str(overhead.harness.LIBRARY), help="the library to preload (a copy of it is measured)")
@@ -122,6 +127,9 @@ def main(argv):
     if options.from_json:
         result = json.loads(Path(options.from_json).read_text())
     else:
+        for option, path in (("--server", options.server), ("--model", options.model), ("--library", options.library)):
+            if not Path(path).is_file():
+                p.error(f"{option}: {path} is missing; build it first (make) or name another")
         program = build("paired_capture" if options.capture else "paired", options.server)
         draw, pairs, progress = random.Random(20260101), [], overhead.progress_on(sys.stderr)
         with tempfile.TemporaryDirectory(prefix="lri-in-process-") as directory:
@@ -134,6 +142,7 @@ def main(argv):
                 progress((number + 1) * options.pairs, options.processes * options.pairs, "all modes")
             machine["load_after"] = overhead.load_average()
         result = {"machine": machine, "processes": options.processes, "pairs": options.pairs, "measurements": pairs,
+                  "codec": options.codec if options.capture else None, "codec_threads": options.codec_threads,
                   "clock": "cpu" if options.threads == 1 and not options.capture else "wall"}
     result["rows"] = rows(result["measurements"])
     if options.json:

@@ -101,6 +101,15 @@ class Subject:
                                       f"{timings}")
         return 1000.0 / timings[f"{key}_per_second"], cpu_ms, reply["content"]
 
+    def settled_request(self, phase):
+        """A request, and then whatever it leaves behind to do: that must not slow the other server down."""
+        result = self.request(phase)
+        self.settle()
+        return result
+
+    def settle(self):
+        """Nothing that counts is left behind: the log is a few KB/s."""
+
     def idle_percent(self, seconds):
         """CPU of one core that the server uses while nobody asks."""
         cpu = self._cpu_ns()
@@ -113,12 +122,12 @@ class Subject:
     def _log_size(self):
         return self.log.stat().st_size if self.log.exists() else 0
 
-    def _cpu_ns(self, thread=None):
-        """CPU time of all threads, or of those with a name, in ns (the first number of schedstat)."""
+    def _cpu_ns(self, name=None):
+        """CPU time of all threads, or of those whose name begins so, in ns (the first number of schedstat)."""
         total = 0
         for task in Path(f"/proc/{self.server.pid}/task").iterdir():
             try:
-                if thread is None or (task / "comm").read_text().strip() == thread:
+                if name is None or (task / "comm").read_text().startswith(name):
                     total += int((task / "schedstat").read_text().split()[0])
             except OSError:  # the thread has ended meanwhile
                 continue
@@ -165,7 +174,7 @@ def measure(options, directory, progress, subject=Subject):
                 for pair in range(per_round):
                     order = ("plain", "mode") if (pair + number) % 2 else ("mode", "plain")
                     for phase in PHASES:
-                        result = {side: subjects[side].request(phase) for side in order}
+                        result = {side: subjects[side].settled_request(phase) for side in order}
                         pairs.append({
                             "mode": mode, "round": number, "phase": phase, "at_s": round(time.monotonic() - options.began_s, 3),
                             "plain_ms": result["plain"][0], "mode_ms": result["mode"][0],

@@ -73,13 +73,15 @@ result run(const std::string & tensors, int phases) {
     if (phases > 1) {
         steps(ctx, prompt, prefill_before, true);
         r.ms[1] = steps(ctx, prompt, prefill_timed, true);
+        // What a prompt leaves behind is not decode's to pay.
+        if (on && recording_flush()) fail("the stream cannot be flushed");
     }
     llama_memory_clear(llama_get_memory(ctx), false);
     steps(ctx, one, decode_before, false);
     r.ms[0] = steps(ctx, one, decode_timed, false);
     if (on) recording_free();
     struct stat s;
-    if (on && (stat(stream.c_str(), &s) || s.st_size < 1 << 20)) fail("nothing was captured");
+    if (on && (stat(stream.c_str(), &s) || s.st_size < 1)) fail("nothing was captured");
     llama_free(ctx);
     bind(false);
     unlink(log.c_str());

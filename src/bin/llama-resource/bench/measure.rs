@@ -146,11 +146,16 @@ impl Run<'_> {
                 }
                 let at_s = self.began.elapsed().as_secs_f64();
                 let send = |server: &Server| self.task.workload.send(kind, server);
+                let send_other = || {
+                    let answer = send(&other);
+                    std::thread::sleep(start.aftermath());
+                    answer
+                };
                 let (of_plain, of_mode) = if plain_first {
                     let first = send(plain)?;
-                    (first, send(&other)?)
+                    (first, send_other()?)
                 } else {
-                    let first = send(&other)?;
+                    let first = send_other()?;
                     (send(plain)?, first)
                 };
                 let both = of_plain.phases.into_iter().zip(of_mode.phases);

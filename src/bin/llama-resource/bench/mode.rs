@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use llama_resource_instrumentation::analyze::bench::{self, PLAIN};
 
@@ -90,6 +91,16 @@ impl Start {
 
     fn set(&mut self, name: &'static str, value: impl Into<OsString>) {
         self.environment.push((name, value.into()));
+    }
+
+    /// How long a server of this mode may be at work after its answer: what was captured lies for 0.8 s at most (`pipeline::segment`), then
+    /// it is compressed. The plain server is not to pay for that.
+    pub fn aftermath(&self) -> Duration {
+        if self.writes.iter().any(|p| p.extension().is_some_and(|e| e == "stream")) {
+            Duration::from_millis(1200)
+        } else {
+            Duration::ZERO
+        }
     }
 
     /// A library that was not loaded would cost nothing: the figures would be those of another mode.
