@@ -10,8 +10,9 @@
 
 A mode is what is captured (LLAMA_RESOURCE_TENSORS). `memcpy residual` is the cheapest tool that can be written with llama.cpp's eval
 callback - the same tensors, copied and thrown away, no file (bench/memcpy_callback.c). `plain` compares two plain servers: the error of
-the method. What a request leaves to compress is waited for before the other server is asked: bursts, then, with room between them. What capturing
-costs while it never rests is `bench/in_process.py --capture`. Rounds, pairs, clock and intervals are bench/overhead.py's, and so are all options that are not listed here.
+the method. What a request leaves to compress is waited for before the other server is asked: bursts, then, with room between them. What
+capturing costs while it never rests is `bench/in_process.py --capture`. Rounds, pairs, clock and intervals are bench/overhead.py's, and
+so are all options that are not listed here.
 """
 
 import argparse

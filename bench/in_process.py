@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
 """What does the library cost inside one process, on average over many? Runs bench/paired.cpp again and again and pools its pairs.
 
-    bench/in_process.py                         40 processes, 8 pairs a mode in each, one thread: a quarter of an hour
+    bench/in_process.py                         40 processes, 8 pairs a mode in each, one thread: 12 minutes
     bench/in_process.py --modes disabled        one mode only; also MINIMAL, DETAILED, VERBOSE, and MINIMAL+ ... for steps that are written
-    bench/in_process.py --phases both           prefill steps too
-    bench/in_process.py --capture               speed kept while activations are captured (bench/paired_capture.cpp), two threads
+    bench/in_process.py --phases both           prefill steps too: seconds each, hours in all
+    bench/in_process.py --capture               speed kept while activations are captured (bench/paired_capture.cpp), two threads; half an hour
     bench/in_process.py --check                 exit 1 if a mode is slower than its ceiling beyond doubt
 
-Pairs within one process agree with each other to a tenth of a per cent and still miss the truth by three or five, because where that
-process's pages, stacks and tables happen to lie favours one side for its whole life. So the processes are the sample: each is a new one,
+The pairs of one process contradict those of the next by half a per cent, because where that process's pages, stacks and tables happen to
+lie favours one side for its whole life. So the processes are the sample: each is a new one,
 with another layout (the kernel's, and an environment of random length), and the interval is a bootstrap of processes first, then of the
 pairs within each. The row `off` compares the plain program with itself: what it shows is the error of the method. Standard library only.
 """

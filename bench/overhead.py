@@ -213,7 +213,7 @@ def warm_up(subjects, options):
     for _ in range(options.warm_up):
         for phase in PHASES:
             for s in subjects.values():
-                s.request(phase)
+                s.settled_request(phase)
 
 
 # --- Statistics ---

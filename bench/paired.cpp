@@ -15,7 +15,8 @@
 //     MINIMAL+, DETAILED+, VERBOSE+  recording, every step is `written` (LLAMA_RESOURCE_LOG_RATE=unlimited)
 //
 // and from the last two follows what a busy server pays at the level's own rate. NAMES lists with commas which are run, `off` always;
-// without it all are. RAW is a file that gets every pair as a line of JSON (bench/in_process.py pools many processes). Not in these figures: the HTTP server, the sampler. docs/OVERHEAD.md tells more.
+// without it all are. RAW is a file that gets every pair as a line of JSON (bench/in_process.py pools many processes).
+// Not in these figures: the HTTP server, the sampler. docs/OVERHEAD.md tells more.
 //
 // With one thread the clock is that thread's CPU time, which other programs on the machine hardly touch; what the writer's thread takes
 // from the host is then not in the figures.

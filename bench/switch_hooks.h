@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -34,7 +35,7 @@ int (*recording_flush)();
 std::vector<slot> slots;
 
 [[noreturn]] void fail(const std::string & text) {
-    fprintf(stderr, "%s\n", text.c_str());
+    fprintf(stderr, "%s: %s\n", program_invocation_short_name, text.c_str());
     exit(2);
 }
 

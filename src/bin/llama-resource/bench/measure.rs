@@ -137,6 +137,7 @@ impl Run<'_> {
         let (other, start) = self.start(mode)?;
         start.check_running(&other)?;
         self.task.workload.warm_up(&other)?;
+        std::thread::sleep(start.aftermath());
         for pair in 0..self.task.pairs_per_round {
             let plain_first = (pair + round).is_multiple_of(2);
             for (number, kind) in KINDS.into_iter().enumerate() {
