@@ -76,6 +76,7 @@ test-matrix: llama model lib ## The main facts on old and new builds, in Python 
 
 bench: llama llama-patched model lib ## What it costs: slow-down by level and of the patched server, interleaved pairs; ns per event
 	$(PYTHON) bench/overhead.py $(BENCH)
+	$(PYTHON) bench/overhead.py --fine --json target/overhead-fine.json
 	$(PYTHON) bench/in_process.py --json target/in-process.json
 	target/release/llama-resource bench --modes patched-off,patched-on --rounds 8 --pairs 16 --json target/bench-patched.json
 	cargo bench --quiet

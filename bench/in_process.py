@@ -120,7 +120,7 @@ def main(argv):
     p.add_argument("--check", action="store_true", help="exit 1 if a mode's whole interval lies above its ceiling, or below its goal")
     options = p.parse_args(argv)
     defaults = {"processes": 20, "pairs": 1, "threads": 2, "phases": "both", "modes": ",".join(["off", *capture.GOAL])} \
-        if options.capture else {"processes": 40, "pairs": 8, "threads": 1, "phases": "decode", "modes": ",".join(overhead.CEILING)}
+        if options.capture else {"processes": 40, "pairs": 8, "threads": 1, "phases": "decode", "modes": ",".join(m for m in overhead.CEILING if m not in overhead.PLAIN)}
     for name, value in defaults.items():
         if getattr(options, name) is None:
             setattr(options, name, value)

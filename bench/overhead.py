@@ -4,6 +4,7 @@
     bench/overhead.py                         24 pairs a mode in 6 rounds; about a quarter of an hour on two quiet cores
     bench/overhead.py --quick                 a look: 4 pairs a mode in 2 rounds
     bench/overhead.py --modes MINIMAL,VERBOSE --pairs 60
+    bench/overhead.py --fine                  what costs next to nothing, told from nothing: one thread, CPU time, 80 rounds; half an hour
     bench/overhead.py --markdown              the table of docs/OVERHEAD.md
     bench/overhead.py --check                 exit 1 if a mode is slower than its ceiling beyond doubt
 
@@ -34,11 +35,14 @@ sys.path.insert(0, str(TOP / "tests" / "server"))
 import server as harness  # noqa: E402  (starts a server, finds its port, ends it; LIBRARY is set below)
 
 # What the older system promised for each mode, per cent (its documentation has no measurement), and what we aim at.
-CEILING = {"disabled": 0.5, "MINIMAL": 0.5, "DETAILED": 2.0, "VERBOSE": 5.0}
-AIM = {"disabled": 0.0, "MINIMAL": 0.1, "DETAILED": 0.5, "VERBOSE": 1.0}
+CEILING = {"disabled": 0.5, "patched-off": 0.5, "MINIMAL": 0.5, "DETAILED": 2.0, "VERBOSE": 5.0}
+AIM = {"disabled": 0.0, "patched-off": 0.0, "MINIMAL": 0.1, "DETAILED": 0.5, "VERBOSE": 1.0}
+PLAIN = ("plain", "patched-off")  # nothing is preloaded, nothing recorded; patched-off is the patched build without our environment variables
 MODES = ["plain", *CEILING]
+USUAL = [m for m in MODES if m != "patched-off"]  # the patched build is not always there
 PHASES = ("decode", "prefill")
 RESAMPLES = 4000
+LAYOUT = random.Random(20260101)
 
 
 # --- One server ---
@@ -46,7 +50,7 @@ RESAMPLES = 4000
 def environment(mode, options):
     if mode == "disabled":
         return {"LLAMA_RESOURCE_DISABLED": "1"}
-    return {"LLAMA_RESOURCE_LOG_RATE": options.log_rate} if options.log_rate and mode != "plain" else None
+    return {"LLAMA_RESOURCE_LOG_RATE": options.log_rate} if options.log_rate and mode not in PLAIN else None
 
 
 class Subject:
@@ -55,10 +59,12 @@ class Subject:
     def __init__(self, mode, options, directory):
         self.mode, self.options = mode, options
         self.log = Path(directory) / f"{mode}-{time.monotonic_ns()}.jsonl"
-        preload = mode != "plain"
+        preload = mode not in PLAIN
         self.server = harness.Server(
-            options.model, args=["-t", options.threads, "-np", "1", "-c", "2048", "--cache-ram", "0"], binary=options.server,
-            preload=preload, env=environment(mode, options),
+            # A name of any length: the heap behind it lies elsewhere in every server. Where it lies is worth half a per cent of a prompt, for
+            # all servers of one binary and environment alike, and would pass for a cost of the mode.
+            options.model, args=["-t", options.threads, "-np", "1", "-c", "2048", "--cache-ram", "0", "--alias", "x" * LAYOUT.randrange(1, 4096)],
+            binary=options.patched_server if mode == "patched-off" else options.server, preload=preload, env=environment(mode, options),
             level=mode if preload and mode != "disabled" else None, log_path=self.log if preload else None, timeout=options.timeout)
         self.server.start()
         self.busy_s = 0.0
@@ -313,9 +319,14 @@ def rows(pairs, modes):
             if (chosen := [p for p in pairs if p["mode"] == mode and p["phase"] == phase])]
 
 
-def resolution(table):
+def clock(machine):
+    """Which summary of a row counts. One thread's work shows in its CPU time, which other programs hardly touch; two wait for each other."""
+    return "cpu" if machine["threads"] == 1 else "wall"
+
+
+def resolution(table, clock):
     """What the method cannot tell from nothing: the far end of the plain-against-plain interval, by phase."""
-    return {r["phase"]: max(abs(r["wall"]["low"]), abs(r["wall"]["high"])) for r in table if r["mode"] == "plain"}
+    return {r["phase"]: max(abs(r[clock]["low"]), abs(r[clock]["high"])) for r in table if r["mode"] == "plain"}
 
 
 def written(a):
@@ -337,16 +348,18 @@ def show(result, out=sys.stdout):
     say(f"load average before {m['load_before']}, after {m['load_after']}"
         + ("  - NOT A QUIET MACHINE" if m["load_before"] > 0.5 else ""))
     say()
-    say("slow-down in per cent of the plain server (time per token, pair by pair)")
-    say(f"{'mode':<9}{'phase':<8}{'median':>7}  {'95 % interval':^17}  {'quartiles':^15} {'CPU':>6}  ceiling")
+    used, other = clock(m), "wall" if clock(m) == "cpu" else "cpu"
+    say(f"slow-down in per cent of the plain server ({'time per token' if used == 'wall' else 'CPU time of a request'}, pair by pair)")
+    say(f"{'mode':<12}{'phase':<8}{'median':>6}  {'95 % interval':^15}  {'quartiles':^13} {other:>6}  ceiling")
     for r in result["rows"]:
-        w = r["wall"]
+        w = r[used]
         ceiling = f"{CEILING[r['mode']]:g} {r['verdict']}" if r["mode"] in CEILING else "(A/A)"
         interval, quartiles = f"{number(w['low'])} .. {number(w['high'])}", f"{number(w['q1'], 1)} .. {number(w['q3'], 1)}"
-        say(f"{r['mode']:<9}{r['phase']:<8}{number(w['median']):>7}  {interval:^17}  {quartiles:^15} {number(r['cpu']['median']):>6}  "
+        say(f"{r['mode']:<12}{r['phase']:<8}{number(w['median']):>6}  {interval:^15}  {quartiles:^13} {number(r[other]['median']):>6}  "
             f"{ceiling}")
     say()
-    say(f"{'busy for a while':<18}{'log KB/s':>9}{'steps written':>16}{'writer CPU %':>14}{'idle CPU %':>12}{'lost':>7}")
+    if result["busy"]:
+        say(f"{'busy for a while':<18}{'log KB/s':>9}{'steps written':>16}{'writer CPU %':>14}{'idle CPU %':>12}{'lost':>7}")
     for mode, a in result["busy"].items():
         say(f"{mode:<18}{a['log_kb_per_s']:>9.1f}{written(a):>16}{a['writer_cpu_percent']:>14.3f}"
             f"{result['idle_percent'].get(mode, math.nan):>12.2f}{result['lost'][mode]:>7}")
@@ -383,12 +396,14 @@ def markdown(result, out=sys.stdout):
         f"{m['load_after']} after; {result['pairs']} pairs a mode in {result['rounds']} rounds.")
     if m["load_before"] > 0.5:
         say("\n**The machine was not quiet: a trial, not a result.**")
-    say("\n| mode | phase | slow-down, median | 95 % interval | quartiles | CPU time | promised | aim |")
+    used, other = clock(m), "wall" if clock(m) == "cpu" else "cpu"
+    say(f"\n| mode | phase | slow-down{'' if used == 'wall' else ' in CPU time'}, median | 95 % interval | quartiles | "
+        f"{'CPU time' if other == 'cpu' else 'time per token'} | promised | aim |")
     say("|---|---|---|---|---|---|---|---|")
     for r in result["rows"]:
-        w, mode = r["wall"], r["mode"]
+        w, mode = r[used], r["mode"]
         say(f"| {'plain (A/A)' if mode == 'plain' else mode} | {r['phase']} | {number(w['median'])} % | {number(w['low'])} .. {number(w['high'])} | "
-            f"{number(w['q1'], 1)} .. {number(w['q3'], 1)} | {number(r['cpu']['median'])} % | "
+            f"{number(w['q1'], 1)} .. {number(w['q3'], 1)} | {number(r[other]['median'])} % | "
             + (f"{CEILING[mode]:g} %, {r['verdict']} | {AIM[mode]:g} % |" if mode in CEILING else "| |"))
     say("\n| kept busy | log, KB/s | steps written event by event | writer thread, % of a core | idle server, % of a core | events lost |")
     say("|---|---|---|---|---|---|")
@@ -407,13 +422,16 @@ def parse(argv):
     p = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     p.add_argument("--pairs", type=int, default=24, help="pairs of requests for each mode and phase")
     p.add_argument("--rounds", type=int, default=6, help="rounds, each with new processes, that the pairs are spread over")
-    p.add_argument("--modes", default=",".join(MODES), help="which modes; plain is the A/A control")
+    p.add_argument("--modes", default=",".join(USUAL), help="which modes; plain is the A/A control; patched-off needs --patched-server")
     p.add_argument("--quick", action="store_true", help="4 pairs in 2 rounds, shorter requests, 5 s of logging")
+    p.add_argument("--fine", action="store_true",
+                   help="plain, disabled and patched-off, 480 short pairs in 80 rounds, --threads 1, no logging")
     p.add_argument("--threads", type=int, default=min(2, len(os.sched_getaffinity(0))), help="llama-server's -t")
     p.add_argument("--n-predict", type=int, default=96, help="tokens of a decode request")
     p.add_argument("--n-prompt", type=int, default=512, help="tokens of a prefill request")
     p.add_argument("--warm-up", type=int, default=1, help="requests of each phase to each new server that are not counted")
     p.add_argument("--server", default=str(harness.LLAMA_SERVER), help="llama-server")
+    p.add_argument("--patched-server", default=str(TOP / "target/llama.cpp-patched/bin/llama-server"), help="llama-server of `make llama-patched`, for patched-off")
     p.add_argument("--model", default=str(harness.SMOLLM2), help="GGUF file")
     p.add_argument("--library", default=str(harness.LIBRARY), help="the library to preload (a copy of it is measured)")
     p.add_argument("--json", metavar="OUT", help="write everything, each pair included, to this file")
@@ -428,12 +446,17 @@ def parse(argv):
     o = p.parse_args(argv)
     if o.quick:
         o.pairs, o.rounds, o.n_predict, o.log_seconds = min(o.pairs, 4), min(o.rounds, 2), min(o.n_predict, 32), min(o.log_seconds, 5)
+    if o.fine:
+        o.pairs, o.rounds, o.n_predict, o.n_prompt, o.threads, o.log_seconds = 480, 80, 32, 64, 1, 0
+        if o.modes == p.get_default("modes"):
+            o.modes = ",".join(m for m in MODES if AIM.get(m, 0.0) == 0.0)
     o.modes = [next((m for m in MODES if m.lower() == word.strip().lower()), None) or p.error(
         f"--modes: {word!r} is not one of {', '.join(MODES)}") for word in o.modes.split(",")]
     o.rounds = max(1, min(o.rounds, o.pairs))
     o.pairs = math.ceil(o.pairs / o.rounds) * o.rounds
     if not o.from_json:
-        for option, path, remedy in (("--server", o.server, "make"), ("--model", o.model, "make"), ("--library", o.library, "make")):
+        patched = [("--patched-server", o.patched_server, "make llama-patched")] if "patched-off" in o.modes else []
+        for option, path, remedy in (*patched, ("--server", o.server, "make"), ("--model", o.model, "make"), ("--library", o.library, "make")):
             if not Path(path).is_file():
                 p.error(f"{option}: {path} is missing; build it first ({remedy}) or name another")
     # Token ids, not text: the length is exact. Decode starts from a short prompt; both are the same in every request.
@@ -465,7 +488,7 @@ def measured(options):
         options.began_s = time.monotonic()
         pairs, rounds, idle, different = measure(options, options.keep_logs or directory, progress_on(sys.stderr))
         busy = {mode: keep_busy(mode, options, options.keep_logs or directory, options.log_seconds)
-                for mode in options.modes if mode not in ("plain", "disabled") and options.log_seconds > 0}
+                for mode in options.modes if mode not in (*PLAIN, "disabled") and options.log_seconds > 0}
         machine["load_after"] = load_average()
     return {"machine": machine, "pairs": options.pairs, "rounds": options.rounds, "took_s": round(time.monotonic() - options.began_s, 1),
             "request_tokens": {"decode": options.n_predict, "prefill": options.n_prompt}, "idle_percent": idle,
@@ -479,9 +502,10 @@ def evaluate(result):
     found = {m: problems(result["accounts_of_rounds"][m] + [result["busy"].get(m, {})]) for m in modes}
     result["problems"], result["lost"] = {m: f[0] for m, f in found.items()}, {m: f[1] for m, f in found.items()}
     result["drift_percent"] = drift(result["measurements"])
-    result["resolution_percent"] = resolution(result["rows"])
+    used = clock(result["machine"])
+    result["resolution_percent"] = resolution(result["rows"], used)
     for r in result["rows"]:
-        r["verdict"] = verdict(r["mode"], r["wall"], result["resolution_percent"].get(r["phase"], 0.0))
+        r["verdict"] = verdict(r["mode"], r[used], result["resolution_percent"].get(r["phase"], 0.0))
     return result
 
 
@@ -500,7 +524,7 @@ def main(argv):
     (markdown if options.markdown else show)(result)
     over = [r for r in result["rows"] if r["verdict"] == "over"]
     for r in over:
-        print(f"over its ceiling: {r['mode']} {r['phase']}: {number(r['wall']['low'])} % or more, ceiling {CEILING[r['mode']]:g} %",
+        print(f"over its ceiling: {r['mode']} {r['phase']}: {number(r[clock(result['machine'])]['low'])} % or more, ceiling {CEILING[r['mode']]:g} %",
               file=sys.stderr)
     return 1 if over and options.check else 0
 

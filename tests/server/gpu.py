@@ -54,7 +54,8 @@ class Gpus:
         self.trace_path = folder / "trace"
         path = folder / "script"
         path.write_text(text)
-        self.env = {**QUIET, "STANDIN_SCRIPT": str(path), "STANDIN_TRACE": str(self.trace_path),
+        # The server is to compute on the CPU where there is a real GPU: its requests are over too soon there.
+        self.env = {**QUIET, "CUDA_VISIBLE_DEVICES": "", "STANDIN_SCRIPT": str(path), "STANDIN_TRACE": str(self.trace_path),
                     "LD_LIBRARY_PATH": ":".join(filter(None, [str(library_folder), os.environ.get("LD_LIBRARY_PATH")]))}
 
     def start(self, model, log_path, level="VERBOSE", args=(), env=None, **options):
