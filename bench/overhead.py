@@ -405,11 +405,12 @@ def markdown(result, out=sys.stdout):
         say(f"| {'plain (A/A)' if mode == 'plain' else mode} | {r['phase']} | {number(w['median'])} % | {number(w['low'])} .. {number(w['high'])} | "
             f"{number(w['q1'], 1)} .. {number(w['q3'], 1)} | {number(r[other]['median'])} % | "
             + (f"{CEILING[mode]:g} %, {r['verdict']} | {AIM[mode]:g} % |" if mode in CEILING else "| |"))
-    say("\n| kept busy | log, KB/s | steps written event by event | writer thread, % of a core | idle server, % of a core | events lost |")
-    say("|---|---|---|---|---|---|")
-    for mode, a in result["busy"].items():
-        say(f"| {mode}, {a['wall_s']:.0f} s | {a['log_kb_per_s']:.1f} | {written(a)} | {a['writer_cpu_percent']:.3f} | "
-            f"{result['idle_percent'].get(mode, math.nan):.2f} | {result['lost'][mode]} |")
+    if result["busy"]:
+        say("\n| kept busy | log, KB/s | steps written event by event | writer thread, % of a core | idle server, % of a core | events lost |")
+        say("|---|---|---|---|---|---|")
+        for mode, a in result["busy"].items():
+            say(f"| {mode}, {a['wall_s']:.0f} s | {a['log_kb_per_s']:.1f} | {written(a)} | {a['writer_cpu_percent']:.3f} | "
+                f"{result['idle_percent'].get(mode, math.nan):.2f} | {result['lost'][mode]} |")
     say()
     for line in notes(result):
         if not line.startswith(("our aims", "promised")):
