@@ -119,8 +119,9 @@ def main(argv):
     p.add_argument("--from-json", metavar="IN", help="show an older result instead of measuring")
     p.add_argument("--check", action="store_true", help="exit 1 if a mode's whole interval lies above its ceiling, or below its goal")
     options = p.parse_args(argv)
+    recording = ",".join(m for m in overhead.CEILING if m not in overhead.PLAIN)
     defaults = {"processes": 20, "pairs": 1, "threads": 2, "phases": "both", "modes": ",".join(["off", *capture.GOAL])} \
-        if options.capture else {"processes": 40, "pairs": 8, "threads": 1, "phases": "decode", "modes": ",".join(m for m in overhead.CEILING if m not in overhead.PLAIN)}
+        if options.capture else {"processes": 40, "pairs": 8, "threads": 1, "phases": "decode", "modes": recording}
     for name, value in defaults.items():
         if getattr(options, name) is None:
             setattr(options, name, value)

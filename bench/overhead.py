@@ -34,7 +34,7 @@ TOP = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(TOP / "tests" / "server"))
 import server as harness  # noqa: E402  (starts a server, finds its port, ends it; LIBRARY is set below)
 
-# What the older system promised for each mode, per cent (its documentation has no measurement), and what we aim at.
+# What the older system promised for each mode, per cent (its documentation has no measurement; it had no patched build), and what we aim at.
 CEILING = {"disabled": 0.5, "patched-off": 0.5, "MINIMAL": 0.5, "DETAILED": 2.0, "VERBOSE": 5.0}
 AIM = {"disabled": 0.0, "patched-off": 0.0, "MINIMAL": 0.1, "DETAILED": 0.5, "VERBOSE": 1.0}
 PLAIN = ("plain", "patched-off")  # nothing is preloaded, nothing recorded; patched-off is the patched build without our environment variables
@@ -61,8 +61,8 @@ class Subject:
         self.log = Path(directory) / f"{mode}-{time.monotonic_ns()}.jsonl"
         preload = mode not in PLAIN
         self.server = harness.Server(
-            # A name of any length: the heap behind it lies elsewhere in every server. Where it lies is worth half a per cent of a prompt, for
-            # all servers of one binary and environment alike, and would pass for a cost of the mode.
+            # A name of any length, so that the heap lies elsewhere in every server: in all processes of one binary it would lie alike, and what
+            # that is worth would pass for a cost of the mode.
             options.model, args=["-t", options.threads, "-np", "1", "-c", "2048", "--cache-ram", "0", "--alias", "x" * LAYOUT.randrange(1, 4096)],
             binary=options.patched_server if mode == "patched-off" else options.server, preload=preload, env=environment(mode, options),
             level=mode if preload and mode != "disabled" else None, log_path=self.log if preload else None, timeout=options.timeout)
@@ -324,9 +324,9 @@ def clock(machine):
     return "cpu" if machine["threads"] == 1 else "wall"
 
 
-def resolution(table, clock):
+def resolution(table, used):
     """What the method cannot tell from nothing: the far end of the plain-against-plain interval, by phase."""
-    return {r["phase"]: max(abs(r[clock]["low"]), abs(r[clock]["high"])) for r in table if r["mode"] == "plain"}
+    return {r["phase"]: max(abs(r[used]["low"]), abs(r[used]["high"])) for r in table if r["mode"] == "plain"}
 
 
 def written(a):
@@ -426,13 +426,14 @@ def parse(argv):
     p.add_argument("--modes", default=",".join(USUAL), help="which modes; plain is the A/A control; patched-off needs --patched-server")
     p.add_argument("--quick", action="store_true", help="4 pairs in 2 rounds, shorter requests, 5 s of logging")
     p.add_argument("--fine", action="store_true",
-                   help="plain, disabled and patched-off, 480 short pairs in 80 rounds, --threads 1, no logging")
+                   help="where not said otherwise: plain, disabled and patched-off, 480 short pairs in 80 rounds, --threads 1, no logging")
     p.add_argument("--threads", type=int, default=min(2, len(os.sched_getaffinity(0))), help="llama-server's -t")
     p.add_argument("--n-predict", type=int, default=96, help="tokens of a decode request")
     p.add_argument("--n-prompt", type=int, default=512, help="tokens of a prefill request")
     p.add_argument("--warm-up", type=int, default=1, help="requests of each phase to each new server that are not counted")
     p.add_argument("--server", default=str(harness.LLAMA_SERVER), help="llama-server")
-    p.add_argument("--patched-server", default=str(TOP / "target/llama.cpp-patched/bin/llama-server"), help="llama-server of `make llama-patched`, for patched-off")
+    p.add_argument("--patched-server", default=str(TOP / "target/llama.cpp-patched/bin/llama-server"),
+                   help="llama-server of `make llama-patched`, for patched-off")
     p.add_argument("--model", default=str(harness.SMOLLM2), help="GGUF file")
     p.add_argument("--library", default=str(harness.LIBRARY), help="the library to preload (a copy of it is measured)")
     p.add_argument("--json", metavar="OUT", help="write everything, each pair included, to this file")
@@ -448,9 +449,11 @@ def parse(argv):
     if o.quick:
         o.pairs, o.rounds, o.n_predict, o.log_seconds = min(o.pairs, 4), min(o.rounds, 2), min(o.n_predict, 32), min(o.log_seconds, 5)
     if o.fine:
-        o.pairs, o.rounds, o.n_predict, o.n_prompt, o.threads, o.log_seconds = 480, 80, 32, 64, 1, 0
-        if o.modes == p.get_default("modes"):
-            o.modes = ",".join(m for m in MODES if AIM.get(m, 0.0) == 0.0)
+        fine = {"pairs": 480, "rounds": 80, "n_predict": 32, "n_prompt": 64, "threads": 1, "log_seconds": 0,
+                "modes": ",".join(m for m in MODES if AIM.get(m, 0.0) == 0.0)}
+        for name, value in fine.items():
+            if getattr(o, name) == p.get_default(name):
+                setattr(o, name, value)
     o.modes = [next((m for m in MODES if m.lower() == word.strip().lower()), None) or p.error(
         f"--modes: {word!r} is not one of {', '.join(MODES)}") for word in o.modes.split(",")]
     o.rounds = max(1, min(o.rounds, o.pairs))
