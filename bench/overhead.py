@@ -9,7 +9,8 @@
     bench/overhead.py --check                 exit 1 if a mode is slower than its ceiling beyond doubt
 
 A round starts a plain server and one of the mode, warms both up and sends them the same request in turn, plain-mode-mode-plain, so
-that the two of a pair are a second apart and drift cancels. The clock is the server's own `timings`. Every round has new processes,
+that the two of a pair are a second apart and drift cancels. The clock is the server's own `timings`, with one thread the CPU time of the
+whole request. Every round has new processes,
 because two processes of one binary differ by a few per cent for their whole life (where their pages and threads lie). The row `plain`
 compares two plain servers: what it shows is the error of the method. docs/OVERHEAD.md tells more. Standard library only.
 """
@@ -319,9 +320,9 @@ def rows(pairs, modes):
             if (chosen := [p for p in pairs if p["mode"] == mode and p["phase"] == phase])]
 
 
-def clock(machine):
-    """Which summary of a row counts. One thread's work shows in its CPU time, which other programs hardly touch; two wait for each other."""
-    return "cpu" if machine["threads"] == 1 else "wall"
+def clocks(machine):
+    """Which summary of a row counts, and the other one. One thread's work shows in its CPU time, which other programs hardly touch; two wait for each other."""
+    return ("cpu", "wall") if machine["threads"] == 1 else ("wall", "cpu")
 
 
 def resolution(table, used):
@@ -348,7 +349,7 @@ def show(result, out=sys.stdout):
     say(f"load average before {m['load_before']}, after {m['load_after']}"
         + ("  - NOT A QUIET MACHINE" if m["load_before"] > 0.5 else ""))
     say()
-    used, other = clock(m), "wall" if clock(m) == "cpu" else "cpu"
+    used, other = clocks(m)
     say(f"slow-down in per cent of the plain server ({'time per token' if used == 'wall' else 'CPU time of a request'}, pair by pair)")
     say(f"{'mode':<12}{'phase':<8}{'median':>6}  {'95 % interval':^15}  {'quartiles':^13} {other:>6}  ceiling")
     for r in result["rows"]:
@@ -396,7 +397,7 @@ def markdown(result, out=sys.stdout):
         f"{m['load_after']} after; {result['pairs']} pairs a mode in {result['rounds']} rounds.")
     if m["load_before"] > 0.5:
         say("\n**The machine was not quiet: a trial, not a result.**")
-    used, other = clock(m), "wall" if clock(m) == "cpu" else "cpu"
+    used, other = clocks(m)
     say(f"\n| mode | phase | slow-down{'' if used == 'wall' else ' in CPU time'}, median | 95 % interval | quartiles | "
         f"{'CPU time' if other == 'cpu' else 'time per token'} | promised | aim |")
     say("|---|---|---|---|---|---|---|---|")
@@ -506,7 +507,7 @@ def evaluate(result):
     found = {m: problems(result["accounts_of_rounds"][m] + [result["busy"].get(m, {})]) for m in modes}
     result["problems"], result["lost"] = {m: f[0] for m, f in found.items()}, {m: f[1] for m, f in found.items()}
     result["drift_percent"] = drift(result["measurements"])
-    used = clock(result["machine"])
+    used, _ = clocks(result["machine"])
     result["resolution_percent"] = resolution(result["rows"], used)
     for r in result["rows"]:
         r["verdict"] = verdict(r["mode"], r[used], result["resolution_percent"].get(r["phase"], 0.0))
@@ -528,7 +529,7 @@ def main(argv):
     (markdown if options.markdown else show)(result)
     over = [r for r in result["rows"] if r["verdict"] == "over"]
     for r in over:
-        print(f"over its ceiling: {r['mode']} {r['phase']}: {number(r[clock(result['machine'])]['low'])} % or more, ceiling {CEILING[r['mode']]:g} %",
+        print(f"over its ceiling: {r['mode']} {r['phase']}: {number(r[clocks(result['machine'])[0]]['low'])} % or more, ceiling {CEILING[r['mode']]:g} %",
               file=sys.stderr)
     return 1 if over and options.check else 0
 
