@@ -4,6 +4,7 @@
 //! and nothing here blocks: the one lock, [`host`], is taken by the host's own decode thread.
 
 pub mod buffers;
+pub mod cadence;
 pub mod contexts;
 pub mod device_totals;
 pub mod kv;

@@ -104,6 +104,8 @@ pub struct Plan {
     pub activations: HashMap<Option<i32>, &'static str>,
     /// Operations whose FLOPs we cannot count.
     pub unknown_ops: Vec<&'static str>,
+    /// Some node says which experts were chosen, which a timed step counts.
+    pub routes: bool,
     /// Seen by the eval callback: every node runs alone.
     pub serialized: bool,
     /// Executions.
@@ -259,6 +261,7 @@ pub fn assemble(key: (usize, u64), nodes: Vec<PlanNode>, serialized: bool) -> Pl
         flows: nodes.iter().map(|n| n.flows.len() as u64).sum(),
         activations,
         unknown_ops,
+        routes: nodes.iter().any(|n| n.counts_experts),
         steps: AtomicU64::new(0),
         timed_steps: AtomicU64::new(0),
         left_out: AtomicU64::new(0),

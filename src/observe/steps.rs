@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::plan::{self, Fate, Plan};
 use super::splits::{self, Splits};
 use super::timer::{Span, Timer};
-use super::{device_totals, host, state, workers};
+use super::{cadence, device_totals, host, state, workers};
 use crate::clock;
 use crate::format::Level;
 use crate::ggml::api::{self, Ptr};
@@ -212,6 +212,18 @@ impl Step {
         self.timer.as_ref()
     }
 
+    /// Whether its operations are written one by one.
+    #[must_use]
+    pub const fn is_written(&self) -> bool {
+        self.sampled
+    }
+
+    /// Tokens of the ubatch; `None` for a graph that processes none.
+    #[must_use]
+    pub fn n_tokens(&self) -> Option<u64> {
+        self.plan.n_tokens
+    }
+
     /// What must watch the devices while the host computes.
     #[must_use]
     pub const fn splits(&self) -> &Splits {
@@ -258,8 +270,12 @@ pub fn begin(sched: Ptr, graph: Ptr) -> Option<Step> {
     let now = clock::now_ns();
     let level = record::level();
     let sampled = number.is_some() && may_be_sampled && !record::paused() && rate::may_sample(prefill, now);
-    // MINIMAL times only what it writes; the others time every step, so that their totals are whole.
-    let timed = sampled || level >= Level::Detailed;
+    // MINIMAL times only what it writes; VERBOSE every step, so that its totals of times are whole, as experts' always are.
+    let timed = match level {
+        Level::Minimal => sampled,
+        Level::Detailed => cadence::of(prefill).is_due(plan.nodes.len(), sampled || plan.routes),
+        Level::Verbose => true,
+    };
     let measures_workers = sampled && level >= Level::Verbose;
     if measures_workers {
         workers::begin();
@@ -321,6 +337,7 @@ pub fn end(step: Step) {
         (false, false) => Fate::WarmUp,
     };
     account(&step.plan, step.prefill, step.reused, graph_ns, &sums, fate);
+    cadence::of(step.prefill).took(graph_ns);
     if step.timer.is_some() {
         state::after_timed_step(&step.plan, sums.ops);
     }
