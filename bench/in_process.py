@@ -45,8 +45,10 @@ def one_process(program, options, number, directory, draw):
     raw = Path(directory) / f"{number}.jsonl"
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("LLAMA_", "GGML_"))}
     environment |= {"LD_PRELOAD": str(overhead.harness.LIBRARY), "LD_BIND_NOW": "1", "LLAMA_RESOURCE_DISABLED": "1",
-                    "LLAMA_RESOURCE_CODEC": options.codec, "LLAMA_RESOURCE_CODEC_THREADS": str(options.codec_threads),
+                    "LLAMA_RESOURCE_CODEC": options.codec,
                     "PADDING": "x" * draw.randrange(4096)}
+    if options.codec_threads:
+        environment["LLAMA_RESOURCE_CODEC_THREADS"] = str(options.codec_threads)
     modes = draw.sample(options.modes, k=len(options.modes))
     result = subprocess.run([str(program), options.model, str(options.pairs), str(options.threads), options.phases, ",".join(modes), str(raw)],
                             env=environment, capture_output=True, text=True)
@@ -84,7 +86,7 @@ def show(result):
     print(f"{m['date']}; {result['processes']} processes of {result['pairs']} pairs; load average before {m['load_before']}, "
           f"after {m['load_after']}\n")
     if result.get("codec"):
-        print(f"codec {result['codec']}, {result['codec_threads']} thread(s)")
+        print(f"codec {result['codec']}, {result['codec_threads'] or 'default'} thread(s)")
     of_capture = any(r["mode"] in capture.GOAL for r in result["rows"])
     print(f"{'speed kept' if of_capture else 'slow-down'} in per cent of the plain program's; interval of 95 %, processes first")
     print(f"{'mode':<16}{'phase':<8}{'median':>8}  {'interval':^18}{'between processes':>18}  {'goal' if of_capture else 'ceiling'}")
@@ -111,7 +113,7 @@ def main(argv):
     p.add_argument("--phases", choices=("decode", "both"), help="decode, with --capture both")
     p.add_argument("--modes", help="besides the plain program against itself")
     p.add_argument("--codec", default="bounded", help="with --capture")
-    p.add_argument("--codec-threads", type=int, default=1, help="with --capture")
+    p.add_argument("--codec-threads", type=int, help="LLAMA_RESOURCE_CODEC_THREADS with --capture; the library's default if not given")
     p.add_argument("--server", default=str(overhead.harness.LLAMA_SERVER), help="llama-server: its libraries are measured")
     p.add_argument("--model", default=str(overhead.harness.SMOLLM2), help="GGUF file")
     p.add_argument("--library", default=str(overhead.harness.LIBRARY), help="the library to preload (a copy of it is measured)")

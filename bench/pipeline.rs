@@ -243,6 +243,7 @@ fn options(s: &Settings, path: &Path, codec: Codec, workers: usize) -> Options {
         max_memory: s.memory,
         policy: Policy::Block,
         workers,
+        may_be_helped: false,
         checkpoint_tokens: Some(16_384),
         resume: false,
         tokens_path: None,

@@ -108,6 +108,11 @@ impl<T> Outbox<T> {
         }
     }
 
+    /// Messages in it.
+    pub fn queued(&self) -> usize {
+        self.queue.len()
+    }
+
     /// The receiver looks now.
     pub fn ring(&self) {
         self.rope.0.ring();

@@ -18,6 +18,7 @@ pub mod rows;
 pub mod run;
 pub mod serial;
 pub mod shape;
+pub mod share;
 pub mod start;
 pub mod step;
 

@@ -102,8 +102,8 @@ pub struct CaptureConfig {
     pub token_stride: TokenStride,
     /// Elements of each row that are stored; 0 for all, none where the selection decides.
     pub sample_elements: Option<u32>,
-    /// Threads that compress.
-    pub codec_threads: usize,
+    /// Threads of ours that compress; none: one, and the host's own help where they fill every core.
+    pub codec_threads: Option<usize>,
 }
 
 impl Default for CaptureConfig {
@@ -121,7 +121,7 @@ impl Default for CaptureConfig {
             requests: RequestFilter::default(),
             token_stride: TokenStride::default(),
             sample_elements: None,
-            codec_threads: 1,
+            codec_threads: None,
         }
     }
 }

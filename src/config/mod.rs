@@ -174,7 +174,7 @@ mod tests {
         assert_eq!((c.route, c.codec, c.policy), (RouteChoice::Retain, Some(Codec::Bounded), Policy::Drop));
         assert_eq!((c.error_bound, c.max_memory, c.checkpoint_tokens), (0.01, 64 << 20, Some(500)));
         assert!(c.resume && !c.requests.wants(1) && c.requests.wants(2));
-        assert_eq!((c.token_stride.get(), c.sample_elements, c.codec_threads), (4, Some(128), 2));
+        assert_eq!((c.token_stride.get(), c.sample_elements, c.codec_threads), (4, Some(128), Some(2)));
     }
 
     #[test]

@@ -179,10 +179,10 @@ pub const SETTINGS: &[Setting] = &[
     },
     Setting {
         name: "LLAMA_RESOURCE_CODEC_THREADS",
-        default: "1",
+        default: "one, and the host's own where they fill every core",
         values: "a number from 1 to 64",
-        help: "Threads that compress.",
-        apply: |c, v| some(v.parse().ok().filter(|n| (1..=64).contains(n)), &mut c.capture.codec_threads),
+        help: "Threads of the library that compress.",
+        apply: |c, v| some(v.parse().ok().filter(|n| (1..=64).contains(n)).map(Some), &mut c.capture.codec_threads),
     },
 ];
 

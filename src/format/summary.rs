@@ -134,7 +134,7 @@ pub struct StepSummary {
     pub timed_graph_us: f64,
     /// Time of compute thread 0 at barriers between operations, microseconds.
     pub barrier_us: f64,
-    /// The rest of the timed steps: starting the threads, scheduling, copies between backends.
+    /// The rest of the timed steps: starting the threads, scheduling, copies between backends, what the host compresses for a capture.
     pub other_us: f64,
     /// Hand-offs between components in all steps.
     pub component_flows: u64,

@@ -123,6 +123,10 @@ api! {
     fn llama_get_model(ctx: Ptr) -> Ptr;
     /// Cells of the context.
     fn llama_n_ctx(ctx: Ptr) -> u32;
+    /// Threads that compute a batch of one token.
+    fn llama_n_threads(ctx: Ptr) -> i32;
+    /// Threads that compute a larger one.
+    fn llama_n_threads_batch(ctx: Ptr) -> i32;
     /// Cells of the context for one sequence.
     fn llama_n_ctx_seq(ctx: Ptr) -> u32;
     /// Largest number of sequences.

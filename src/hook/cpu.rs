@@ -1,11 +1,13 @@
 //! The CPU backend from inside: which operation begins on this thread, and the barriers between operations. See `observe::timer`.
 //!
-//! These run for every operation on every compute thread, so they are written out: no guard (nothing in them can panic), and when no step
+//! These run for every operation on every compute thread, so they are written out: no guard but around `share::help` (nothing else in them can panic), and when no step
 //! is timed two lines of the cache (`timer::HOT` and its address) and a jump.
 
 use std::sync::atomic::{AtomicPtr, Ordering};
 
 use super::Ptr;
+use crate::boundary::observe as guarded;
+use crate::capture::share;
 use crate::ggml::symbol::Symbol;
 use crate::observe::timer::{self, HOT};
 use crate::observe::workers;
@@ -30,6 +32,9 @@ fn find(symbol: &Symbol, function: &AtomicPtr<std::ffi::c_void>) -> Option<Ptr> 
 
 fn begins(tensor: Ptr) {
     if timer::timing() {
+        if share::is_wanted() {
+            guarded((), share::help);
+        }
         timer::op_begins(tensor);
         if workers::on() {
             workers::op_begins();

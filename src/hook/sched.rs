@@ -2,7 +2,7 @@
 
 use super::Ptr;
 use crate::boundary::observe as guarded;
-use crate::capture;
+use crate::capture::{self, share};
 use crate::ggml::symbol::Symbol;
 use crate::observe::{self, splits, steps, timer};
 
@@ -87,10 +87,18 @@ pub unsafe extern "C-unwind" fn ggml_backend_sched_graph_compute_async(sched: Pt
     // SAFETY: the signature of this function in ggml-backend.h; the host called us by it.
     let real = unsafe { std::mem::transmute::<Ptr, unsafe extern "C-unwind" fn(Ptr, Ptr) -> i32>(address) };
     let running = step.as_ref().and_then(steps::Step::timer).map(timer::Timer::run);
+    // A step that is written operation by operation is the host's alone.
+    let untouched = !captured || step.as_ref().is_none_or(steps::Step::is_written);
+    let sharing =
+        if untouched { None } else { guarded(None, || share::begin(step.as_ref().and_then(steps::Step::n_tokens))) };
+    if let (Some(_), Some(timer)) = (&sharing, step.as_ref().and_then(steps::Step::timer)) {
+        timer.first_barrier_is_not_the_hosts();
+    }
     let watching = step.as_ref().map(|s| s.splits().run());
     // SAFETY: the host's own arguments.
     let status = unsafe { real(sched, graph) };
     drop(watching);
+    drop(sharing);
     drop(running);
     guarded((), || {
         if let Some(step) = step {

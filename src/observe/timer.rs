@@ -22,7 +22,7 @@ const NONE: usize = usize::MAX;
 #[repr(align(64))]
 #[derive(Debug)]
 pub struct Hot {
-    /// Steps being timed: what the hooks of all other threads and of untimed steps look at first.
+    /// Steps being timed, or helped with: what the hooks of all other threads and of other steps look at first.
     timing: AtomicUsize,
     /// The host's own functions, null until the first call of each (`hook::cpu`).
     pub forward: AtomicPtr<c_void>,
@@ -39,6 +39,18 @@ pub static HOT: Hot = Hot {
     fused: AtomicPtr::new(std::ptr::null_mut()),
     barrier: AtomicPtr::new(std::ptr::null_mut()),
 };
+
+impl Hot {
+    /// The hooks have something to do.
+    pub fn listen(&self) {
+        self.timing.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The end of one [`Self::listen`].
+    pub fn listen_no_more(&self) {
+        self.timing.fetch_sub(1, Ordering::Relaxed);
+    }
+}
 
 thread_local! {
     /// The running step of this thread, if it is compute thread 0 of a timed step: the thread that called the scheduler.
@@ -87,6 +99,8 @@ pub struct Timer {
     enter_ns: Cell<u64>,
     leave_ns: Cell<u64>,
     sums: Cell<Sums>,
+    /// See [`Timer::first_barrier_is_not_the_hosts`].
+    skips_barrier: Cell<bool>,
 }
 
 impl Timer {
@@ -105,6 +119,7 @@ impl Timer {
             enter_ns: Cell::new(0),
             leave_ns: Cell::new(0),
             sums: Cell::new(Sums::default()),
+            skips_barrier: Cell::new(false),
         }
     }
 
@@ -112,8 +127,13 @@ impl Timer {
     #[must_use]
     pub fn run(&self) -> Running<'_> {
         let outer = CURRENT.replace(self);
-        HOT.timing.fetch_add(1, Ordering::Relaxed);
+        HOT.listen();
         Running { outer, timer: self }
+    }
+
+    /// Before the first operation the threads do something for us (`capture::share`), and wait for each other behind it: no wait of the host's.
+    pub fn first_barrier_is_not_the_hosts(&self) {
+        self.skips_barrier.set(true);
     }
 
     /// What the step's operations took.
@@ -163,7 +183,8 @@ impl Timer {
         }
         let now = if self.enter_ns.get() == 0 { clock::now_ns() } else { 0 };
         let end = if now > 0 { now } else { self.enter_ns.get() };
-        let barrier_ns = if now > 0 { 0 } else { self.leave_ns.get().saturating_sub(end) };
+        let skips = self.skips_barrier.replace(false);
+        let barrier_ns = if now > 0 || skips { 0 } else { self.leave_ns.get().saturating_sub(end) };
         let ns = end.saturating_sub(self.start_ns.get());
         // SAFETY: `new` asked for a plan that outlives the timer.
         let plan = unsafe { &*self.plan };
@@ -203,11 +224,11 @@ impl Drop for Running<'_> {
     fn drop(&mut self) {
         self.timer.close();
         CURRENT.set(self.outer);
-        HOT.timing.fetch_sub(1, Ordering::Relaxed);
+        HOT.listen_no_more();
     }
 }
 
-/// Whether any step is being timed: the whole cost of the CPU hooks when not.
+/// Whether any step is being timed or helped with: the whole cost of the CPU hooks when not.
 #[inline]
 #[must_use]
 pub fn timing() -> bool {

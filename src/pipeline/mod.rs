@@ -17,6 +17,7 @@ mod checkpoint;
 mod cut;
 mod disk;
 mod file;
+mod gang;
 mod pool;
 mod resume;
 mod segment;
@@ -31,8 +32,8 @@ mod writer;
 mod tests;
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -72,6 +73,8 @@ pub struct Options {
     pub policy: Policy,
     /// Threads that encode; 0 is taken as 1.
     pub workers: usize,
+    /// Threads of the host may encode as well ([`Pipeline::help`]).
+    pub may_be_helped: bool,
     /// A checkpoint every so many tokens of the steps.
     pub checkpoint_tokens: Option<u64>,
     /// Go on where the last checkpoint of an existing stream stands.
@@ -162,6 +165,10 @@ struct Shared {
     /// Tokens in the queue.
     tokens_queued: AtomicUsize,
     tokens_lost: AtomicU64,
+    /// When a thread of the host last made packets, 0 for never.
+    helped_ns: AtomicU64,
+    /// What such threads work with.
+    gang: OnceLock<Weak<gang::Gang>>,
 }
 
 impl Shared {
@@ -174,6 +181,9 @@ impl Shared {
         if !self.failed.swap(true, Ordering::AcqRel) {
             log::error(format!("{problem}. The stream ends here; the host goes on"));
             *self.problem.lock() = Some(problem);
+        }
+        if let Some(gang) = self.gang.get().and_then(Weak::upgrade) {
+            gang.dismiss();
         }
         self.pool.fail();
     }
@@ -220,6 +230,7 @@ pub struct Pipeline {
     closed: Receiver<bool>,
     finished: Mutex<Option<Totals>>,
     resumed: Option<Resumed>,
+    gang: Option<Arc<gang::Gang>>,
 }
 
 impl Pipeline {
@@ -315,6 +326,27 @@ impl Pipeline {
         }
         self.shared.tokens_queued.fetch_sub(1, Ordering::AcqRel);
         self.shared.tokens_lost.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The host is about to compute on so many threads, which are all the cores that there are. True if [`Self::help`] of theirs is welcome,
+    /// until [`Self::help_no_more`].
+    #[must_use]
+    pub fn ask_for_help(&self, threads: usize) -> bool {
+        self.gang.as_ref().is_some_and(|g| g.assemble(threads))
+    }
+
+    /// Makes packets on the calling thread, for about as long as any other that was asked to help with this step. Never waits.
+    pub fn help(&self) {
+        if let Some(gang) = &self.gang {
+            gang.help();
+        }
+    }
+
+    /// The step is over.
+    pub fn help_no_more(&self) {
+        if let Some(gang) = &self.gang {
+            gang.disperse();
+        }
     }
 
     /// The running account: the caller counts what it sees, skips and drops.

@@ -10,6 +10,7 @@ use crossbeam_channel::{RecvTimeoutError, Sender};
 
 use super::cut::{self, Chunk};
 use super::share::Shares;
+use super::start::ITEMS;
 use super::worker::Task;
 use super::writer::{Item, Progress, What};
 use super::{Job, Reason, Shared, Spec};
@@ -99,10 +100,13 @@ impl Collector {
                 }
                 Ok(Message::Pressed) | Err(RecvTimeoutError::Timeout) => {}
                 Ok(Message::Flush(done)) => {
+                    // Nobody else may come to do it.
+                    self.shared.helped_ns.store(0, Ordering::Relaxed);
                     self.seal();
                     self.send(What::Flush(done));
                 }
                 Ok(Message::Finish) | Err(RecvTimeoutError::Disconnected) => {
+                    self.shared.helped_ns.store(0, Ordering::Relaxed);
                     self.seal();
                     self.send(What::Finish(self.progress));
                     return;
@@ -242,6 +246,11 @@ impl Collector {
 
     fn send(&mut self, what: What) {
         let order = self.next_order();
+        // Room for packets is never taken up by notes.
+        while self.out.queued() >= ITEMS && !self.shared.failed() {
+            self.out.ring();
+            std::thread::sleep(UNDER_PRESSURE);
+        }
         let _ = self.out.put(Item { order, what });
         self.out.ring();
     }

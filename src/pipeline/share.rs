@@ -40,7 +40,8 @@ pub(super) struct Shares {
 }
 
 impl Shares {
-    pub(super) fn of(max_memory: usize, workers: usize) -> Result<Self> {
+    /// For `workers` threads of ours and so many `helpers` among the host's.
+    pub(super) fn of(max_memory: usize, workers: usize, helpers: usize) -> Result<Self> {
         if max_memory < LEAST {
             return Err(Error::new(
                 "dividing",
@@ -54,8 +55,9 @@ impl Shares {
         // While a block is on its way to the disk, the workers go on; a small budget rather has room for long rows.
         let outputs = 2 * workers + if max_memory < 256 * MIB { 2 } else { 10 };
         // A worker's packet exists up to three times (gathered, rearranged, entropy-coded), an output once, a little larger.
-        let copies = 3 * workers + outputs + 1;
-        let fixed = FIXED + workers * ENCODER + 2 * block;
+        let encoders = workers + helpers;
+        let copies = 3 * encoders + outputs + 1;
+        let fixed = FIXED + encoders * ENCODER + 2 * block;
         let packet = ((max_memory.saturating_sub(fixed)) / 3 / copies).clamp(64 << 10, MOST_PACKET);
         let pool = max_memory.saturating_sub(fixed + copies * packet);
         if pool < max_memory / 4 {
@@ -79,7 +81,7 @@ mod tests {
     fn every_budget_is_divided_within_itself() {
         for mib in [16, 17, 33, 64, 100, 256, 1024, 24 * 1024] {
             for workers in 1..=4 {
-                let Ok(s) = Shares::of(mib * MIB, workers) else {
+                let Ok(s) = Shares::of(mib * MIB, workers, 0) else {
                     assert!(mib < 32, "{mib} MiB, {workers} workers");
                     continue;
                 };
@@ -89,10 +91,10 @@ mod tests {
                 assert!(s.packet <= s.largest && s.block % 4096 == 0 && s.packet <= MOST_PACKET, "{s:?}");
             }
         }
-        assert_eq!(Shares::of(64 * MIB, 1).unwrap().block, MIB);
+        assert_eq!(Shares::of(64 * MIB, 1, 0).unwrap().block, MIB);
         // Logits of the largest vocabularies there are: a quarter of a million.
-        assert!(Shares::of(32 * MIB, 1).unwrap().packet >= 262_144 * 4);
-        assert_eq!(Shares::of(1024 * MIB, 1).unwrap().block, 4 * MIB);
-        assert!(Shares::of(LEAST - 1, 1).is_err() && Shares::of(LEAST, 1).is_ok());
+        assert!(Shares::of(32 * MIB, 1, 0).unwrap().packet >= 262_144 * 4);
+        assert_eq!(Shares::of(1024 * MIB, 1, 0).unwrap().block, 4 * MIB);
+        assert!(Shares::of(LEAST - 1, 1, 0).is_err() && Shares::of(LEAST, 1, 0).is_ok());
     }
 }

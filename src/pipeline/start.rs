@@ -1,7 +1,7 @@
 //! Start of a stream: a new file, or an old one from its last checkpoint on; its header; the threads.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use crossbeam_channel::bounded;
 use parking_lot::Mutex;
@@ -11,6 +11,7 @@ use super::account::Account;
 use super::checkpoint::{self, Checkpoint};
 use super::disk::{Disk, FileDisk};
 use super::file::StreamFile;
+use super::gang::{Gang, Kit};
 use super::pool::{MOST_OUT, Pool};
 use super::resume;
 use super::segment::Collector;
@@ -31,7 +32,7 @@ const TASKS: usize = 4096;
 const WORTH_A_LOOK: usize = 8 << 20;
 
 /// Packets and notes that wait for the writer; outputs bound the packets already.
-const ITEMS: usize = 64;
+pub(super) const ITEMS: usize = 64;
 
 /// A file to append to, and what its checkpoint says.
 struct Opened {
@@ -45,7 +46,7 @@ struct Opened {
 pub(super) fn start(options: Options) -> Result<Pipeline> {
     clock::init();
     let workers = options.workers.max(1);
-    let shares = Shares::of(options.max_memory, workers)?;
+    let shares = Shares::of(options.max_memory, workers, helpers(&options))?;
     let checkpoint = checkpoint::path_of(&options.path);
     if options.tokens_path.as_ref().is_some_and(|p| *p == options.path || *p == checkpoint) {
         let subject = options.path.display().to_string();
@@ -65,8 +66,13 @@ pub(super) fn start(options: Options) -> Result<Pipeline> {
 #[cfg(test)]
 pub(super) fn start_with(options: Options, disk: Box<dyn Disk>) -> Result<Pipeline> {
     clock::init();
-    let shares = Shares::of(options.max_memory, options.workers.max(1))?;
+    let shares = Shares::of(options.max_memory, options.workers.max(1), helpers(&options))?;
     start_on(options, &shares, Opened { disk, from: None, index: IndexBuilder::default(), head: Vec::new() })
+}
+
+/// Threads of the host that have room to work in.
+fn helpers(options: &Options) -> usize {
+    if options.may_be_helped { Gang::size(options.max_memory) } else { 0 }
 }
 
 fn open(path: &Path, resume: bool) -> Result<Opened> {
@@ -125,11 +131,14 @@ fn start_on(options: Options, shares: &Shares, opened: Opened) -> Result<Pipelin
         unseen: 0.into(),
         tokens_queued: 0.into(),
         tokens_lost: 0.into(),
+        helped_ns: 0.into(),
+        gang: OnceLock::new(),
     });
     let mut all = vec![file.write_behind(&shared)?];
     let (inbox, jobs) = mailbox(MOST_OUT + ROOM_FOR_TOKENS, NAP);
     let (tasks, to_workers) = bounded(TASKS);
-    let (out, items) = mailbox(ITEMS, NAP);
+    // Notes wait for room (`Collector::send`), so that a packet always finds some: a thread of the host must not wait for the writer.
+    let (out, items) = mailbox(ITEMS + shares.outputs, NAP);
     let (spare, outputs) = bounded(shares.outputs);
     for _ in 0..shares.outputs {
         // Never grows in practice; memory is touched as it is used.
@@ -156,6 +165,7 @@ fn start_on(options: Options, shares: &Shares, opened: Opened) -> Result<Pipelin
         chosen_tokens: c.total_tokens,
         count: c.resume_count + 1,
     });
+    let helpers = helpers(&options);
     let fields = header(options.header, from)?;
     host::without_write_signals(|| writer.header(&fields))?;
     let collector = Collector {
@@ -173,20 +183,27 @@ fn start_on(options: Options, shares: &Shares, opened: Opened) -> Result<Pipelin
     all.push(threads::spawn(&shared, "lri-cap-write".to_owned(), move || {
         let _ = closing.send(writer.run());
     })?);
+    let worker = || Worker {
+        shared: Arc::clone(&shared),
+        params: options.params,
+        tasks: to_workers.clone(),
+        spare: outputs.clone(),
+        out: out.clone(),
+        scratch: super::worker::Scratch::default(),
+    };
+    let kits: Vec<Kit> = (0..helpers).map(|_| Kit { worker: worker(), output: None }).collect();
+    let gang = (!kits.is_empty()).then(|| Arc::new(Gang::new(kits)));
+    if let Some(gang) = &gang {
+        _ = shared.gang.set(Arc::downgrade(gang));
+    }
     for i in 0..workers {
-        let worker = Worker {
-            shared: Arc::clone(&shared),
-            params: options.params,
-            tasks: to_workers.clone(),
-            spare: outputs.clone(),
-            out: out.clone(),
-            scratch: super::worker::Scratch::default(),
-        };
+        let worker = worker();
         all.push(threads::spawn(&shared, format!("lri-cap-codec{i}"), move || worker.run())?);
     }
     all.push(threads::spawn(&shared, "lri-cap-collect".to_owned(), move || collector.run())?);
     let worth_a_look = (shares.segment / 4).min(WORTH_A_LOOK);
-    Ok(Pipeline { shared, inbox, worth_a_look, threads: Mutex::new(all), closed, finished: Mutex::default(), resumed })
+    let (threads, finished) = (Mutex::new(all), Mutex::default());
+    Ok(Pipeline { shared, inbox, worth_a_look, threads, closed, finished, resumed, gang })
 }
 
 /// Adds what a resumed stream says to the fields of its header.

@@ -13,6 +13,8 @@ use super::{Job, Options, Piece, Pipeline, Policy, Reason, Refused, Spec, Totals
 use crate::codec::{Codec, DType, Params};
 use crate::format::stream::{Content, Frame, Packet, Route};
 
+mod helped;
+
 const MIB: usize = 1 << 20;
 
 /// What a disk does and holds.
@@ -116,6 +118,7 @@ fn options(policy: Policy, mib: usize) -> Options {
         max_memory: mib * MIB,
         policy,
         workers: 2,
+        may_be_helped: false,
         checkpoint_tokens: None,
         resume: false,
         tokens_path: None,

@@ -1,17 +1,22 @@
 //! A codec worker: a task of the collector to a packet, all but its number in the file.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use crossbeam_channel::Receiver;
 
 use super::cut::Chunk;
 use super::writer::{Item, What};
-use super::{Amount, Reason, Shared, Spec};
+use super::{Amount, Reason, Shared, Spec, gang};
 use crate::codec::{Codec, Encoder, Params};
 use crate::error::Result;
 use crate::format::stream::{self, Part, Route, RowsBlob, TensorMeta};
 use crate::log;
 use crate::mailbox::Outbox;
+
+/// How often a worker looks whether the host still helps (`gang`).
+const LOOK: Duration = Duration::from_millis(20);
 
 /// One packet to be made.
 #[derive(Debug)]
@@ -30,7 +35,7 @@ impl Task {
     }
 }
 
-/// A worker's thread.
+/// A worker's thread, or what a helping thread of the host works with (`gang`).
 #[derive(Debug)]
 pub(super) struct Worker {
     pub(super) shared: Arc<Shared>,
@@ -78,35 +83,52 @@ pub(super) struct Scratch {
 
 impl Worker {
     pub(super) fn run(mut self) {
-        while let Ok(mut output) = self.spare.recv() {
+        while let Ok(output) = self.spare.recv() {
+            self.leave_to_the_host();
             let Ok(task) = self.tasks.recv() else { return };
-            output.clear();
-            let (order, amount, spec) = (task.order, task.amount(), Arc::clone(&task.spec));
-            let unmade = Unmade { out: &self.out, order, amount };
-            let made =
-                if self.shared.failed() { None } else { Some(self.scratch.packet(&self.params, &task, &mut output)) };
-            unmade.made();
-            // The buffers go back to the host before the disk is asked for anything.
-            drop(task);
-            let what = match made {
-                Some(Ok(())) => What::Packet { bytes: output, spec, amount },
-                Some(Err(e)) => {
-                    // A tensor that cannot be written once cannot be written at any step.
-                    if !std::mem::replace(&mut self.scratch.told, true) {
-                        log::warn(format!("{e}. Such packets are left out"));
-                    }
-                    What::Lost { output, reason: Reason::Internal, amount }
-                }
-                None => What::Lost { output, reason: Reason::IoError, amount },
-            };
-            if !self.out.put(Item { order, what }) {
+            if !self.make(task, output) {
                 return;
             }
-            // The writer wakes up for a handful of packets, or for the last.
-            if self.spare.len() <= self.spare.capacity().unwrap_or_default() / 4 || self.tasks.is_empty() {
-                self.out.ring();
-            }
         }
+    }
+
+    /// While the host's threads help, its cores are theirs.
+    fn leave_to_the_host(&self) {
+        let helped = || gang::is_helped(self.shared.helped_ns.load(Ordering::Relaxed)) && gang::leaves(&self.tasks);
+        while helped() && !self.shared.pool.is_awaited() && !self.shared.failed() {
+            std::thread::sleep(LOOK);
+        }
+    }
+
+    /// Makes the packet of `task` in `output` and hands it to the writer; false if that is gone.
+    pub(super) fn make(&mut self, task: Task, mut output: Vec<u8>) -> bool {
+        output.clear();
+        let (order, amount, spec) = (task.order, task.amount(), Arc::clone(&task.spec));
+        let unmade = Unmade { out: &self.out, order, amount };
+        let made =
+            if self.shared.failed() { None } else { Some(self.scratch.packet(&self.params, &task, &mut output)) };
+        unmade.made();
+        // The buffers go back to the host before the disk is asked for anything.
+        drop(task);
+        let what = match made {
+            Some(Ok(())) => What::Packet { bytes: output, spec, amount },
+            Some(Err(e)) => {
+                // A tensor that cannot be written once cannot be written at any step.
+                if !std::mem::replace(&mut self.scratch.told, true) {
+                    log::warn(format!("{e}. Such packets are left out"));
+                }
+                What::Lost { output, reason: Reason::Internal, amount }
+            }
+            None => What::Lost { output, reason: Reason::IoError, amount },
+        };
+        if !self.out.put(Item { order, what }) {
+            return false;
+        }
+        // The writer wakes up for a handful of packets, or for the last.
+        if self.spare.len() <= self.spare.capacity().unwrap_or_default() / 4 || self.tasks.is_empty() {
+            self.out.ring();
+        }
+        true
     }
 }
 

@@ -44,6 +44,7 @@ pub fn options(path: &Path, codec: Codec, mib: usize, policy: Policy) -> Options
         max_memory: mib << 20,
         policy,
         workers: 1,
+        may_be_helped: false,
         checkpoint_tokens: None,
         resume: false,
         tokens_path: None,
