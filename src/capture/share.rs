@@ -33,7 +33,8 @@ pub fn is_wanted() -> bool {
     WANTED.load(Ordering::Relaxed)
 }
 
-/// A step of `n_tokens` is about to run on the calling thread. `None` if there is nothing to compress, or a core to spare for it.
+/// A step of `n_tokens`, which the CPU alone computes, is about to run on the calling thread. `None` if there is nothing to compress, or a core
+/// to spare for it: one that waits for a GPU is.
 #[must_use]
 pub fn begin(n_tokens: Option<u64>) -> Option<Sharing> {
     let threads = threads(n_tokens?)?;

@@ -89,8 +89,11 @@ pub unsafe extern "C-unwind" fn ggml_backend_sched_graph_compute_async(sched: Pt
     let running = step.as_ref().and_then(steps::Step::timer).map(timer::Timer::run);
     // A step that is written operation by operation is the host's alone.
     let untouched = !captured || step.as_ref().is_none_or(steps::Step::is_written);
-    let sharing =
-        if untouched { None } else { guarded(None, || share::begin(step.as_ref().and_then(steps::Step::n_tokens))) };
+    let sharing = if untouched {
+        None
+    } else {
+        guarded(None, || share::begin(step.as_ref().and_then(steps::Step::tokens_on_the_cpu)))
+    };
     if let (Some(_), Some(timer)) = (&sharing, step.as_ref().and_then(steps::Step::timer)) {
         timer.first_barrier_is_not_the_hosts();
     }

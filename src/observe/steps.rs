@@ -218,10 +218,10 @@ impl Step {
         self.sampled
     }
 
-    /// Tokens of the ubatch; `None` for a graph that processes none.
+    /// Tokens of the ubatch, if the CPU alone computes it: then its threads are busy from the first operation to the last.
     #[must_use]
-    pub fn n_tokens(&self) -> Option<u64> {
-        self.plan.n_tokens
+    pub fn tokens_on_the_cpu(&self) -> Option<u64> {
+        self.plan.n_tokens.filter(|_| self.plan.parts.iter().all(|part| part.place.is_cpu))
     }
 
     /// What must watch the devices while the host computes.

@@ -89,7 +89,7 @@ impl Gang {
     }
 
     /// Called by each of the host's threads when an operation begins on it: before the first one of a step it makes packets, as long as there
-    /// are some to be made in this step. The first thread that stops is the last that began: later operations find nothing. Never waits.
+    /// are some to be made in this step. Whoever stops ends it for all, so that later operations find nothing to do. Never waits.
     pub(super) fn help(&self) {
         if self.left.load(Ordering::Acquire) <= 0 {
             return;
