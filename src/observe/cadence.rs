@@ -37,7 +37,7 @@ impl Cadence {
         Self { last_ns: AtomicU64::new(0), untimed: AtomicU64::new(0) }
     }
 
-    /// Whether the step that begins now, of so many nodes, is to be timed. `wanted`: it is timed anyway.
+    /// Whether the step that begins now, of so many nodes that can be timed, is to be. `wanted`: it is timed anyway.
     pub fn is_due(&self, nodes: usize, wanted: bool) -> bool {
         let (last_ns, untimed) = (self.last_ns.load(Ordering::Relaxed), self.untimed.load(Ordering::Relaxed));
         // Nothing is known before the first step, which is timed.

@@ -175,6 +175,12 @@ impl Plan {
         self.times.get(i).is_some_and(|t| t.counts_experts)
     }
 
+    /// Nodes that are timed when the graph is.
+    #[must_use]
+    pub fn nodes_on_the_cpu(&self) -> usize {
+        self.parts.iter().filter(|p| p.place.is_cpu).map(|p| (p.until - p.from) as usize).sum()
+    }
+
     /// The node that carries the time of node `i`.
     #[must_use]
     pub fn leader(&self, i: usize) -> usize {

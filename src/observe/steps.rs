@@ -273,7 +273,7 @@ pub fn begin(sched: Ptr, graph: Ptr) -> Option<Step> {
     // MINIMAL times only what it writes; VERBOSE every step, so that its totals of times are whole, as experts' always are.
     let timed = match level {
         Level::Minimal => sampled,
-        Level::Detailed => cadence::of(prefill).is_due(plan.nodes.len(), sampled || plan.routes),
+        Level::Detailed => cadence::of(prefill).is_due(plan.nodes_on_the_cpu(), sampled || plan.routes),
         Level::Verbose => true,
     };
     let measures_workers = sampled && level >= Level::Verbose;
