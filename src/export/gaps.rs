@@ -103,7 +103,7 @@ pub fn sampling(session: &Session) -> Option<String> {
     let c = &session.coverage;
     let part = |n: u64| share(n as f64, c.steps as f64).map(|s| format!("{} ({})", count(n), percent(s)));
     Some(format!(
-        "Of {} steps {} were timed and {} written event by event; totals cover all of them.",
+        "Of {} steps {} were timed and {} written event by event; counts are of all, times of the timed ones.",
         count(c.steps),
         part(c.timed_steps)?,
         part(c.sampled_steps)?
