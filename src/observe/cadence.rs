@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// (docs/OVERHEAD.md). It decides only how often.
 const NODE_NS: u64 = 80;
 
-/// One in so many of the host's nanoseconds may go to timing: 0.2 per cent.
+/// One in so many of the host's nanoseconds may go to timing: 0.2 per cent, but for steps so short that [`MOST`] decides.
 const SHARE: u64 = 500;
 
 /// At least one step in so many is timed, however short.

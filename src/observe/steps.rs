@@ -270,7 +270,8 @@ pub fn begin(sched: Ptr, graph: Ptr) -> Option<Step> {
     let now = clock::now_ns();
     let level = record::level();
     let sampled = number.is_some() && may_be_sampled && !record::paused() && rate::may_sample(prefill, now);
-    // MINIMAL times only what it writes; VERBOSE every step, so that its totals of times are whole, as experts' always are.
+    // MINIMAL times only what it writes; VERBOSE every step, so that its totals of times are whole. Experts are counted where steps are timed,
+    // so DETAILED times all of theirs.
     let timed = match level {
         Level::Minimal => sampled,
         Level::Detailed => cadence::of(prefill).is_due(plan.nodes_on_the_cpu(), sampled || plan.routes),

@@ -30,7 +30,8 @@ pub(super) const LEAST_MEMORY: usize = 64 << 20;
 /// A heap of tasks is worked off in about so many steps, so that no single one takes much longer than its neighbours.
 const STEPS: usize = 16;
 
-/// The longest that a thread of the host is kept at a step.
+/// A thread of the host that has helped so long begins no other packet in this step. One that was begun is finished: a large one of a slow codec,
+/// as prompts leave them, can take several times as long.
 const MOST_TIME: Duration = Duration::from_millis(2);
 
 /// So long after the last help our own threads leave the tasks alone.
