@@ -30,8 +30,8 @@ pub(super) const LEAST_MEMORY: usize = 64 << 20;
 /// A heap of tasks is worked off in about so many steps, so that no single one takes much longer than its neighbours.
 const STEPS: usize = 16;
 
-/// A thread of the host that has helped so long begins no other packet in this step. One that was begun is finished: a large one of a slow codec,
-/// as prompts leave them, can take several times as long.
+/// A thread of the host that has helped so long begins no other packet in this step. One that was begun is finished: at most a mebibyte,
+/// which zstd may take longer for.
 const MOST_TIME: Duration = Duration::from_millis(2);
 
 /// So long after the last help our own threads leave the tasks alone.
@@ -67,9 +67,14 @@ impl Gang {
 
     /// A step begins on so many threads. True if there is something to do for them.
     pub(super) fn assemble(&self, threads: usize) -> bool {
-        let Some(waiting) = self.kits().and_then(|kits| Some(kits.first()?.try_lock()?.worker.tasks.len())) else {
+        let look = |kit: &Kit| (kit.worker.tasks.len(), kit.worker.shared.large_tasks.load(Ordering::Relaxed));
+        let Some((waiting, large)) = self.kits().and_then(|kits| Some(look(&*kits.first()?.try_lock()?))) else {
             return false;
         };
+        // What a prompt left would hold a step for too long: it is for our own threads, and what stands behind it comes after it.
+        if large > 0 {
+            return false;
+        }
         let most = waiting.div_ceil(STEPS).max(2 * threads).min(waiting);
         self.left.store(most as isize, Ordering::Release);
         most > 0

@@ -167,6 +167,8 @@ struct Shared {
     tokens_lost: AtomicU64,
     /// When a thread of the host last made packets, 0 for never.
     helped_ns: AtomicU64,
+    /// Tasks too large for a thread of the host to begin one (`gang`) that wait or are in work.
+    large_tasks: AtomicUsize,
     /// What such threads work with.
     gang: OnceLock<Weak<gang::Gang>>,
 }

@@ -240,6 +240,9 @@ impl Collector {
 
     fn task(&mut self, mut task: Task) {
         task.order = self.next_order();
+        if task.is_large() {
+            self.shared.large_tasks.fetch_add(1, Ordering::Relaxed);
+        }
         // Workers end after us only; after a panic of theirs the stream has failed, and what is lost is counted at its end.
         let _ = self.tasks.send(task);
     }

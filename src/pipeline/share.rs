@@ -18,7 +18,7 @@ const ENCODER: usize = MIB;
 const MOST_PACKET: usize = 4 * MIB;
 
 /// Raw bytes up to which pieces are put together: beyond, a packet gains nothing.
-const WORTH: usize = MIB;
+pub(super) const WORTH: usize = MIB;
 
 /// Sizes that follow from the budget.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -132,6 +132,7 @@ fn start_on(options: Options, shares: &Shares, opened: Opened) -> Result<Pipelin
         tokens_queued: 0.into(),
         tokens_lost: 0.into(),
         helped_ns: 0.into(),
+        large_tasks: 0.into(),
         gang: OnceLock::new(),
     });
     let mut all = vec![file.write_behind(&shared)?];

@@ -7,6 +7,7 @@ use std::time::Duration;
 use crossbeam_channel::Receiver;
 
 use super::cut::Chunk;
+use super::share::WORTH;
 use super::writer::{Item, What};
 use super::{Amount, Reason, Shared, Spec, gang};
 use crate::codec::{Codec, Encoder, Params};
@@ -30,6 +31,11 @@ pub(super) struct Task {
 }
 
 impl Task {
+    /// Whether it should be left to a thread of ours.
+    pub(super) fn is_large(&self) -> bool {
+        self.amount().bytes > WORTH as u64
+    }
+
     fn amount(&self) -> Amount {
         Amount::new(self.chunks.iter().map(|c| c.tensors).sum(), self.chunks.iter().map(|c| c.len as u64).sum())
     }
@@ -108,6 +114,9 @@ impl Worker {
         let made =
             if self.shared.failed() { None } else { Some(self.scratch.packet(&self.params, &task, &mut output)) };
         unmade.made();
+        if task.is_large() {
+            self.shared.large_tasks.fetch_sub(1, Ordering::Relaxed);
+        }
         // The buffers go back to the host before the disk is asked for anything.
         drop(task);
         let what = match made {
