@@ -51,6 +51,21 @@ pub enum Read {
     Failed,
 }
 
+/// The tensor's values where they are, if the host can read them there and they are packed: `bytes` of them.
+///
+/// # Safety
+/// `t` has its memory. What is read there is only worth something while it is computed and its memory still holds its values, and only as long.
+pub unsafe fn in_place<'a>(t: TensorPtr, bytes: usize) -> Option<&'a [u8]> {
+    let buffer = t.buffer();
+    if t.data().is_null() || buffer.is_null() || t.span_bytes() != bytes {
+        return None;
+    }
+    // SAFETY: the buffer of a live tensor.
+    let is_host = unsafe { api::ggml_backend_buffer_is_host(buffer) }.unwrap_or(false);
+    // SAFETY: ggml: a host buffer can be read at the tensor's address for its span.
+    is_host.then(|| unsafe { std::slice::from_raw_parts(t.data().cast::<u8>().cast_const(), bytes) })
+}
+
 /// Copies the tensor's values to `to`, which is [`bytes`] long. `sched`
 /// is its graph's scheduler, null if not known.
 ///

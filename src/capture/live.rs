@@ -1,13 +1,14 @@
 //! A graph that a scheduler holds: its plan, its nodes' addresses, and by which route each wanted node is read.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
+use super::early;
 use super::graph::{GraphPlan, Wanted};
 use crate::config::RouteChoice as Choice;
 use crate::format::stream::Route;
 use crate::ggml::view::TensorPtr;
-use crate::pipeline::Reason;
+use crate::pipeline::{Pipeline, Reason};
 
 /// How a wanted node is read in this graph.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,7 +36,11 @@ pub struct Live {
     pub by_callback: HashMap<usize, usize>,
     /// Some node is kept by the allocator.
     pub retains: bool,
+    /// The nodes that all threads of the CPU backend begin together and do not fuse: number and address.
+    stops: Vec<(usize, TensorPtr)>,
+    early: OnceLock<early::Plan>,
 }
+
 
 impl Live {
     /// Puts `plan` on the nodes of a graph that is about to be allocated. `limit`: bytes that the allocator may keep for us.
@@ -63,6 +68,8 @@ impl Live {
         Self {
             graph,
             inputs: [plan.tokens_at, plan.positions_at, plan.outputs_at].map(|p| p.and_then(at)),
+            stops: nodes.iter().copied().enumerate().filter(|(_, t)| t.op() == "MUL_MAT").collect(),
+            early: OnceLock::new(),
             retains: ways.contains(&by(Route::Retain)),
             plan,
             tensors,
@@ -109,7 +116,20 @@ impl Live {
             inputs: self.inputs,
             by_callback,
             retains: false,
+            stops: Vec::new(),
+            early: OnceLock::new(),
         }
+    }
+
+    /// What can be encoded while it runs. Call when it has its memory.
+    pub fn early(&self, pipeline: &Pipeline) -> &early::Plan {
+        self.early.get_or_init(|| early::Plan::new(self, &self.stops, pipeline))
+    }
+
+    /// The same, if it was asked for before.
+    #[must_use]
+    pub fn early_known(&self) -> Option<&early::Plan> {
+        self.early.get()
     }
 }
 

@@ -10,6 +10,7 @@
 //! `auto` takes the first where it is safe and fits the memory budget, node by node.
 
 pub mod copy;
+pub mod early;
 pub mod graph;
 pub mod list;
 pub mod live;

@@ -68,6 +68,12 @@ impl StepRows {
         }
     }
 
+    /// Whether all tokens of the step are kept.
+    #[must_use]
+    pub fn are_all_kept(&self) -> bool {
+        self.kept.iter().all(Option::is_none)
+    }
+
     /// Whether none of the tensor's tokens is kept.
     #[must_use]
     pub fn is_empty(&self, w: &Wanted) -> bool {

@@ -7,14 +7,14 @@ use std::sync::Arc;
 use super::live::Live;
 use super::rows::StepRows;
 use super::step::{self, Step};
-use super::{Capture, KEPT_PLANS, graph, list, start};
+use super::{Capture, KEPT_PLANS, early, graph, list, start};
 use crate::format::stream::Route;
 use crate::ggml::api::{self, EvalCallback, Ptr};
 use crate::ggml::bindings::ggml_tensor;
 use crate::ggml::layout;
 use crate::ggml::view::TensorPtr;
 use crate::observe::{self, state, steps};
-use crate::pipeline::Reason;
+use crate::pipeline::{Pipeline, Reason};
 
 /// What the allocator does with a graph that was flagged on this thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -216,6 +216,12 @@ fn is_server() -> bool {
         let name = std::env::current_exe().ok().and_then(|p| Some(p.file_name()?.to_string_lossy().into_owned()));
         name.is_some_and(|n| n.starts_with("llama-server") || n.starts_with("llama_server"))
     })
+}
+
+/// The step that has begun on this thread lets the host's threads encode rows, if it can.
+#[must_use]
+pub(super) fn encode_early(pipeline: &Pipeline, threads: usize) -> Option<early::Working> {
+    STEP.with_borrow_mut(|step| step.as_mut()?.encode_early(pipeline, threads))
 }
 
 /// The graph has run, with this status of ggml.

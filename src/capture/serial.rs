@@ -22,7 +22,7 @@ use crate::ggml::layout;
 use crate::ggml::view::TensorPtr;
 use crate::graph::{class, name};
 use crate::observe::steps::{self, TOTALS};
-use crate::pipeline::{Job, Piece, Reason, Spec};
+use crate::pipeline::{Form, Job, Piece, Reason, Spec};
 
 /// A node that was wanted and copied.
 #[derive(Debug)]
@@ -344,8 +344,10 @@ impl Run {
             let store = memory.of_width(store, t.wanted.shape.ne[0]);
             pieces.push(Piece {
                 spec: memory.spec(store, &t.hit, &t.tensor, old.occurrence, old.dtype, old.slice),
+                buffer: 0,
                 offset,
                 len: t.len,
+                form: Form::Values,
                 ne: copy::shape(&t.wanted, None),
                 token_dim: t.wanted.shape.token_dim,
                 rows: match t.wanted.shape.rows {
@@ -365,7 +367,7 @@ impl Run {
             t_ns: clock::now_ns(),
             row_sets: self.row_sets(),
             pieces,
-            data: buffer,
+            data: vec![buffer],
             tokens,
         });
     }

@@ -3,53 +3,80 @@
 //! Before it: `hook::cpu`, on each of them, when the first operation of a step begins. What is measured stays the host's work alone: the first
 //! operation is timed from there on, the wait for the others behind it is left out, and a step that is written is not helped in.
 
+use std::ffi::c_void;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::{CURRENT, Capture};
+use super::{CURRENT, Capture, early, run};
 use crate::ggml::api;
-use crate::observe::{steps, timer::HOT};
+use crate::observe::steps;
+use crate::observe::timer::{self, HOT};
 use crate::pipeline::Pipeline;
 
-/// A step runs whose threads may help.
+/// Packets wait for the threads of the step that runs.
 static WANTED: AtomicBool = AtomicBool::new(false);
+
+/// A step runs whose threads help: one at a time.
+static BUSY: AtomicBool = AtomicBool::new(false);
 
 /// Ends the help when the step does, also when an exception of the host ends it.
 #[derive(Debug)]
-pub struct Sharing(());
+pub struct Sharing {
+    /// The first operation was asked to help with packets.
+    gang: bool,
+    _rows: Option<early::Working>,
+}
 
 impl Drop for Sharing {
     fn drop(&mut self) {
         WANTED.store(false, Ordering::Relaxed);
         HOT.listen_no_more();
-        with(Pipeline::help_no_more);
+        BUSY.store(false, Ordering::Release);
+        if self.gang {
+            with(Pipeline::help_no_more);
+        }
     }
 }
 
-/// Whether a thread that begins an operation should [`help`]: one load.
+/// Whether a thread that begins the operation `at` should [`help`]: two loads.
 #[inline]
 #[must_use]
-pub fn is_wanted() -> bool {
-    WANTED.load(Ordering::Relaxed)
+pub fn is_wanted(at: *mut c_void) -> bool {
+    HOT.station.load(Ordering::Relaxed) == at || WANTED.load(Ordering::Relaxed)
 }
 
 /// A step of `n_tokens`, which the CPU alone computes, is about to run on the calling thread. `None` if there is nothing to compress, or a core
 /// to spare for it: one that waits for a GPU is.
 #[must_use]
 pub fn begin(n_tokens: Option<u64>) -> Option<Sharing> {
-    let threads = threads(n_tokens?)?;
-    let mut asked = false;
-    with(|p| asked = threads >= cores() && p.ask_for_help(threads));
-    // One step at a time.
-    (asked && WANTED.compare_exchange(false, true, Ordering::Relaxed, Ordering::Relaxed).is_ok()).then(|| {
-        HOT.listen();
-        Sharing(())
-    })
+    let threads = threads(n_tokens?).filter(|&n| n >= cores())?;
+    if BUSY.swap(true, Ordering::Acquire) {
+        return None;
+    }
+    let (mut gang, mut rows) = (false, None);
+    with(|p| {
+        gang = p.ask_for_help(threads);
+        rows = run::encode_early(p, threads);
+    });
+    if !gang && rows.is_none() {
+        BUSY.store(false, Ordering::Release);
+        return None;
+    }
+    WANTED.store(gang, Ordering::Relaxed);
+    HOT.listen();
+    Some(Sharing { gang, _rows: rows })
 }
 
-/// A compute thread of the host begins an operation of such a step.
-pub fn help() {
-    with(Pipeline::help);
+/// A compute thread of the host begins the operation `at` of such a step.
+pub fn help(at: *mut c_void) {
+    if WANTED.load(Ordering::Relaxed) {
+        with(Pipeline::help);
+        WANTED.store(false, Ordering::Relaxed);
+    }
+    if HOT.station.load(Ordering::Relaxed) == at {
+        early::stretch_ends(at, timer::is_timed());
+        timer::interrupted();
+    }
 }
 
 /// The pipeline of the capture that is on. Never waits; while this runs, the capture does not end.

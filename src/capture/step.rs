@@ -2,17 +2,19 @@
 //!
 //! What the allocator keeps is read at once when the graph is over; what only the callback can read is read node by node while it runs.
 
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 
 use super::Capture;
 use super::copy::{self, Read};
+use super::early::{Done, Work, Working};
 use super::live::{Live, Way};
 use super::rows::StepRows;
 use crate::clock;
 use crate::format::stream::{Route, Row};
 use crate::ggml::api::{self, Ptr};
-use crate::pipeline::{Account, Buffer, Job, Piece, Pipeline, Reason, Refused};
+use crate::pipeline::{Account, Buffer, Form, Job, Piece, Pipeline, Reason, Refused};
 
 /// A step that is being captured.
 #[derive(Debug)]
@@ -31,15 +33,27 @@ pub struct Step {
     tokens_told: bool,
     /// Wanted nodes that were neither read nor refused yet.
     open: Vec<bool>,
+    /// What the host's threads encode while it runs.
+    work: Option<Arc<Work>>,
+    /// What they have encoded, in the order of the nodes, and is not handed on.
+    encoded: VecDeque<Done>,
 }
 
 #[derive(Debug)]
 struct Filling {
-    buffer: Buffer,
+    buffers: Vec<Buffer>,
+    /// Of these, the one that is being filled, and how much of it is.
+    at: Option<usize>,
     used: usize,
     pieces: Vec<Piece>,
     /// Tables of tokens: the step's two, and one for each group of a tensor that needs several pieces.
     sets: Vec<Arc<[Row]>>,
+}
+
+impl Filling {
+    fn new(rows: &StepRows) -> Self {
+        Self { buffers: Vec::new(), at: None, used: 0, pieces: Vec::new(), sets: rows.sets.to_vec() }
+    }
 }
 
 impl Step {
@@ -57,6 +71,8 @@ impl Step {
             filling: None,
             pending: false,
             tokens_told: false,
+            work: None,
+            encoded: VecDeque::new(),
         };
         step.leave_out();
         step
@@ -169,24 +185,14 @@ impl Step {
     ) -> bool {
         let live = self.live.clone();
         let (Some(w), Some(&t)) = (live.plan.wanted.get(i), live.tensors.get(i)) else { return false };
-        if self.filling.as_ref().is_none_or(|f| f.buffer.len() - f.used < bytes) {
-            self.push();
-            let capture = self.capture.clone();
-            let Some(pipeline) = capture.pipeline() else { return false };
-            let ask = (bytes + self.to_come).min(pipeline.largest()).max(bytes);
-            match pipeline.reserve(ask) {
-                Ok(buffer) => {
-                    self.filling = Some(Filling { buffer, used: 0, pieces: Vec::new(), sets: self.rows.sets.to_vec() })
-                }
-                Err(refused) => {
-                    self.drop_one(i, Reason::from(refused));
-                    return false;
-                }
-            }
+        if let Err(refused) = self.make_room(bytes) {
+            self.drop_one(i, Reason::from(refused));
+            return false;
         }
         let Some(f) = &mut self.filling else { return false };
+        let Some((at, buffer)) = f.at.and_then(|at| Some((at, f.buffers.get_mut(at)?))) else { return false };
         let offset = f.used;
-        let Some(to) = f.buffer.get_mut(offset..offset + bytes) else { return false };
+        let Some(to) = buffer.get_mut(offset..offset + bytes) else { return false };
         // SAFETY: the caller's promise; a pending read is over before the buffer is handed on (`push`).
         match unsafe { copy::read(t, w, kept, self.sched, to) } {
             Read::Done => {}
@@ -198,26 +204,104 @@ impl Step {
         }
         f.used += bytes.next_multiple_of(16);
         let mut rows = self.rows.set(w);
-        if let (Some((at, _)), Some(set)) = (&group, rows) {
-            let own = self.rows.sets.get(usize::from(set)).and_then(|s| s.get(at.clone())).unwrap_or_default();
+        if let (Some((range, _)), Some(set)) = (&group, rows) {
+            let own = self.rows.sets.get(usize::from(set)).and_then(|s| s.get(range.clone())).unwrap_or_default();
             rows = u8::try_from(f.sets.len()).ok();
             f.sets.push(own.into());
         }
         f.pieces.push(Piece {
             spec: w.spec.clone(),
+            buffer: at as u8,
             offset,
             len: bytes,
+            form: Form::Values,
             ne: copy::shape(w, kept),
             token_dim: w.shape.token_dim,
             rows,
             route,
-            completes: group.is_none_or(|(at, of)| at.end == of),
+            completes: group.is_none_or(|(range, of)| range.end == of),
         });
         true
     }
 
+    /// Room for so many bytes in the buffer that is being filled.
+    fn make_room(&mut self, bytes: usize) -> Result<(), Refused> {
+        let left = |f: &Filling| f.at.and_then(|at| f.buffers.get(at)).map_or(0, |b| b.len() - f.used);
+        if self.filling.as_ref().is_some_and(|f| left(f) >= bytes) {
+            return Ok(());
+        }
+        let capture = self.capture.clone();
+        let pipeline = capture.pipeline().ok_or(Refused::Failed)?;
+        let ask = (bytes + self.to_come).min(pipeline.largest()).max(bytes);
+        // Beside what the host's threads have encoded, so that the tensors stay in order; else after it, because this may wait.
+        let beside = self.filling.as_ref().is_some_and(|f| f.at.is_none());
+        let buffer = match if beside { pipeline.reserve_now(ask) } else { None } {
+            Some(buffer) => buffer,
+            None => {
+                self.push();
+                pipeline.reserve(ask)?
+            }
+        };
+        let f = self.filling.get_or_insert_with(|| Filling::new(&self.rows));
+        (f.at, f.used) = (Some(f.buffers.len()), 0);
+        f.buffers.push(buffer);
+        Ok(())
+    }
+
+    /// The host's threads encode what they can of this step while it runs on so many of them.
+    pub fn encode_early(&mut self, pipeline: &Pipeline, threads: usize) -> Option<Working> {
+        if !self.live.retains || !self.rows.are_all_kept() {
+            return None;
+        }
+        let work = Work::new(&self.live, pipeline, threads)?;
+        let working = work.begin()?;
+        self.work = Some(work);
+        Some(working)
+    }
+
+    /// The graph is over: what its threads have encoded goes with the step.
+    fn collect(&mut self) {
+        let Some((buffers, encoded)) = self.work.take().map(|w| w.collect()) else { return };
+        if encoded.is_empty() {
+            return;
+        }
+        let f = self.filling.get_or_insert_with(|| Filling::new(&self.rows));
+        self.encoded = encoded.into();
+        for done in &mut self.encoded {
+            done.buffer += f.buffers.len() as u8;
+            let bytes = self.live.plan.wanted.get(done.wanted).map_or(0, |w| w.bytes);
+            self.to_come = self.to_come.saturating_sub(bytes);
+        }
+        f.buffers.extend(buffers);
+    }
+
+    /// Hands the next of them on.
+    fn take_encoded(&mut self) {
+        let live = self.live.clone();
+        let Some(done) = self.encoded.pop_front() else { return };
+        let Some(w) = live.plan.wanted.get(done.wanted) else { return };
+        let Some(f) = self.filling.as_mut().filter(|_| self.open.get(done.wanted).copied().unwrap_or(false)) else { return };
+        f.pieces.push(Piece {
+            spec: w.spec.clone(),
+            buffer: done.buffer,
+            offset: done.offset,
+            len: w.bytes,
+            form: Form::Rows(done.stored, done.codec, done.errors),
+            ne: copy::shape(w, None),
+            token_dim: w.shape.token_dim,
+            rows: self.rows.set(w),
+            route: Route::Retain,
+            completes: true,
+        });
+        self.close(done.wanted, w.bytes, w.bytes);
+    }
+
     /// Hands the buffer on.
     fn push(&mut self) {
+        // Their buffers go, and they with them.
+        while !self.encoded.is_empty() {
+            self.take_encoded();
+        }
         let Some(f) = self.filling.take() else { return };
         if std::mem::take(&mut self.pending) {
             // SAFETY: the scheduler of the graph that has run.
@@ -230,7 +314,7 @@ impl Step {
             t_ns: clock::now_ns(),
             row_sets: f.sets,
             pieces: f.pieces,
-            data: f.buffer,
+            data: f.buffers,
             tokens,
         });
     }
@@ -244,8 +328,11 @@ impl Step {
         if computed && live.retains {
             // SAFETY: the scheduler of the graph that has run.
             unsafe { api::ggml_backend_sched_synchronize(self.sched) };
+            self.collect();
             for (i, way) in live.ways.iter().enumerate() {
-                if *way == Way::By(Route::Retain) {
+                if self.encoded.front().is_some_and(|done| done.wanted == i) {
+                    self.take_encoded();
+                } else if *way == Way::By(Route::Retain) {
                     // SAFETY: the caller's promise, and the allocator kept its memory.
                     unsafe { self.take(i, Route::Retain) };
                 }

@@ -26,7 +26,12 @@ pub(super) fn bits_for(bound: f32) -> u32 {
     (2..=u32::from(MOST_BITS)).find(keeps).unwrap_or(u32::from(MOST_BITS))
 }
 
-/// Appends the f32 values in `data` with `bits` bits each; returns the errors that this makes.
+/// Appends what stands before the first row.
+pub(super) fn begin(bits: u32, out: &mut Vec<u8>) {
+    out.extend_from_slice(&[VERSION, bits as u8]);
+}
+
+/// Appends the rows of f32 values in `data` with `bits` bits each; returns the errors that this makes.
 #[inline(always)]
 pub(super) fn encode(sink: &mut Sink, bound: f32, bits: u32, row_len: usize, data: &[u8], out: &mut Vec<u8>) -> Errors {
     if bits == USUAL_BITS {
@@ -40,7 +45,6 @@ pub(super) fn encode(sink: &mut Sink, bound: f32, bits: u32, row_len: usize, dat
 #[inline(always)]
 fn encode_with(sink: &mut Sink, bound: f32, bits: u32, row_len: usize, data: &[u8], out: &mut Vec<u8>) -> Errors {
     let mut errors = Errors::default();
-    out.extend_from_slice(&[VERSION, bits as u8]);
     for raw in data.chunks(row_len.max(1) * 4) {
         let mut row = Row::default();
         let start = out.len();

@@ -4,11 +4,19 @@ use super::pack::BLOCK;
 
 /// Greatest errors of a packet. Blocks that hold a NaN or an infinity are left out of both.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub(super) struct Errors {
+pub struct Errors {
     /// Relative L2 error of a row.
-    pub(super) row: f64,
+    pub row: f64,
     /// Error of a value against the greatest magnitude of its block.
-    pub(super) block: f64,
+    pub block: f64,
+}
+
+impl Errors {
+    /// Those of both.
+    #[must_use]
+    pub const fn max(self, other: Self) -> Self {
+        Self { row: self.row.max(other.row), block: self.block.max(other.block) }
+    }
 }
 
 /// Rows whose greatest magnitude is outside this have squares that leave the range of f32.

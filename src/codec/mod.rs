@@ -10,10 +10,13 @@ mod lz4;
 mod measure;
 mod narrow;
 mod pack;
+mod rows;
 mod shuffle;
 mod simd;
 mod unary;
 mod zstandard;
+
+pub use rows::Errors;
 
 /// How the values of a packet are stored. The numbers are written to files: append only.
 #[repr(u8)]
@@ -200,7 +203,6 @@ impl Encoder {
         data: &[u8],
         out: &mut Vec<u8>,
     ) -> Encoded {
-        let bound = params.error_bound;
         let codec = fitting(params, dtype, row_len, data.len());
         let mut done = Encoded { codec, row_l2: 0.0, block_max: 0.0, saturated: 0 };
         let mut errors = measure::Errors::default();
@@ -223,12 +225,9 @@ impl Encoder {
                 (done.saturated, errors) = narrow(isa, row_len, data, &mut self.values);
                 lz4::store(&self.values, out);
             }
-            Codec::Bounded => {
-                errors = simd::encode_bounded(isa, &mut self.bounded, bound, row_len, data, out);
-            }
-            Codec::Fast => {
-                let bits = fast::bits_for(bound);
-                errors = simd::encode_fast(isa, &mut self.fast, bound, bits, row_len, data, out);
+            Codec::Bounded | Codec::Fast => {
+                params.begin_rows(codec, out);
+                errors = self.rows_with(isa, params, codec, row_len, data, out);
             }
         }
         (done.row_l2, done.block_max) = (errors.row as f32, errors.block as f32);

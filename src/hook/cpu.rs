@@ -16,11 +16,11 @@ type Forward = unsafe extern "C-unwind" fn(Ptr, Ptr) -> bool;
 type Fused = unsafe extern "C-unwind" fn(Ptr, Ptr, Ptr, Ptr, Ptr, Ptr);
 type Barrier = unsafe extern "C-unwind" fn(Ptr);
 
-/// The host's function, if it is known and no step is timed.
+/// The host's function, if it is known and there is nothing to do: no step is timed, and no operation told to the capture.
 #[inline]
-fn straight_on(function: &AtomicPtr<std::ffi::c_void>) -> Option<Ptr> {
+fn straight_on(function: &AtomicPtr<std::ffi::c_void>, told: bool) -> Option<Ptr> {
     let real = function.load(Ordering::Relaxed);
-    (!timer::timing() && !real.is_null()).then_some(real)
+    (!timer::timing() && !told && !real.is_null()).then_some(real)
 }
 
 /// The host's function, looked up at the first call.
@@ -31,10 +31,10 @@ fn find(symbol: &Symbol, function: &AtomicPtr<std::ffi::c_void>) -> Option<Ptr> 
 }
 
 fn begins(tensor: Ptr) {
+    if HOT.listens() && share::is_wanted(tensor) {
+        guarded((), || share::help(tensor));
+    }
     if timer::timing() {
-        if share::is_wanted() {
-            guarded((), share::help);
-        }
         timer::op_begins(tensor);
         if workers::on() {
             workers::op_begins();
@@ -48,7 +48,7 @@ fn begins(tensor: Ptr) {
 /// Called by ggml with its own arguments.
 #[unsafe(no_mangle)]
 pub unsafe extern "C-unwind" fn ggml_cpu_extra_compute_forward(params: Ptr, tensor: Ptr) -> bool {
-    match straight_on(&HOT.forward) {
+    match straight_on(&HOT.forward, HOT.listens()) {
         // SAFETY: the signature in ggml-cpu's traits.h in every version that has it, and the host's own arguments.
         Some(real) => unsafe { std::mem::transmute::<Ptr, Forward>(real)(params, tensor) },
         // SAFETY: as for this function.
@@ -80,7 +80,7 @@ pub unsafe extern "C-unwind" fn ggml_compute_forward_rms_norm_mul_fused(
     e: Ptr,
     f: Ptr,
 ) {
-    match straight_on(&HOT.fused) {
+    match straight_on(&HOT.fused, HOT.listens()) {
         // SAFETY: integer registers only, in every version; they are the host's own.
         Some(real) => unsafe { std::mem::transmute::<Ptr, Fused>(real)(params, tensor, c, d, e, f) },
         // SAFETY: as for this function.
@@ -106,7 +106,7 @@ unsafe extern "C-unwind" fn fused(params: Ptr, tensor: Ptr, c: Ptr, d: Ptr, e: P
 /// Called by ggml with its thread pool.
 #[unsafe(no_mangle)]
 pub unsafe extern "C-unwind" fn ggml_barrier(pool: Ptr) {
-    match straight_on(&HOT.barrier) {
+    match straight_on(&HOT.barrier, false) {
         // SAFETY: the signature in ggml-cpu-impl.h in every version, and the host's own argument.
         Some(real) => unsafe { std::mem::transmute::<Ptr, Barrier>(real)(pool) },
         // SAFETY: as for this function.

@@ -22,8 +22,12 @@ const NONE: usize = usize::MAX;
 #[repr(align(64))]
 #[derive(Debug)]
 pub struct Hot {
-    /// Steps being timed, or helped with: what the hooks of all other threads and of other steps look at first.
+    /// Steps being timed: what the hooks of all other threads and of other steps look at first.
     timing: AtomicUsize,
+    /// Steps in which the capture wants to know of operations.
+    helping: AtomicUsize,
+    /// The operation before which the capture has something to do (`capture::early`), null if there is none.
+    pub station: AtomicPtr<c_void>,
     /// The host's own functions, null until the first call of each (`hook::cpu`).
     pub forward: AtomicPtr<c_void>,
     /// See `forward`.
@@ -35,20 +39,29 @@ pub struct Hot {
 /// The only one.
 pub static HOT: Hot = Hot {
     timing: AtomicUsize::new(0),
+    helping: AtomicUsize::new(0),
+    station: AtomicPtr::new(std::ptr::null_mut()),
     forward: AtomicPtr::new(std::ptr::null_mut()),
     fused: AtomicPtr::new(std::ptr::null_mut()),
     barrier: AtomicPtr::new(std::ptr::null_mut()),
 };
 
 impl Hot {
-    /// The hooks have something to do.
+    /// Operations are told to the capture.
     pub fn listen(&self) {
-        self.timing.fetch_add(1, Ordering::Relaxed);
+        self.helping.fetch_add(1, Ordering::Relaxed);
     }
 
     /// The end of one [`Self::listen`].
     pub fn listen_no_more(&self) {
-        self.timing.fetch_sub(1, Ordering::Relaxed);
+        self.helping.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Whether operations are told to the capture.
+    #[inline]
+    #[must_use]
+    pub fn listens(&self) -> bool {
+        self.helping.load(Ordering::Relaxed) > 0
     }
 }
 
@@ -101,6 +114,8 @@ pub struct Timer {
     sums: Cell<Sums>,
     /// See [`Timer::first_barrier_is_not_the_hosts`].
     skips_barrier: Cell<bool>,
+    /// Something of ours ran since the last barrier: the next operation begins with the clock.
+    interrupted: Cell<bool>,
 }
 
 impl Timer {
@@ -120,6 +135,7 @@ impl Timer {
             leave_ns: Cell::new(0),
             sums: Cell::new(Sums::default()),
             skips_barrier: Cell::new(false),
+            interrupted: Cell::new(false),
         }
     }
 
@@ -127,7 +143,7 @@ impl Timer {
     #[must_use]
     pub fn run(&self) -> Running<'_> {
         let outer = CURRENT.replace(self);
-        HOT.listen();
+        HOT.timing.fetch_add(1, Ordering::Relaxed);
         Running { outer, timer: self }
     }
 
@@ -163,7 +179,8 @@ impl Timer {
         let continued = previous != NONE;
         self.close();
         // The end of the barrier before it; for the first operation, and after a split on another backend, the clock.
-        let started = if continued && self.leave_ns.get() > 0 { self.leave_ns.get() } else { clock::now_ns() };
+        let unbroken = continued && !self.interrupted.replace(false) && self.leave_ns.get() > 0;
+        let started = if unbroken { self.leave_ns.get() } else { clock::now_ns() };
         self.current.set(i);
         self.cursor.set(i + 1);
         self.until.set(i + 1);
@@ -224,11 +241,11 @@ impl Drop for Running<'_> {
     fn drop(&mut self) {
         self.timer.close();
         CURRENT.set(self.outer);
-        HOT.listen_no_more();
+        HOT.timing.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-/// Whether any step is being timed or helped with: the whole cost of the CPU hooks when not.
+/// Whether any step is being timed: the whole cost of the CPU hooks when not.
 #[inline]
 #[must_use]
 pub fn timing() -> bool {
@@ -248,6 +265,18 @@ fn with(f: impl FnOnce(&Timer)) {
 #[inline]
 pub fn op_begins(tensor: *const c_void) {
     with(|t| t.begin(tensor));
+}
+
+/// Whether this thread is thread 0 of a step that is timed.
+#[inline]
+#[must_use]
+pub fn is_timed() -> bool {
+    !CURRENT.get().is_null()
+}
+
+/// Before the next operation something else has run on this thread.
+pub fn interrupted() {
+    with(|t| t.interrupted.set(true));
 }
 
 /// This thread enters a barrier. True if it is a timed one: then [`barrier_leave`] must follow.

@@ -3,15 +3,19 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::{Job, Piece};
+use super::{Form, Job, Piece};
 use crate::format::stream::Row;
 
 /// A run of a piece's rows, in one packet.
 #[derive(Debug)]
 pub(super) struct Chunk {
     pub(super) job: Arc<Job>,
+    buffer: u8,
     pub(super) at: usize,
+    /// Bytes of its values.
     pub(super) len: usize,
+    /// How they lie there.
+    pub(super) form: Form,
     pub(super) ne: [u32; 4],
     pub(super) token_dim: u8,
     rows: Option<(u8, Range<usize>)>,
@@ -20,9 +24,14 @@ pub(super) struct Chunk {
 }
 
 impl Chunk {
-    /// The values.
+    /// The values, or their rows.
     pub(super) fn data(&self) -> &[u8] {
-        self.job.data.get(self.at..self.at + self.len).unwrap_or_default()
+        let stored = match self.form {
+            Form::Values => self.len,
+            Form::Rows(stored, ..) => stored,
+        };
+        let buffer = self.job.data.get(usize::from(self.buffer));
+        buffer.and_then(|b| b.get(self.at..self.at + stored)).unwrap_or_default()
     }
 
     /// The tokens along `token_dim`, or none.
@@ -33,7 +42,8 @@ impl Chunk {
 }
 
 /// Values in a row as codecs see it: all of a token where tokens are the outermost dimension in use, else the innermost dimension.
-pub(super) fn row_len(ne: &[u32; 4], token_dim: u8) -> u32 {
+#[must_use]
+pub fn row_len(ne: &[u32; 4], token_dim: u8) -> u32 {
     let t = usize::from(token_dim);
     let outermost = t > 0 && ne.iter().skip(t + 1).all(|&n| n == 1);
     let dims = if outermost { t } else { 1 };
@@ -57,8 +67,10 @@ pub(super) fn cut(job: &Arc<Job>, number: usize, most: usize, each: &mut impl Fn
         .map(|set| (set, 0..tokens));
     let whole = Chunk {
         job: Arc::clone(job),
+        buffer: piece.buffer,
         at: piece.offset,
         len: piece.len,
+        form: piece.form,
         ne: piece.ne,
         token_dim: piece.token_dim,
         rows,
@@ -67,7 +79,12 @@ pub(super) fn cut(job: &Arc<Job>, number: usize, most: usize, each: &mut impl Fn
     if piece.ne.first().map_or(0, |&n| n as usize) * piece.spec.dtype.size() > most {
         return false;
     }
-    cut_chunk(whole, most, each);
+    match piece.form {
+        Form::Values => cut_chunk(whole, most, each),
+        // Where one row ends is not known any more.
+        Form::Rows(..) if piece.len > most => return false,
+        Form::Rows(..) => each(whole),
+    }
     true
 }
 
@@ -90,6 +107,8 @@ fn cut_chunk(chunk: Chunk, most: usize, each: &mut impl FnMut(Chunk)) {
         });
         let part = Chunk {
             job: Arc::clone(&chunk.job),
+            buffer: chunk.buffer,
+            form: Form::Values,
             at: chunk.at + first * one,
             len: n * one,
             ne,
@@ -107,7 +126,7 @@ mod tests {
     use crate::codec::DType;
     use crate::format::stream::{Route, Row};
     use crate::pipeline::pool::Pool;
-    use crate::pipeline::{Job, Piece, Spec};
+    use crate::pipeline::{Form, Job, Piece, Spec};
     use std::sync::Arc;
 
     fn job(ne: [u32; 4], token_dim: u8) -> Arc<Job> {
@@ -127,15 +146,17 @@ mod tests {
         let rows = (0..ne[usize::from(token_dim)]).map(|i| Row { seq: 0, pos: i as i32, token: -1, request: 0 });
         let piece = Piece {
             spec: Arc::new(spec),
+            buffer: 0,
             offset: 0,
             len,
+            form: Form::Values,
             ne,
             token_dim,
             rows: Some(0),
             route: Route::Retain,
             completes: true,
         };
-        Arc::new(Job { step: 1, t_ns: 1, row_sets: vec![rows.collect()], pieces: vec![piece], data, tokens: 1 })
+        Arc::new(Job { step: 1, t_ns: 1, row_sets: vec![rows.collect()], pieces: vec![piece], data: vec![data], tokens: 1 })
     }
 
     /// (bytes, ne, first position, tensors) of each chunk; their values follow each other.
@@ -148,7 +169,7 @@ mod tests {
             bytes.extend_from_slice(c.data());
             out.push((c.len, c.ne, c.rows()[0].pos, c.tensors));
         }));
-        assert_eq!(bytes, job.data.to_vec());
+        assert_eq!(bytes, job.data[0].to_vec());
         assert!(out.iter().all(|c| c.0 <= most));
         out
     }

@@ -42,9 +42,10 @@ use parking_lot::Mutex;
 
 pub use crate::config::Policy;
 pub use account::{Account, Amount, Counts, Reason};
+pub use cut::row_len;
 pub use pool::{Buffer, Refused};
 
-use crate::codec::{self, DType};
+use crate::codec::{self, Codec, DType, Errors};
 use crate::error::{Error, Result};
 use crate::format::stream::{Route, Row, SampledToken, Slice};
 use crate::log;
@@ -109,10 +110,14 @@ pub struct Spec {
 pub struct Piece {
     /// Which tensor.
     pub spec: Arc<Spec>,
-    /// Where its values are in [`Job::data`].
+    /// In which of [`Job::data`] it is.
+    pub buffer: u8,
+    /// Where it begins there.
     pub offset: usize,
-    /// Their bytes.
+    /// Bytes of its values, however they lie there.
     pub len: usize,
+    /// How they lie there.
+    pub form: Form,
     /// Their shape.
     pub ne: [u32; 4],
     /// Which dimension counts tokens; 0 if none does.
@@ -125,7 +130,24 @@ pub struct Piece {
     pub completes: bool,
 }
 
+/// How a piece lies in its buffer.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Form {
+    /// Its values as they are.
+    Values,
+    /// Its rows in so many bytes of this codec, with these errors: those of the pipeline's settings ([`Pipeline::params`]).
+    Rows(usize, Codec, Errors),
+}
+
 impl Piece {
+    /// Bytes in the buffer.
+    pub(crate) const fn stored(&self) -> usize {
+        match self.form {
+            Form::Values => self.len,
+            Form::Rows(stored, ..) => stored,
+        }
+    }
+
     fn amount(&self) -> Amount {
         Amount::new(u64::from(self.completes), self.len as u64)
     }
@@ -143,9 +165,16 @@ pub struct Job {
     /// The tensors.
     pub pieces: Vec<Piece>,
     /// Their values.
-    pub data: Buffer,
+    pub data: Vec<Buffer>,
     /// Tokens of the step, in one of its jobs only.
     pub tokens: u32,
+}
+
+impl Job {
+    /// Bytes of its buffers.
+    fn bytes(&self) -> usize {
+        self.data.iter().map(|buffer| buffer.len()).sum()
+    }
 }
 
 /// What the threads share.
@@ -232,6 +261,8 @@ pub struct Pipeline {
     closed: Receiver<bool>,
     finished: Mutex<Option<Totals>>,
     resumed: Option<Resumed>,
+    params: codec::Params,
+    helpers: usize,
     gang: Option<Arc<gang::Gang>>,
 }
 
@@ -285,6 +316,24 @@ impl Pipeline {
         }
     }
 
+    /// The same, but never waits: the caller may hold others.
+    #[must_use]
+    pub fn reserve_now(&self, bytes: usize) -> Option<Buffer> {
+        self.shared.pool.take(bytes).ok()
+    }
+
+    /// The codec and its bound.
+    #[must_use]
+    pub const fn params(&self) -> &codec::Params {
+        &self.params
+    }
+
+    /// Threads of the host that may compress ([`Self::help`], or rows before they are handed over), 0 if they are not asked to.
+    #[must_use]
+    pub const fn helpers(&self) -> usize {
+        self.helpers
+    }
+
     /// Bytes of the largest buffer that can be had; the caller splits what is larger.
     #[must_use]
     pub fn largest(&self) -> usize {
@@ -296,9 +345,10 @@ impl Pipeline {
         let mut amount = Amount::default();
         job.pieces.iter().for_each(|p| amount += p.amount());
         let rows: usize = job.row_sets.iter().map(|r| size_of_val::<[Row]>(r)).sum();
-        job.data.handed_over(rows + job.pieces.capacity() * (size_of::<Piece>() + size_of::<cut::Chunk>()));
+        let mut beside = rows + job.pieces.capacity() * (size_of::<Piece>() + size_of::<cut::Chunk>());
+        job.data.iter_mut().for_each(|buffer| buffer.handed_over(std::mem::take(&mut beside)));
         self.shared.account.enter(amount);
-        let bytes = job.data.len();
+        let bytes = job.bytes();
         let before = self.shared.unseen.fetch_add(bytes, Ordering::AcqRel);
         if self.inbox.try_put(Message::Job(job)).is_err() {
             // Only when the collector is gone.

@@ -143,13 +143,14 @@ impl Collector {
         self.gathering.unchecked += u64::from(job.tokens);
         #[cfg(test)]
         assert!(job.pieces.iter().all(|p| p.spec.op != "panic in the collector"), "asked for");
-        self.shared.unseen.fetch_sub(job.data.len(), Ordering::AcqRel);
+        self.shared.unseen.fetch_sub(job.bytes(), Ordering::AcqRel);
         let job = Arc::new(job);
         let at = self.gathering.jobs.len() as u32;
         for (i, piece) in job.pieces.iter().enumerate() {
             let amount = piece.amount();
-            let end = piece.offset.checked_add(piece.len);
-            if cut::bytes_of(piece) != Some(piece.len) || end.is_none_or(|end| end > job.data.len()) {
+            let end = piece.offset.checked_add(piece.stored());
+            let room = job.data.get(usize::from(piece.buffer)).map_or(0, |buffer| buffer.len());
+            if cut::bytes_of(piece) != Some(piece.len) || end.is_none_or(|end| end > room) {
                 self.shared.account.lost(Reason::Internal, amount);
             } else if piece.len == 0 {
                 self.shared.account.captured(amount);
@@ -157,7 +158,8 @@ impl Collector {
                 self.gathering.add(&piece.spec, (at, i as u32));
             }
         }
-        self.gathering.bytes += job.data.len();
+        let values: usize = job.pieces.iter().map(|p| p.len).fold(0, usize::saturating_add);
+        self.gathering.bytes = self.gathering.bytes.saturating_add(values.max(job.bytes()));
         self.gathering.jobs.push(job);
         self.gathering.since.get_or_insert_with(Instant::now);
     }

@@ -204,7 +204,7 @@ fn start_on(options: Options, shares: &Shares, opened: Opened) -> Result<Pipelin
     all.push(threads::spawn(&shared, "lri-cap-collect".to_owned(), move || collector.run())?);
     let worth_a_look = (shares.segment / 4).min(WORTH_A_LOOK);
     let (threads, finished) = (Mutex::new(all), Mutex::default());
-    Ok(Pipeline { shared, inbox, worth_a_look, threads, closed, finished, resumed, gang })
+    Ok(Pipeline { shared, inbox, worth_a_look, threads, closed, finished, resumed, params: options.params, helpers, gang })
 }
 
 /// Adds what a resumed stream says to the fields of its header.

@@ -9,7 +9,7 @@ use parking_lot::{Condvar, Mutex};
 
 use super::disk::Disk;
 use super::file::StreamFile;
-use super::{Job, Options, Piece, Pipeline, Policy, Reason, Refused, Spec, Totals, start};
+use super::{Form, Job, Options, Piece, Pipeline, Policy, Reason, Refused, Spec, Totals, start};
 use crate::codec::{Codec, DType, Params};
 use crate::format::stream::{Content, Frame, Packet, Route};
 
@@ -163,15 +163,17 @@ fn feed_of(pipeline: &Pipeline, steps: std::ops::Range<u64>, spec: &Arc<Spec>) -
         data.chunks_exact_mut(4).for_each(|v| v.copy_from_slice(&(step as f32).to_le_bytes()));
         let piece = Piece {
             spec: Arc::clone(spec),
+            buffer: 0,
             offset: 0,
             len,
+            form: Form::Values,
             ne: [256, 100, 1, 1],
             token_dim: 1,
             rows: None,
             route: Route::Retain,
             completes: true,
         };
-        pipeline.push(Job { step, t_ns: 0, row_sets: vec![], pieces: vec![piece], data, tokens: 1 });
+        pipeline.push(Job { step, t_ns: 0, row_sets: vec![], pieces: vec![piece], data: vec![data], tokens: 1 });
         pushed += 1;
     }
     pushed
@@ -380,8 +382,10 @@ fn jobs_that_do_not_fit_their_data_are_counted_and_harm_nobody() {
     let pipeline = start::start_with(options(Policy::Block, 16), Box::new(disk.clone())).unwrap();
     let piece = |offset, len, ne| Piece {
         spec: spec(),
+        buffer: 0,
         offset,
         len,
+        form: Form::Values,
         ne,
         token_dim: 1,
         rows: Some(3),
@@ -399,7 +403,7 @@ fn jobs_that_do_not_fit_their_data_are_counted_and_harm_nobody() {
     let bytes = pieces.iter().map(|p| p.len as u64).sum();
     pipeline.account().seen(6, bytes);
     let data = pipeline.reserve(400).unwrap();
-    pipeline.push(Job { step: 1, t_ns: 0, row_sets: vec![], pieces, data, tokens: 1 });
+    pipeline.push(Job { step: 1, t_ns: 0, row_sets: vec![], pieces, data: vec![data], tokens: 1 });
     let totals = pipeline.finish(Duration::from_secs(10));
     assert!(totals.clean);
     assert_eq!(totals.account.captured.tensors, 2);

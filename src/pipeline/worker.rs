@@ -9,9 +9,9 @@ use crossbeam_channel::Receiver;
 use super::cut::Chunk;
 use super::share::WORTH;
 use super::writer::{Item, What};
-use super::{Amount, Reason, Shared, Spec, gang};
-use crate::codec::{Codec, Encoder, Params};
-use crate::error::Result;
+use super::{Amount, Form, Reason, Shared, Spec, gang};
+use crate::codec::{Codec, Encoded, Encoder, Errors, Params};
+use crate::error::{Error, Result};
 use crate::format::stream::{self, Part, Route, RowsBlob, TensorMeta};
 use crate::log;
 use crate::mailbox::Outbox;
@@ -147,15 +147,10 @@ impl Scratch {
         #[cfg(test)]
         assert!(spec.op != "panic in a worker", "asked for");
         let open = stream::begin(out, &spec.name)?;
-        let data = match task.chunks.as_slice() {
-            [one] => one.data(),
-            many => {
-                self.gathered.clear();
-                many.iter().for_each(|c| self.gathered.extend_from_slice(c.data()));
-                &self.gathered
-            }
+        let encoded = match params.row_codec(spec.dtype, task.row_len as usize, task.amount().bytes as usize) {
+            Some(codec) => self.rows(params, codec, task, out),
+            None => self.values(params, task, out)?,
         };
-        let encoded = self.encoder.encode(params, spec.dtype, task.row_len as usize, data, out);
         self.describe_rows(&task.chunks);
         let part = |c: &Chunk| Part { step: 0, t_ns: 0, ne: c.ne, token_dim: c.token_dim, rows: Vec::new() };
         let meta = TensorMeta {
@@ -179,6 +174,38 @@ impl Scratch {
             parts: task.chunks.iter().map(part).collect(),
         };
         stream::finish_tensor(out, open, 0, &meta, Some(&self.rows))
+    }
+
+    /// Rows that stand alone, from where they lie; some were encoded before they were handed over.
+    fn rows(&mut self, params: &Params, codec: Codec, task: &Task, out: &mut Vec<u8>) -> Encoded {
+        params.begin_rows(codec, out);
+        let mut errors = Errors::default();
+        for chunk in &task.chunks {
+            errors = errors.max(match chunk.form {
+                Form::Rows(_, _, errors) => {
+                    out.extend_from_slice(chunk.data());
+                    errors
+                }
+                Form::Values => self.encoder.rows(params, codec, task.row_len as usize, chunk.data(), out),
+            });
+        }
+        Encoded { codec, row_l2: errors.row as f32, block_max: errors.block as f32, saturated: 0 }
+    }
+
+    /// Values that are encoded all at once.
+    fn values(&mut self, params: &Params, task: &Task, out: &mut Vec<u8>) -> Result<Encoded> {
+        if task.chunks.iter().any(|c| c.form != Form::Values) {
+            return Err(Error::new("encoding", &task.spec.name, "its rows are of a codec that it should not have", ""));
+        }
+        let data = match task.chunks.as_slice() {
+            [one] => one.data(),
+            many => {
+                self.gathered.clear();
+                many.iter().for_each(|c| self.gathered.extend_from_slice(c.data()));
+                &self.gathered
+            }
+        };
+        Ok(self.encoder.encode(params, task.spec.dtype, task.row_len as usize, data, out))
     }
 
     /// All tensors of the same steps have the same rows: they are described once.

@@ -50,11 +50,15 @@ enum Kind {
     Own,
 }
 
-/// Appends the f32 values in `data`; `bound` is within what [`super::super::fitting`] allows.
+/// Appends what stands before the first row.
+pub(in super::super) fn begin(out: &mut Vec<u8>) {
+    out.push(VERSION);
+}
+
+/// Appends the rows of f32 values in `data`; `bound` is within what [`super::super::fitting`] allows.
 #[inline(always)]
 pub(in super::super) fn encode(s: &mut Scratch, bound: f32, row_len: usize, data: &[u8], out: &mut Vec<u8>) -> Errors {
     let mut errors = Errors::default();
-    out.push(VERSION);
     for row in data.chunks(row_len.max(1) * 4) {
         encode_row(s, bound, row, out, &mut errors);
     }

@@ -9,7 +9,7 @@ mod decode;
 mod encode;
 
 pub(super) use decode::decode;
-pub(super) use encode::{Scratch, encode};
+pub(super) use encode::{Scratch, begin, encode};
 
 /// First byte of a body.
 const VERSION: u8 = 1;

@@ -1,0 +1,272 @@
+//! Rows that the host's compute threads encode while the step runs, a little after they were computed: nothing is copied first, and most
+//! are still in the caches.
+//!
+//! Before it: `share`, on each of those threads, when an operation begins at which a stretch of the graph ends. After it: `step`, which hands the
+//! encoded rows on when the graph is over, and reads everything else then. Only tensors that the allocator keeps, only codecs whose rows stand
+//! alone, only small ubatches: a prompt's rows would hold the host for long.
+//!
+//! ```text
+//!   operations   ▁▁▁▁▁▁▁▁▁▁  ▁▁▁▁▁▁▁▁▁▁  ▁▁▁▁▁▁▁▁▁▁
+//!   all threads            ██          ██          █   rows of the stretch before
+//! ```
+
+use std::ffi::c_void;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::{Mutex, RwLock};
+
+use super::copy;
+use super::live::{Live, Way};
+use crate::codec::{Codec, Encoder, Errors};
+use crate::format::stream::Route;
+use crate::ggml::view::TensorPtr;
+use crate::observe::timer::HOT;
+use crate::pipeline::{self, Buffer, Pipeline};
+
+/// Bytes of values after which a stretch ends: about what stays in a core's cache beside the weights.
+const STRETCH: usize = 96 << 10;
+
+/// A tensor with more is read when the graph is over: `pipeline` could not cut it any more.
+const MOST_TENSOR: usize = 64 << 10;
+
+/// A step with more as well.
+const MOST_STEP: usize = 8 << 20;
+
+/// How long a step that is timed waits for the other threads at a stretch's end, so that the operation behind it is timed without that.
+const MOST_WAIT: Duration = Duration::from_millis(1);
+
+/// The step that runs.
+static WORK: RwLock<Option<Arc<Work>>> = RwLock::new(None);
+
+/// Memory for threads, from step to step.
+static SPARE: Mutex<Vec<Kit>> = Mutex::new(Vec::new());
+
+/// What can be encoded while a graph runs; worked out when it runs first.
+#[derive(Debug, Default)]
+pub struct Plan {
+    items: Vec<Item>,
+    stations: Vec<Station>,
+    bytes: usize,
+}
+
+#[derive(Debug)]
+struct Item {
+    /// Number of the wanted node.
+    wanted: usize,
+    row_len: usize,
+    codec: Codec,
+}
+
+/// Where a stretch ends.
+#[derive(Debug)]
+struct Station {
+    /// The operation before which its rows are encoded.
+    at: TensorPtr,
+    /// Items before it.
+    until: usize,
+}
+
+impl Station {
+    fn address(&self) -> *mut c_void {
+        self.at.address().cast_mut()
+    }
+}
+
+impl Plan {
+    /// `stops`: number among the graph's nodes and address of each operation that all threads begin together.
+    #[must_use]
+    pub fn new(live: &Live, stops: &[(usize, TensorPtr)], pipeline: &Pipeline) -> Self {
+        let mut plan = Self::default();
+        let mut stops = stops.iter().peekable();
+        let mut open = 0;
+        for (i, ((w, way), t)) in live.plan.wanted.iter().zip(&live.ways).zip(&live.tensors).enumerate() {
+            while let Some(&&(node, at)) = stops.peek()
+                && node <= w.node
+            {
+                if open >= STRETCH {
+                    plan.stations.push(Station { at, until: plan.items.len() });
+                    open = 0;
+                }
+                stops.next();
+            }
+            let row_len = pipeline::row_len(&w.shape.ne, w.shape.token_dim) as usize;
+            let codec = pipeline.params().row_codec(w.spec.dtype, row_len, w.bytes);
+            let whole = *way == Way::By(Route::Retain) && w.spec.slice.is_none() && (1..=MOST_TENSOR).contains(&w.bytes);
+            // SAFETY: a tensor of a graph that has its memory.
+            if let Some(codec) = codec.filter(|_| whole && unsafe { copy::in_place(*t, w.bytes) }.is_some()) {
+                plan.items.push(Item { wanted: i, row_len, codec });
+                plan.bytes += w.bytes;
+                open += w.bytes;
+            }
+        }
+        // What is computed after the last stop is read when the graph is over.
+        if open > 0
+            && let Some(&(node, at)) = stops.last()
+        {
+            let until = plan.items.partition_point(|item| live.plan.wanted.get(item.wanted).is_some_and(|w| w.node < node));
+            plan.stations.push(Station { at, until });
+        }
+        plan
+    }
+}
+
+/// A step whose rows are being encoded.
+#[derive(Debug)]
+pub struct Work {
+    live: Arc<Live>,
+    params: crate::codec::Params,
+    /// The next item of each stretch.
+    next: Vec<AtomicUsize>,
+    /// Items that are done with.
+    finished: AtomicUsize,
+    sinks: Vec<Mutex<Option<Sink>>>,
+}
+
+/// What a thread needs, and keeps from step to step.
+#[derive(Debug, Default)]
+struct Kit {
+    encoder: Encoder,
+    rows: Vec<u8>,
+    done: Vec<Done>,
+}
+
+/// Where a thread puts its rows.
+#[derive(Debug)]
+struct Sink {
+    kit: Kit,
+    buffer: Buffer,
+    used: usize,
+}
+
+/// A tensor whose rows are encoded.
+#[derive(Clone, Copy, Debug)]
+pub struct Done {
+    /// Number of the wanted node.
+    pub wanted: usize,
+    /// Number of its buffer among those of the step.
+    pub buffer: u8,
+    /// Where its rows begin.
+    pub offset: usize,
+    /// Their bytes.
+    pub stored: usize,
+    /// Their codec.
+    pub codec: Codec,
+    /// What it lost.
+    pub errors: Errors,
+}
+
+/// Ends the work when the step does.
+#[derive(Debug)]
+pub struct Working(());
+
+impl Drop for Working {
+    fn drop(&mut self) {
+        HOT.station.store(std::ptr::null_mut(), Ordering::Relaxed);
+        *WORK.write() = None;
+    }
+}
+
+impl Work {
+    /// Prepares for a step of `live`, all of whose rows are wanted. `None` if nothing of it can be encoded while it runs, or no memory is free now.
+    #[must_use]
+    pub fn new(live: &Arc<Live>, pipeline: &Pipeline, threads: usize) -> Option<Arc<Self>> {
+        let plan = live.early(pipeline);
+        if plan.stations.is_empty() || plan.bytes > MOST_STEP {
+            return None;
+        }
+        let n = threads.min(pipeline.helpers());
+        // Rows shrink to a third; each thread may come to do more than its share.
+        let room = plan.bytes / 2 / n.max(1) + MOST_TENSOR;
+        let mut spare = SPARE.lock();
+        let sink = || {
+            let buffer = pipeline.reserve_now(room)?;
+            Some(Mutex::new(Some(Sink { kit: spare.pop().unwrap_or_default(), buffer, used: 0 })))
+        };
+        let sinks = std::iter::repeat_with(sink).take(n).collect::<Option<Vec<_>>>()?;
+        let first = |i: usize| i.checked_sub(1).and_then(|i| plan.stations.get(i)).map_or(0, |s| s.until);
+        Some(Arc::new(Self {
+            live: Arc::clone(live),
+            params: *pipeline.params(),
+            next: (0..plan.stations.len()).map(|i| first(i).into()).collect(),
+            finished: 0.into(),
+            sinks,
+        }))
+    }
+
+    /// Lets the threads work from now on.
+    #[must_use]
+    pub fn begin(self: &Arc<Self>) -> Option<Working> {
+        let first = self.live.early_known()?.stations.first()?.address();
+        *WORK.write() = Some(Arc::clone(self));
+        HOT.station.store(first, Ordering::Relaxed);
+        Some(Working(()))
+    }
+
+    /// The graph is over: the buffers, and what is in them.
+    #[must_use]
+    pub fn collect(&self) -> (Vec<Buffer>, Vec<Done>) {
+        let (mut buffers, mut all) = (Vec::new(), Vec::new());
+        for sink in &self.sinks {
+            // All threads have met since they worked.
+            let Some(Sink { mut kit, buffer, .. }) = sink.try_lock().and_then(|mut s| s.take()) else { continue };
+            let number = buffers.len() as u8;
+            all.extend(kit.done.drain(..).map(|done| Done { buffer: number, ..done }));
+            buffers.push(buffer);
+            SPARE.lock().push(kit);
+        }
+        all.sort_unstable_by_key(|done| done.wanted);
+        (buffers, all)
+    }
+
+    fn stretch_ends(&self, at: *mut c_void, waits: bool) {
+        let Some(plan) = self.live.early_known() else { return };
+        let Some(i) = plan.stations.iter().position(|s| s.address() == at) else { return };
+        let (Some(station), Some(next)) = (plan.stations.get(i), self.next.get(i)) else { return };
+        if let Some(mut sink) = self.sinks.iter().find_map(|s| s.try_lock().filter(|s| s.is_some()))
+            && let Some(sink) = sink.as_mut()
+        {
+            loop {
+                let number = next.fetch_add(1, Ordering::Relaxed);
+                let Some(item) = plan.items.get(number).filter(|_| number < station.until) else { break };
+                if let Some(&t) = self.live.tensors.get(item.wanted) {
+                    self.encode(item, t, sink);
+                }
+                self.finished.fetch_add(1, Ordering::Release);
+            }
+        }
+        let following = plan.stations.get(i + 1).map_or(std::ptr::null_mut(), Station::address);
+        let _ = HOT.station.compare_exchange(at, following, Ordering::Relaxed, Ordering::Relaxed);
+        if waits {
+            let until = Instant::now() + MOST_WAIT;
+            while self.finished.load(Ordering::Acquire) < station.until && Instant::now() < until {
+                std::hint::spin_loop();
+            }
+        }
+    }
+
+    fn encode(&self, item: &Item, t: TensorPtr, sink: &mut Sink) {
+        let Some(bytes) = self.live.plan.wanted.get(item.wanted).map(|w| w.bytes) else { return };
+        // SAFETY: an operation behind it begins on this thread, so all threads are through with it; the allocator keeps its memory.
+        let Some(values) = (unsafe { copy::in_place(t, bytes) }) else { return };
+        let kit = &mut sink.kit;
+        kit.rows.clear();
+        let errors = kit.encoder.rows(&self.params, item.codec, item.row_len, values, &mut kit.rows);
+        let (offset, stored) = (sink.used, kit.rows.len());
+        // What finds no room is read when the graph is over.
+        let Some(to) = sink.buffer.get_mut(offset..offset + stored) else { return };
+        to.copy_from_slice(&kit.rows);
+        sink.used += stored;
+        kit.done.push(Done { wanted: item.wanted, buffer: 0, offset, stored, codec: item.codec, errors });
+    }
+}
+
+/// Called by each of the host's threads that is about to run the operation `at`, at which a stretch ends. `waits`: until the others have
+/// encoded what they began as well. Never waits otherwise.
+pub fn stretch_ends(at: *mut c_void, waits: bool) {
+    let work = WORK.try_read().and_then(|w| w.clone());
+    if let Some(work) = work {
+        work.stretch_ends(at, waits);
+    }
+}
