@@ -117,11 +117,19 @@ impl Plan {
 pub struct Work {
     live: Arc<Live>,
     params: crate::codec::Params,
-    /// The next item of each stretch.
-    next: Vec<AtomicUsize>,
+    /// The next item of each sink's share of each stretch, stretch by stretch.
+    next: Vec<Share>,
     /// Items that are done with.
     finished: AtomicUsize,
     sinks: Vec<Mutex<Option<Sink>>>,
+}
+
+/// The items of a stretch that the thread of one sink begins with; others take what it leaves. In a line of the cache of its own.
+#[derive(Debug)]
+#[repr(align(64))]
+struct Share {
+    next: AtomicUsize,
+    until: usize,
 }
 
 /// What a thread needs, and keeps from step to step.
@@ -185,11 +193,18 @@ impl Work {
             Some(Mutex::new(Some(Sink { kit: spare.pop().unwrap_or_default(), buffer, used: 0 })))
         };
         let sinks = std::iter::repeat_with(sink).take(n).collect::<Option<Vec<_>>>()?;
-        let first = |i: usize| i.checked_sub(1).and_then(|i| plan.stations.get(i)).map_or(0, |s| s.until);
+        let mut first = 0;
+        let mut next = Vec::with_capacity(plan.stations.len() * n);
+        for station in &plan.stations {
+            let items = station.until - first;
+            let begin = |share: usize| first + items * share / n;
+            next.extend((0..n).map(|share| Share { next: begin(share).into(), until: begin(share + 1) }));
+            first = station.until;
+        }
         Some(Arc::new(Self {
             live: Arc::clone(live),
             params: *pipeline.params(),
-            next: (0..plan.stations.len()).map(|i| first(i).into()).collect(),
+            next,
             finished: 0.into(),
             sinks,
         }))
@@ -216,25 +231,32 @@ impl Work {
             buffers.push(buffer);
             SPARE.lock().push(kit);
         }
-        all.sort_unstable_by_key(|done| done.wanted);
+        // Each thread went upwards: a few runs to be merged.
+        all.sort_by_key(|done| done.wanted);
         (buffers, all)
     }
 
-    fn stretch_ends(&self, at: *mut c_void, waits: bool) {
+    fn stretch_ends<'a>(&'a self, at: *mut c_void, waits: bool) {
         let Some(plan) = self.live.early_known() else { return };
         let Some(i) = plan.stations.iter().position(|s| s.address() == at) else { return };
-        let (Some(station), Some(next)) = (plan.stations.get(i), self.next.get(i)) else { return };
-        if let Some(mut sink) = self.sinks.iter().find_map(|s| s.try_lock().filter(|s| s.is_some()))
+        let n = self.sinks.len();
+        let (Some(station), Some(shares)) = (plan.stations.get(i), self.next.get(i * n..(i + 1) * n)) else { return };
+        let free = |(k, s): (usize, &'a Mutex<Option<Sink>>)| Some((k, s.try_lock().filter(|s| s.is_some())?));
+        if let Some((own, mut sink)) = self.sinks.iter().enumerate().find_map(free)
             && let Some(sink) = sink.as_mut()
         {
-            loop {
-                let number = next.fetch_add(1, Ordering::Relaxed);
-                let Some(item) = plan.items.get(number).filter(|_| number < station.until) else { break };
-                if let Some(&t) = self.live.tensors.get(item.wanted) {
-                    self.encode(item, t, sink);
+            let mut finished = 0;
+            for share in shares.iter().cycle().skip(own).take(n) {
+                loop {
+                    let number = share.next.fetch_add(1, Ordering::Relaxed);
+                    let Some(item) = plan.items.get(number).filter(|_| number < share.until) else { break };
+                    if let Some(&t) = self.live.tensors.get(item.wanted) {
+                        self.encode(item, t, sink);
+                    }
+                    finished += 1;
                 }
-                self.finished.fetch_add(1, Ordering::Release);
             }
+            self.finished.fetch_add(finished, Ordering::Release);
         }
         let following = plan.stations.get(i + 1).map_or(std::ptr::null_mut(), Station::address);
         let _ = HOT.station.compare_exchange(at, following, Ordering::Relaxed, Ordering::Relaxed);

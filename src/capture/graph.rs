@@ -63,6 +63,8 @@ pub struct GraphPlan {
     pub outputs_at: Option<At>,
     /// In graph order.
     pub wanted: Vec<Wanted>,
+    /// What each of them is.
+    pub specs: Arc<[Arc<Spec>]>,
     /// What was wanted and is left out.
     pub refused: Vec<Refusal>,
 }
@@ -112,6 +114,7 @@ pub fn plan(nodes: &[TensorPtr], wish: &Wish, n_layer: Option<i32>, memory: &mut
         positions_at: inputs.positions.map(|(at, _)| at),
         outputs_at: inputs.outputs.map(|(at, _)| at),
         wanted: Vec::new(),
+        specs: [].into(),
         refused: Vec::new(),
     };
     let n_outputs = inputs.outputs.map_or(inputs.n_tokens as u64, |(_, t)| t.view().elements());
@@ -192,6 +195,7 @@ pub fn plan(nodes: &[TensorPtr], wish: &Wish, n_layer: Option<i32>, memory: &mut
             callback_only,
         });
     }
+    out.specs = out.wanted.iter().map(|w| w.spec.clone()).collect();
     Some(out)
 }
 

@@ -335,15 +335,16 @@ impl Run {
         let mut memory = capture.memory();
         let stores = memory.given.names(&nodes);
         let mut offset = 0;
-        let mut pieces = Vec::with_capacity(going.len());
+        let (mut pieces, mut specs) = (Vec::with_capacity(going.len()), Vec::with_capacity(going.len()));
         for (t, store) in going.iter().zip(stores) {
             if let Some(to) = buffer.get_mut(offset..offset + t.len) {
                 to.copy_from_slice(of(t));
             }
             let old = &t.wanted.spec;
             let store = memory.of_width(store, t.wanted.shape.ne[0]);
+            specs.push(memory.spec(store, &t.hit, &t.tensor, old.occurrence, old.dtype, old.slice));
             pieces.push(Piece {
-                spec: memory.spec(store, &t.hit, &t.tensor, old.occurrence, old.dtype, old.slice),
+                spec: pieces.len() as u32,
                 buffer: 0,
                 offset,
                 len: t.len,
@@ -365,6 +366,7 @@ impl Run {
         pipeline.push(Job {
             step: self.number,
             t_ns: clock::now_ns(),
+            specs: specs.into(),
             row_sets: self.row_sets(),
             pieces,
             data: vec![buffer],

@@ -51,8 +51,8 @@ struct Filling {
 }
 
 impl Filling {
-    fn new(rows: &StepRows) -> Self {
-        Self { buffers: Vec::new(), at: None, used: 0, pieces: Vec::new(), sets: rows.sets.to_vec() }
+    fn new(rows: &StepRows, pieces: usize) -> Self {
+        Self { buffers: Vec::new(), at: None, used: 0, pieces: Vec::with_capacity(pieces), sets: rows.sets.to_vec() }
     }
 }
 
@@ -210,7 +210,7 @@ impl Step {
             f.sets.push(own.into());
         }
         f.pieces.push(Piece {
-            spec: w.spec.clone(),
+            spec: i as u32,
             buffer: at as u8,
             offset,
             len: bytes,
@@ -242,7 +242,7 @@ impl Step {
                 pipeline.reserve(ask)?
             }
         };
-        let f = self.filling.get_or_insert_with(|| Filling::new(&self.rows));
+        let f = self.filling.get_or_insert_with(|| Filling::new(&self.rows, 0));
         (f.at, f.used) = (Some(f.buffers.len()), 0);
         f.buffers.push(buffer);
         Ok(())
@@ -265,7 +265,7 @@ impl Step {
         if encoded.is_empty() {
             return;
         }
-        let f = self.filling.get_or_insert_with(|| Filling::new(&self.rows));
+        let f = self.filling.get_or_insert_with(|| Filling::new(&self.rows, encoded.len()));
         self.encoded = encoded.into();
         for done in &mut self.encoded {
             done.buffer += f.buffers.len() as u8;
@@ -276,13 +276,13 @@ impl Step {
     }
 
     /// Hands the next of them on.
-    fn take_encoded(&mut self) {
-        let live = self.live.clone();
+    fn take_encoded(&mut self, live: &Live) {
         let Some(done) = self.encoded.pop_front() else { return };
         let Some(w) = live.plan.wanted.get(done.wanted) else { return };
-        let Some(f) = self.filling.as_mut().filter(|_| self.open.get(done.wanted).copied().unwrap_or(false)) else { return };
+        // Nothing of it was left out.
+        let (Some(f), Some(true)) = (&mut self.filling, self.open.get_mut(done.wanted).map(std::mem::take)) else { return };
         f.pieces.push(Piece {
-            spec: w.spec.clone(),
+            spec: done.wanted as u32,
             buffer: done.buffer,
             offset: done.offset,
             len: w.bytes,
@@ -293,14 +293,14 @@ impl Step {
             route: Route::Retain,
             completes: true,
         });
-        self.close(done.wanted, w.bytes, w.bytes);
     }
 
     /// Hands the buffer on.
     fn push(&mut self) {
         // Their buffers go, and they with them.
-        while !self.encoded.is_empty() {
-            self.take_encoded();
+        if !self.encoded.is_empty() {
+            let live = self.live.clone();
+            (0..self.encoded.len()).for_each(|_| self.take_encoded(&live));
         }
         let Some(f) = self.filling.take() else { return };
         if std::mem::take(&mut self.pending) {
@@ -312,6 +312,7 @@ impl Step {
         pipeline.push(Job {
             step: self.number,
             t_ns: clock::now_ns(),
+            specs: self.live.plan.specs.clone(),
             row_sets: f.sets,
             pieces: f.pieces,
             data: f.buffers,
@@ -331,7 +332,7 @@ impl Step {
             self.collect();
             for (i, way) in live.ways.iter().enumerate() {
                 if self.encoded.front().is_some_and(|done| done.wanted == i) {
-                    self.take_encoded();
+                    self.take_encoded(&live);
                 } else if *way == Way::By(Route::Retain) {
                     // SAFETY: the caller's promise, and the allocator kept its memory.
                     unsafe { self.take(i, Route::Retain) };

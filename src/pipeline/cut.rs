@@ -50,14 +50,15 @@ pub fn row_len(ne: &[u32; 4], token_dim: u8) -> u32 {
     ne.iter().take(dims).product()
 }
 
-/// Bytes that a piece must have, if its shape is one.
-pub(super) fn bytes_of(piece: &Piece) -> Option<usize> {
-    let values = piece.ne.iter().try_fold(1usize, |n, &d| n.checked_mul(usize::try_from(d).ok()?))?;
-    values.checked_mul(piece.spec.dtype.size())
+/// Whether a piece of values of so many bytes each has the bytes that its shape says.
+pub(super) fn is_whole(piece: &Piece, size: usize) -> bool {
+    let values = piece.ne.iter().try_fold(1usize, |n, &d| n.checked_mul(usize::try_from(d).ok()?));
+    values.and_then(|n| n.checked_mul(size)) == Some(piece.len)
 }
 
-/// Hands the chunks of piece `number` of `job` to `each`, none with more than `most` bytes. False if a single row is larger.
-pub(super) fn cut(job: &Arc<Job>, number: usize, most: usize, each: &mut impl FnMut(Chunk)) -> bool {
+/// Hands the chunks of piece `number` of `job`, values of `size` bytes, to `each`, none with more than `most` bytes. False if a single row
+/// is larger.
+pub(super) fn cut(job: &Arc<Job>, number: usize, size: usize, most: usize, each: &mut impl FnMut(Chunk)) -> bool {
     let Some(piece) = job.pieces.get(number) else { return false };
     // A table of another length than the dimension that it describes says nothing that could be trusted.
     let tokens = piece.ne.get(usize::from(piece.token_dim)).map_or(0, |&n| n as usize);
@@ -76,7 +77,7 @@ pub(super) fn cut(job: &Arc<Job>, number: usize, most: usize, each: &mut impl Fn
         rows,
         tensors: u64::from(piece.completes),
     };
-    if piece.ne.first().map_or(0, |&n| n as usize) * piece.spec.dtype.size() > most {
+    if piece.ne.first().map_or(0, |&n| n as usize) * size > most {
         return false;
     }
     match piece.form {
@@ -145,7 +146,7 @@ mod tests {
         };
         let rows = (0..ne[usize::from(token_dim)]).map(|i| Row { seq: 0, pos: i as i32, token: -1, request: 0 });
         let piece = Piece {
-            spec: Arc::new(spec),
+            spec: 0,
             buffer: 0,
             offset: 0,
             len,
@@ -156,14 +157,15 @@ mod tests {
             route: Route::Retain,
             completes: true,
         };
-        Arc::new(Job { step: 1, t_ns: 1, row_sets: vec![rows.collect()], pieces: vec![piece], data: vec![data], tokens: 1 })
+        let specs = [Arc::new(spec)].into();
+        Arc::new(Job { step: 1, t_ns: 1, specs, row_sets: vec![rows.collect()], pieces: vec![piece], data: vec![data], tokens: 1 })
     }
 
     /// (bytes, ne, first position, tensors) of each chunk; their values follow each other.
     fn chunks(ne: [u32; 4], token_dim: u8, most: usize) -> Vec<(usize, [u32; 4], i32, u64)> {
         let job = job(ne, token_dim);
         let (mut out, mut bytes) = (Vec::new(), Vec::new());
-        assert!(cut(&job, 0, most, &mut |c| {
+        assert!(cut(&job, 0, 4, most, &mut |c| {
             assert_eq!(c.rows().len(), c.ne[usize::from(token_dim)] as usize);
             assert_eq!(c.ne.iter().product::<u32>() as usize * 4, c.len);
             bytes.extend_from_slice(c.data());
@@ -193,7 +195,7 @@ mod tests {
         let want =
             [(16, [2, 2, 1, 1], 0, 0), (8, [2, 1, 1, 1], 2, 0), (16, [2, 2, 1, 1], 0, 0), (8, [2, 1, 1, 1], 2, 1)];
         assert_eq!(got, want);
-        assert!(!cut(&job([8, 1, 1, 1], 1), 0, 16, &mut |_| {}), "a row that is too long");
+        assert!(!cut(&job([8, 1, 1, 1], 1), 0, 4, 16, &mut |_| {}), "a row that is too long");
     }
 
     #[test]

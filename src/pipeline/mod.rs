@@ -108,8 +108,8 @@ pub struct Spec {
 /// One tensor of a step.
 #[derive(Clone, Debug)]
 pub struct Piece {
-    /// Which tensor.
-    pub spec: Arc<Spec>,
+    /// Which tensor: an index into [`Job::specs`].
+    pub spec: u32,
     /// In which of [`Job::data`] it is.
     pub buffer: u8,
     /// Where it begins there.
@@ -160,6 +160,8 @@ pub struct Job {
     pub step: u64,
     /// When it was read, CLOCK_MONOTONIC.
     pub t_ns: u64,
+    /// Tensors that pieces refer to; the same table from step to step costs least.
+    pub specs: Arc<[Arc<Spec>]>,
     /// Tables of tokens that pieces refer to.
     pub row_sets: Vec<Arc<[Row]>>,
     /// The tensors.
@@ -171,6 +173,11 @@ pub struct Job {
 }
 
 impl Job {
+    /// Which tensor a piece of it is.
+    fn spec(&self, piece: &Piece) -> Option<&Arc<Spec>> {
+        self.specs.get(piece.spec as usize)
+    }
+
     /// Bytes of its buffers.
     fn bytes(&self) -> usize {
         self.data.iter().map(|buffer| buffer.len()).sum()

@@ -13,7 +13,7 @@ use super::share::Shares;
 use super::start::ITEMS;
 use super::worker::Task;
 use super::writer::{Item, Progress, What};
-use super::{Job, Reason, Shared, Spec};
+use super::{Job, Piece, Reason, Shared, Spec};
 use crate::format::stream::SampledToken;
 use crate::mailbox::{Inbox, Outbox};
 
@@ -72,7 +72,9 @@ pub(super) struct Gathering {
     order: u64,
     jobs: Vec<Arc<Job>>,
     groups: Vec<Group>,
-    by_spec: HashMap<usize, usize>,
+    /// The table of the last job, and the group of each of its tensors, `usize::MAX` if it has none yet.
+    specs: Option<Arc<[Arc<Spec>]>>,
+    by_spec: Vec<usize>,
     by_name: HashMap<String, usize>,
     tokens: Vec<Told>,
     bytes: usize,
@@ -147,15 +149,10 @@ impl Collector {
         let job = Arc::new(job);
         let at = self.gathering.jobs.len() as u32;
         for (i, piece) in job.pieces.iter().enumerate() {
-            let amount = piece.amount();
             let end = piece.offset.checked_add(piece.stored());
             let room = job.data.get(usize::from(piece.buffer)).map_or(0, |buffer| buffer.len());
-            if cut::bytes_of(piece) != Some(piece.len) || end.is_none_or(|end| end > room) {
-                self.shared.account.lost(Reason::Internal, amount);
-            } else if piece.len == 0 {
-                self.shared.account.captured(amount);
-            } else {
-                self.gathering.add(&piece.spec, (at, i as u32));
+            if end.is_none_or(|end| end > room) || !self.gathering.add(&job, piece, (at, i as u32)) {
+                self.shared.account.lost(Reason::Internal, piece.amount());
             }
         }
         let values: usize = job.pieces.iter().map(|p| p.len).fold(0, usize::saturating_add);
@@ -189,7 +186,7 @@ impl Collector {
             self.send(What::Tokens(tokens));
         }
         let g = &mut self.gathering;
-        g.by_spec.clear();
+        (g.specs, g.by_spec) = (None, Vec::new());
         g.by_name.clear();
         (g.bytes, g.since) = (0, None);
     }
@@ -198,23 +195,31 @@ impl Collector {
     fn packets(&mut self, group: &mut Group, jobs: &[Arc<Job>]) {
         let mut open: Option<Task> = None;
         let mut open_bytes = 0;
+        let mut chunks = Vec::new();
         for (at, number) in group.pieces.drain(..) {
-            let Some((job, piece)) = jobs.get(at as usize).and_then(|j| Some((j, j.pieces.get(number as usize)?)))
-            else {
+            let Some(job) = jobs.get(at as usize) else { continue };
+            let Some(piece) = job.pieces.get(number as usize) else { continue };
+            let Some(spec) = job.spec(piece) else { continue };
+            let size = spec.dtype.size();
+            if !cut::is_whole(piece, size) {
+                self.shared.account.lost(Reason::Internal, piece.amount());
                 continue;
-            };
-            let mut chunks = Vec::new();
-            if !cut::cut(job, number as usize, self.shares.packet, &mut |c| chunks.push(c)) {
+            }
+            if piece.len == 0 {
+                self.shared.account.captured(piece.amount());
+                continue;
+            }
+            if !cut::cut(job, number as usize, size, self.shares.packet, &mut |c| chunks.push(c)) {
                 self.shared.account.lost(Reason::TooLarge, piece.amount());
                 continue;
             }
-            for chunk in chunks {
+            for chunk in chunks.drain(..) {
                 let row_len = cut::row_len(&chunk.ne, chunk.token_dim);
                 let fits = open.as_ref().is_some_and(|t| {
                     t.row_len == row_len
                         && t.route == piece.route
                         && t.chunks.first().is_some_and(|c: &Chunk| c.ne.first() == chunk.ne.first())
-                        && (Arc::ptr_eq(&t.spec, &piece.spec) || t.spec == piece.spec)
+                        && (Arc::ptr_eq(&t.spec, spec) || t.spec == *spec)
                         && open_bytes + chunk.len <= self.shares.gather
                 });
                 if !fits && let Some(task) = open.take() {
@@ -226,7 +231,7 @@ impl Collector {
                 open_bytes += chunk.len;
                 open.get_or_insert_with(|| Task {
                     order: 0,
-                    spec: Arc::clone(&piece.spec),
+                    spec: Arc::clone(spec),
                     route: piece.route,
                     row_len,
                     chunks: Vec::new(),
@@ -268,22 +273,23 @@ impl Collector {
 }
 
 impl Gathering {
-    fn add(&mut self, spec: &Arc<Spec>, piece: (u32, u32)) {
-        // The jobs keep the specs alive, so an address stands for one of them.
-        let address = Arc::as_ptr(spec) as usize;
-        let at = match self.by_spec.get(&address) {
-            Some(&at) => at,
-            None => {
-                let at = *self.by_name.entry(spec.name.clone()).or_insert(self.groups.len());
-                if at == self.groups.len() {
-                    self.groups.push(Group { pieces: Vec::new() });
-                }
-                self.by_spec.insert(address, at);
-                at
-            }
-        };
-        if let Some(group) = self.groups.get_mut(at) {
-            group.pieces.push(piece);
+    /// Adds a piece of `job` to its tensor's. False if it belongs to none.
+    fn add(&mut self, job: &Job, piece: &Piece, number: (u32, u32)) -> bool {
+        if !self.specs.as_ref().is_some_and(|specs| Arc::ptr_eq(specs, &job.specs)) {
+            self.by_spec.clear();
+            self.by_spec.resize(job.specs.len(), usize::MAX);
+            self.specs = Some(Arc::clone(&job.specs));
         }
+        let (Some(known), Some(spec)) = (self.by_spec.get_mut(piece.spec as usize), job.spec(piece)) else { return false };
+        if *known == usize::MAX {
+            *known = *self.by_name.entry(spec.name.clone()).or_insert(self.groups.len());
+            if *known == self.groups.len() {
+                self.groups.push(Group { pieces: Vec::new() });
+            }
+        }
+        if let Some(group) = self.groups.get_mut(*known) {
+            group.pieces.push(number);
+        }
+        true
     }
 }

@@ -162,7 +162,7 @@ fn feed_of(pipeline: &Pipeline, steps: std::ops::Range<u64>, spec: &Arc<Spec>) -
         };
         data.chunks_exact_mut(4).for_each(|v| v.copy_from_slice(&(step as f32).to_le_bytes()));
         let piece = Piece {
-            spec: Arc::clone(spec),
+            spec: 0,
             buffer: 0,
             offset: 0,
             len,
@@ -173,7 +173,8 @@ fn feed_of(pipeline: &Pipeline, steps: std::ops::Range<u64>, spec: &Arc<Spec>) -
             route: Route::Retain,
             completes: true,
         };
-        pipeline.push(Job { step, t_ns: 0, row_sets: vec![], pieces: vec![piece], data: vec![data], tokens: 1 });
+        let specs = [Arc::clone(spec)].into();
+        pipeline.push(Job { step, t_ns: 0, specs, row_sets: vec![], pieces: vec![piece], data: vec![data], tokens: 1 });
         pushed += 1;
     }
     pushed
@@ -381,7 +382,7 @@ fn jobs_that_do_not_fit_their_data_are_counted_and_harm_nobody() {
     let disk = Fake::default();
     let pipeline = start::start_with(options(Policy::Block, 16), Box::new(disk.clone())).unwrap();
     let piece = |offset, len, ne| Piece {
-        spec: spec(),
+        spec: 0,
         buffer: 0,
         offset,
         len,
@@ -403,7 +404,7 @@ fn jobs_that_do_not_fit_their_data_are_counted_and_harm_nobody() {
     let bytes = pieces.iter().map(|p| p.len as u64).sum();
     pipeline.account().seen(6, bytes);
     let data = pipeline.reserve(400).unwrap();
-    pipeline.push(Job { step: 1, t_ns: 0, row_sets: vec![], pieces, data: vec![data], tokens: 1 });
+    pipeline.push(Job { step: 1, t_ns: 0, specs: [spec()].into(), row_sets: vec![], pieces, data: vec![data], tokens: 1 });
     let totals = pipeline.finish(Duration::from_secs(10));
     assert!(totals.clean);
     assert_eq!(totals.account.captured.tensors, 2);
