@@ -93,7 +93,8 @@ impl Plan {
             }
             let row_len = pipeline::row_len(&w.shape.ne, w.shape.token_dim) as usize;
             let codec = pipeline.params().row_codec(w.spec.dtype, row_len, w.bytes);
-            let whole = *way == Way::By(Route::Retain) && w.spec.slice.is_none() && (1..=MOST_TENSOR).contains(&w.bytes);
+            let whole =
+                *way == Way::By(Route::Retain) && w.spec.slice.is_none() && (1..=MOST_TENSOR).contains(&w.bytes);
             // SAFETY: a tensor of a graph that has its memory.
             if let Some(codec) = codec.filter(|_| whole && unsafe { copy::in_place(*t, w.bytes) }.is_some()) {
                 plan.items.push(Item { wanted: i, row_len, codec });
@@ -105,7 +106,8 @@ impl Plan {
         if open > 0
             && let Some(&(node, at)) = stops.last()
         {
-            let until = plan.items.partition_point(|item| live.plan.wanted.get(item.wanted).is_some_and(|w| w.node < node));
+            let until =
+                plan.items.partition_point(|item| live.plan.wanted.get(item.wanted).is_some_and(|w| w.node < node));
             plan.stations.push(Station { at, until });
         }
         plan
@@ -201,13 +203,7 @@ impl Work {
             next.extend((0..n).map(|share| Share { next: begin(share).into(), until: begin(share + 1) }));
             first = station.until;
         }
-        Some(Arc::new(Self {
-            live: Arc::clone(live),
-            params: *pipeline.params(),
-            next,
-            finished: 0.into(),
-            sinks,
-        }))
+        Some(Arc::new(Self { live: Arc::clone(live), params: *pipeline.params(), next, finished: 0.into(), sinks }))
     }
 
     /// Lets the threads work from now on.

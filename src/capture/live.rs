@@ -41,7 +41,6 @@ pub struct Live {
     early: OnceLock<early::Plan>,
 }
 
-
 impl Live {
     /// Puts `plan` on the nodes of a graph that is about to be allocated. `limit`: bytes that the allocator may keep for us.
     /// `may_retain`: the flags come early enough.

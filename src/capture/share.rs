@@ -24,17 +24,32 @@ static BUSY: AtomicBool = AtomicBool::new(false);
 pub struct Sharing {
     /// The first operation was asked to help with packets.
     gang: bool,
+    /// The operations are told to us.
+    listens: bool,
     _rows: Option<early::Working>,
+}
+
+impl Sharing {
+    /// Whether the threads may come late to the first operation.
+    #[must_use]
+    pub const fn delays_the_first(&self) -> bool {
+        self.gang
+    }
 }
 
 impl Drop for Sharing {
     fn drop(&mut self) {
         WANTED.store(false, Ordering::Relaxed);
-        HOT.listen_no_more();
-        BUSY.store(false, Ordering::Release);
-        if self.gang {
-            with(Pipeline::help_no_more);
+        if self.listens {
+            HOT.listen_no_more();
         }
+        with(|p| {
+            if self.gang {
+                p.help_no_more();
+            }
+            p.host_rests();
+        });
+        BUSY.store(false, Ordering::Release);
     }
 }
 
@@ -45,26 +60,28 @@ pub fn is_wanted(at: *mut c_void) -> bool {
     HOT.station.load(Ordering::Relaxed) == at || WANTED.load(Ordering::Relaxed)
 }
 
-/// A step of `n_tokens`, which the CPU alone computes, is about to run on the calling thread. `None` if there is nothing to compress, or a core
-/// to spare for it: one that waits for a GPU is.
+/// A step of `n_tokens`, which the CPU alone computes, is about to run on the calling thread; its threads `may` help. `None` if they leave a
+/// core to spare: one that waits for a GPU is.
 #[must_use]
-pub fn begin(n_tokens: Option<u64>) -> Option<Sharing> {
+pub fn begin(n_tokens: Option<u64>, may: bool) -> Option<Sharing> {
     let threads = threads(n_tokens?).filter(|&n| n >= cores())?;
     if BUSY.swap(true, Ordering::Acquire) {
         return None;
     }
     let (mut gang, mut rows) = (false, None);
     with(|p| {
-        gang = p.ask_for_help(threads);
-        rows = run::encode_early(p, threads);
+        p.host_computes();
+        if may {
+            gang = p.ask_for_help(threads);
+            rows = run::encode_early(p, threads);
+        }
     });
-    if !gang && rows.is_none() {
-        BUSY.store(false, Ordering::Release);
-        return None;
-    }
+    let listens = gang || rows.is_some();
     WANTED.store(gang, Ordering::Relaxed);
-    HOT.listen();
-    Some(Sharing { gang, _rows: rows })
+    if listens {
+        HOT.listen();
+    }
+    Some(Sharing { gang, listens, _rows: rows })
 }
 
 /// A compute thread of the host begins the operation `at` of such a step.

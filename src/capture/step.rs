@@ -16,6 +16,9 @@ use crate::format::stream::{Route, Row};
 use crate::ggml::api::{self, Ptr};
 use crate::pipeline::{Account, Buffer, Form, Job, Piece, Pipeline, Reason, Refused};
 
+/// Bytes of a buffer that is not for a single tensor: larger ones would come back late, when all that is in them is encoded.
+const ENOUGH: usize = 16 << 20;
+
 /// A step that is being captured.
 #[derive(Debug)]
 pub struct Step {
@@ -232,7 +235,7 @@ impl Step {
         }
         let capture = self.capture.clone();
         let pipeline = capture.pipeline().ok_or(Refused::Failed)?;
-        let ask = (bytes + self.to_come).min(pipeline.largest()).max(bytes);
+        let ask = (bytes + self.to_come).min(ENOUGH).min(pipeline.largest()).max(bytes);
         // Beside what the host's threads have encoded, so that the tensors stay in order; else after it, because this may wait.
         let beside = self.filling.as_ref().is_some_and(|f| f.at.is_none());
         let buffer = match if beside { pipeline.reserve_now(ask) } else { None } {
@@ -280,7 +283,9 @@ impl Step {
         let Some(done) = self.encoded.pop_front() else { return };
         let Some(w) = live.plan.wanted.get(done.wanted) else { return };
         // Nothing of it was left out.
-        let (Some(f), Some(true)) = (&mut self.filling, self.open.get_mut(done.wanted).map(std::mem::take)) else { return };
+        let (Some(f), Some(true)) = (&mut self.filling, self.open.get_mut(done.wanted).map(std::mem::take)) else {
+            return;
+        };
         f.pieces.push(Piece {
             spec: done.wanted as u32,
             buffer: done.buffer,

@@ -88,13 +88,15 @@ pub unsafe extern "C-unwind" fn ggml_backend_sched_graph_compute_async(sched: Pt
     let real = unsafe { std::mem::transmute::<Ptr, unsafe extern "C-unwind" fn(Ptr, Ptr) -> i32>(address) };
     let running = step.as_ref().and_then(steps::Step::timer).map(timer::Timer::run);
     // A step that is written operation by operation is the host's alone.
-    let untouched = !captured || step.as_ref().is_none_or(steps::Step::is_written);
-    let sharing = if untouched {
-        None
+    let untouched = step.as_ref().is_none_or(steps::Step::is_written);
+    let sharing = if captured {
+        guarded(None, || share::begin(step.as_ref().and_then(steps::Step::tokens_on_the_cpu), !untouched))
     } else {
-        guarded(None, || share::begin(step.as_ref().and_then(steps::Step::tokens_on_the_cpu)))
+        None
     };
-    if let (Some(_), Some(timer)) = (&sharing, step.as_ref().and_then(steps::Step::timer)) {
+    if let (true, Some(timer)) =
+        (sharing.as_ref().is_some_and(share::Sharing::delays_the_first), step.as_ref().and_then(steps::Step::timer))
+    {
         timer.first_barrier_is_not_the_hosts();
     }
     let watching = step.as_ref().map(|s| s.splits().run());

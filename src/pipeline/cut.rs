@@ -158,7 +158,15 @@ mod tests {
             completes: true,
         };
         let specs = [Arc::new(spec)].into();
-        Arc::new(Job { step: 1, t_ns: 1, specs, row_sets: vec![rows.collect()], pieces: vec![piece], data: vec![data], tokens: 1 })
+        Arc::new(Job {
+            step: 1,
+            t_ns: 1,
+            specs,
+            row_sets: vec![rows.collect()],
+            pieces: vec![piece],
+            data: vec![data],
+            tokens: 1,
+        })
     }
 
     /// (bytes, ne, first position, tensors) of each chunk; their values follow each other.

@@ -16,10 +16,9 @@ use std::sync::atomic::{AtomicIsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 
 use super::worker::{Task, Worker};
-use crate::clock;
 
 /// Threads that help at most; each needs memory of its own.
 pub(super) const MOST: usize = 4;
@@ -34,14 +33,11 @@ const STEPS: usize = 16;
 /// which zstd may take longer for.
 const MOST_TIME: Duration = Duration::from_millis(2);
 
-/// So long after the last help our own threads leave the tasks alone.
-const HELP_LASTS_NS: u64 = 100_000_000;
-
 /// The host's threads as helpers.
 #[derive(Debug)]
 pub(super) struct Gang {
     /// Gone when the stream has failed: nobody waits for what only a helper could send.
-    kits: Mutex<Option<Arc<[Mutex<Kit>]>>>,
+    kits: RwLock<Option<Arc<[Mutex<Kit>]>>>,
     /// Tasks that may be taken in the step that runs.
     left: AtomicIsize,
 }
@@ -56,7 +52,7 @@ pub(super) struct Kit {
 
 impl Gang {
     pub(super) fn new(kits: Vec<Kit>) -> Self {
-        Self { kits: Mutex::new(Some(kits.into_iter().map(Mutex::new).collect())), left: AtomicIsize::new(0) }
+        Self { kits: RwLock::new(Some(kits.into_iter().map(Mutex::new).collect())), left: AtomicIsize::new(0) }
     }
 
     /// How many helpers there are for, beside `workers` of ours: as many as cores.
@@ -87,11 +83,12 @@ impl Gang {
 
     /// Nobody helps any more.
     pub(super) fn dismiss(&self) {
-        self.kits.lock().take();
+        self.kits.write().take();
     }
 
     fn kits(&self) -> Option<Arc<[Mutex<Kit>]>> {
-        self.kits.try_lock()?.clone()
+        // All come here at the same moment.
+        self.kits.try_read()?.clone()
     }
 
     /// Called by each of the host's threads when an operation begins on it: before the first one of a step it makes packets, as long as there
@@ -103,7 +100,7 @@ impl Gang {
         let Some(kits) = self.kits() else { return };
         let Some(mut kit) = kits.iter().find_map(Mutex::try_lock) else { return };
         let Kit { worker, output } = &mut *kit;
-        worker.shared.helped_ns.store(clock::now_ns(), Ordering::Relaxed);
+        worker.shared.courtesy.host_helps();
         let until = Instant::now() + MOST_TIME;
         while self.left.fetch_sub(1, Ordering::AcqRel) > 0 {
             let Some(empty) = output.take().or_else(|| worker.spare.try_recv().ok()) else { break };
@@ -118,11 +115,6 @@ impl Gang {
         }
         self.left.store(0, Ordering::Release);
     }
-}
-
-/// Whether the host helps at this time: the last help was at `helped_ns`.
-pub(super) fn is_helped(helped_ns: u64) -> bool {
-    helped_ns > 0 && clock::now_ns().saturating_sub(helped_ns) < HELP_LASTS_NS
 }
 
 /// How many tasks a worker of ours leaves to the host while it helps.

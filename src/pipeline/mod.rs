@@ -14,6 +14,7 @@
 mod account;
 mod block;
 mod checkpoint;
+mod courtesy;
 mod cut;
 mod disk;
 mod file;
@@ -201,8 +202,8 @@ struct Shared {
     /// Tokens in the queue.
     tokens_queued: AtomicUsize,
     tokens_lost: AtomicU64,
-    /// When a thread of the host last made packets, 0 for never.
-    helped_ns: AtomicU64,
+    /// When our threads leave the cores to the host's.
+    courtesy: courtesy::Courtesy,
     /// Tasks too large for a thread of the host to begin one (`gang`) that wait or are in work.
     large_tasks: AtomicUsize,
     /// What such threads work with.
@@ -269,6 +270,7 @@ pub struct Pipeline {
     finished: Mutex<Option<Totals>>,
     resumed: Option<Resumed>,
     params: codec::Params,
+    gives_way: bool,
     helpers: usize,
     gang: Option<Arc<gang::Gang>>,
 }
@@ -385,6 +387,21 @@ impl Pipeline {
         }
         self.shared.tokens_queued.fetch_sub(1, Ordering::AcqRel);
         self.shared.tokens_lost.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The host computes on every core until [`Self::host_rests`]: our threads stay out of its way for a while, if they may be helped at all
+    /// and there is room.
+    pub fn host_computes(&self) {
+        if self.gives_way {
+            self.shared.courtesy.host_computes();
+        }
+    }
+
+    /// See [`Self::host_computes`].
+    pub fn host_rests(&self) {
+        if self.gives_way {
+            self.shared.courtesy.host_rests();
+        }
     }
 
     /// The host is about to compute on so many threads, which are all the cores that there are. True if [`Self::help`] of theirs is welcome,

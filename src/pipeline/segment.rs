@@ -103,12 +103,12 @@ impl Collector {
                 Ok(Message::Pressed) | Err(RecvTimeoutError::Timeout) => {}
                 Ok(Message::Flush(done)) => {
                     // Nobody else may come to do it.
-                    self.shared.helped_ns.store(0, Ordering::Relaxed);
+                    self.shared.courtesy.hurry();
                     self.seal();
                     self.send(What::Flush(done));
                 }
                 Ok(Message::Finish) | Err(RecvTimeoutError::Disconnected) => {
-                    self.shared.helped_ns.store(0, Ordering::Relaxed);
+                    self.shared.courtesy.hurry();
                     self.seal();
                     self.send(What::Finish(self.progress));
                     return;
@@ -144,7 +144,7 @@ impl Collector {
         self.progress.step_tokens += u64::from(job.tokens);
         self.gathering.unchecked += u64::from(job.tokens);
         #[cfg(test)]
-        assert!(job.pieces.iter().all(|p| p.spec.op != "panic in the collector"), "asked for");
+        assert!(job.specs.iter().all(|spec| spec.op != "panic in the collector"), "asked for");
         self.shared.unseen.fetch_sub(job.bytes(), Ordering::AcqRel);
         let job = Arc::new(job);
         let at = self.gathering.jobs.len() as u32;
@@ -280,7 +280,9 @@ impl Gathering {
             self.by_spec.resize(job.specs.len(), usize::MAX);
             self.specs = Some(Arc::clone(&job.specs));
         }
-        let (Some(known), Some(spec)) = (self.by_spec.get_mut(piece.spec as usize), job.spec(piece)) else { return false };
+        let (Some(known), Some(spec)) = (self.by_spec.get_mut(piece.spec as usize), job.spec(piece)) else {
+            return false;
+        };
         if *known == usize::MAX {
             *known = *self.by_name.entry(spec.name.clone()).or_insert(self.groups.len());
             if *known == self.groups.len() {

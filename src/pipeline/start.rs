@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use super::account::Account;
 use super::checkpoint::{self, Checkpoint};
+use super::courtesy::Courtesy;
 use super::disk::{Disk, FileDisk};
 use super::file::StreamFile;
 use super::gang::{Gang, Kit};
@@ -131,7 +132,7 @@ fn start_on(options: Options, shares: &Shares, opened: Opened) -> Result<Pipelin
         unseen: 0.into(),
         tokens_queued: 0.into(),
         tokens_lost: 0.into(),
-        helped_ns: 0.into(),
+        courtesy: Courtesy::default(),
         large_tasks: 0.into(),
         gang: OnceLock::new(),
     });
@@ -191,6 +192,7 @@ fn start_on(options: Options, shares: &Shares, opened: Opened) -> Result<Pipelin
         spare: outputs.clone(),
         out: out.clone(),
         scratch: super::worker::Scratch::default(),
+        manners: super::courtesy::Manners::default(),
     };
     let kits: Vec<Kit> = (0..helpers).map(|_| Kit { worker: worker(), output: None }).collect();
     let gang = (!kits.is_empty()).then(|| Arc::new(Gang::new(kits)));
@@ -203,8 +205,21 @@ fn start_on(options: Options, shares: &Shares, opened: Opened) -> Result<Pipelin
     }
     all.push(threads::spawn(&shared, "lri-cap-collect".to_owned(), move || collector.run())?);
     let worth_a_look = (shares.segment / 4).min(WORTH_A_LOOK);
+    let gives_way = options.may_be_helped;
     let (threads, finished) = (Mutex::new(all), Mutex::default());
-    Ok(Pipeline { shared, inbox, worth_a_look, threads, closed, finished, resumed, params: options.params, helpers, gang })
+    Ok(Pipeline {
+        shared,
+        inbox,
+        worth_a_look,
+        threads,
+        closed,
+        finished,
+        resumed,
+        params: options.params,
+        gives_way,
+        helpers,
+        gang,
+    })
 }
 
 /// Adds what a resumed stream says to the fields of its header.

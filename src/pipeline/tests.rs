@@ -404,7 +404,15 @@ fn jobs_that_do_not_fit_their_data_are_counted_and_harm_nobody() {
     let bytes = pieces.iter().map(|p| p.len as u64).sum();
     pipeline.account().seen(6, bytes);
     let data = pipeline.reserve(400).unwrap();
-    pipeline.push(Job { step: 1, t_ns: 0, specs: [spec()].into(), row_sets: vec![], pieces, data: vec![data], tokens: 1 });
+    pipeline.push(Job {
+        step: 1,
+        t_ns: 0,
+        specs: [spec()].into(),
+        row_sets: vec![],
+        pieces,
+        data: vec![data],
+        tokens: 1,
+    });
     let totals = pipeline.finish(Duration::from_secs(10));
     assert!(totals.clean);
     assert_eq!(totals.account.captured.tensors, 2);

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
-use crossbeam_channel::Receiver;
+use crossbeam_channel::{Receiver, Select};
 
+use super::courtesy::Manners;
 use super::cut::Chunk;
 use super::share::WORTH;
 use super::writer::{Item, What};
@@ -15,9 +15,6 @@ use crate::error::{Error, Result};
 use crate::format::stream::{self, Part, Route, RowsBlob, TensorMeta};
 use crate::log;
 use crate::mailbox::Outbox;
-
-/// How often a worker looks whether the host still helps (`gang`).
-const LOOK: Duration = Duration::from_millis(20);
 
 /// One packet to be made.
 #[derive(Debug)]
@@ -51,6 +48,7 @@ pub(super) struct Worker {
     pub(super) spare: Receiver<Vec<u8>>,
     pub(super) out: Outbox<Item>,
     pub(super) scratch: Scratch,
+    pub(super) manners: Manners,
 }
 
 /// Takes the place of a packet whose worker panics: the writer must not wait for it.
@@ -89,20 +87,19 @@ pub(super) struct Scratch {
 
 impl Worker {
     pub(super) fn run(mut self) {
+        let tasks = self.tasks.clone();
+        let mut next = Select::new();
+        next.recv(&tasks);
         while let Ok(output) = self.spare.recv() {
-            self.leave_to_the_host();
-            let Ok(task) = self.tasks.recv() else { return };
+            if tasks.is_empty() {
+                self.manners.all_is_done();
+                next.ready();
+            }
+            self.manners.give_way(&self.shared, || gang::leaves(&tasks));
+            let Ok(task) = tasks.recv() else { return };
             if !self.make(task, output) {
                 return;
             }
-        }
-    }
-
-    /// While the host's threads help, its cores are theirs.
-    fn leave_to_the_host(&self) {
-        let helped = || gang::is_helped(self.shared.helped_ns.load(Ordering::Relaxed)) && gang::leaves(&self.tasks);
-        while helped() && !self.shared.pool.is_awaited() && !self.shared.failed() {
-            std::thread::sleep(LOOK);
         }
     }
 

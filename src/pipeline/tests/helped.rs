@@ -37,7 +37,7 @@ fn a_host_that_helps_makes_the_same_stream() {
     let options = Options { may_be_helped: true, ..options(Policy::Block, 64) };
     let pipeline = start::start_with(options, Box::new(disk.clone())).unwrap();
     helped(&pipeline, || _ = feed(&pipeline, 1..1001));
-    assert!(pipeline.shared.helped_ns.load(Ordering::Relaxed) > 0, "nobody helped");
+    assert!(pipeline.shared.courtesy.helped_ns() > 0, "nobody helped");
     // It goes away; what it has left is ours to make.
     feed(&pipeline, 1001..1101);
     assert!(pipeline.flush(Duration::from_secs(30)));
@@ -58,9 +58,9 @@ fn a_host_that_helps_never_waits_for_the_disk() {
     helped(&pipeline, || {
         while feed(&pipeline, 1..2) > 0 || disk.platter().waiting == 0 {}
         std::thread::sleep(Duration::from_millis(50));
-        let before = pipeline.shared.helped_ns.load(Ordering::Relaxed);
+        let before = pipeline.shared.courtesy.helped_ns();
         std::thread::sleep(Duration::from_millis(300));
-        let after = pipeline.shared.helped_ns.load(Ordering::Relaxed);
+        let after = pipeline.shared.courtesy.helped_ns();
         assert!(after > before, "a thread of the host waits");
     });
     disk.heal();
