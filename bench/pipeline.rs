@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use llama_resource_instrumentation::codec::{Codec, DType, Params};
 use llama_resource_instrumentation::format::stream::{Route, Row};
 use llama_resource_instrumentation::host;
-use llama_resource_instrumentation::pipeline::{Job, Options, Piece, Pipeline, Policy, Spec};
+use llama_resource_instrumentation::pipeline::{Form, Job, Options, Piece, Pipeline, Policy, Spec};
 
 const MIB: usize = 1 << 20;
 const GB: f64 = 1e9;
@@ -192,7 +192,7 @@ impl Measured {
 /// Feeds the pipeline for as long as the settings say; everything until the last byte is on the disk is timed.
 fn measure(s: &Settings, kinds: &[Kind], codec: Codec, workers: usize) -> Measured {
     let path = s.folder.join(format!("bench-pipeline-{}.stream", std::process::id()));
-    let specs: Vec<Arc<Spec>> = kinds.iter().map(|k| Arc::new(spec(&k.name))).collect();
+    let specs: Arc<[Arc<Spec>]> = kinds.iter().map(|k| Arc::new(spec(&k.name))).collect();
     let rows: Arc<[Row]> =
         (0..s.rows).map(|i| Row { seq: 0, pos: i as i32, token: i as i32, request: 1 }).collect::<Vec<_>>().into();
     let mut m = Measured { raw: 0, written: 0, seconds: 0.0, cpu: 0.0, waited: 0.0 };
@@ -255,7 +255,7 @@ fn feed(
     s: &Settings,
     pipeline: &Pipeline,
     kinds: &[Kind],
-    specs: &[Arc<Spec>],
+    specs: &Arc<[Arc<Spec>]>,
     rows: &Arc<[Row]>,
     step: u64,
     waited: &mut f64,
@@ -266,15 +266,17 @@ fn feed(
     let mut data = pipeline.reserve(len).unwrap();
     *waited += before.elapsed().as_secs_f64();
     let mut offset = 0;
-    let pieces = kinds.iter().zip(specs).map(|(kind, spec)| {
+    let pieces = kinds.iter().zip(0..).map(|(kind, spec)| {
         let len = kind.width * 4 * s.rows;
         let from = step as usize * len % kind.data.len();
         data[offset..offset + len].copy_from_slice(&kind.data[from..from + len]);
         offset += len;
         Piece {
-            spec: Arc::clone(spec),
+            spec,
+            buffer: 0,
             offset: offset - len,
             len,
+            form: Form::Values,
             ne: [kind.width as u32, s.rows as u32, 1, 1],
             token_dim: 1,
             rows: Some(0),
@@ -283,7 +285,8 @@ fn feed(
         }
     });
     let pieces = pieces.collect();
-    pipeline.push(Job { step, t_ns: step, row_sets: vec![Arc::clone(rows)], pieces, data, tokens: s.rows as u32 });
+    let (specs, row_sets) = (Arc::clone(specs), vec![Arc::clone(rows)]);
+    pipeline.push(Job { step, t_ns: step, specs, row_sets, pieces, data: vec![data], tokens: s.rows as u32 });
     len as u64
 }
 

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use feed::{Feeder, PATIENCE, clear, options, read, scratch};
 use llama_resource_instrumentation::codec::{Codec, DType};
 use llama_resource_instrumentation::format::stream::{Route, Row};
-use llama_resource_instrumentation::pipeline::{Job, Piece, Pipeline, Policy, Spec};
+use llama_resource_instrumentation::pipeline::{Form, Job, Piece, Pipeline, Policy, Spec};
 
 /// Anonymous memory of this process in KiB; the page cache is not in it.
 fn resident_kib() -> i64 {
@@ -25,7 +25,7 @@ fn resident_kib() -> i64 {
 
 /// Many sizes of steps, from one token to prompts near the largest buffer, as fast as they are taken.
 fn feed_many_sizes(pipeline: &Pipeline, values: &[u8], seconds: f64, peak: &mut i64) -> u64 {
-    let specs: Vec<Arc<Spec>> = (0..40)
+    let specs: Arc<[Arc<Spec>]> = (0..40)
         .map(|i| {
             let name = format!("l_out-{i}");
             Arc::new(Spec {
@@ -48,17 +48,20 @@ fn feed_many_sizes(pipeline: &Pipeline, values: &[u8], seconds: f64, peak: &mut 
         let one = 576 * 4 * tokens as usize;
         let rows: Arc<[Row]> =
             (0..tokens).map(|i| Row { seq: 0, pos: i as i32, token: 1, request: 1 }).collect::<Vec<_>>().into();
-        for specs in specs.chunks((pipeline.largest() / one).clamp(1, specs.len())) {
-            pipeline.account().seen(specs.len() as u64, (one * specs.len()) as u64);
-            let mut data = pipeline.reserve(one * specs.len()).unwrap();
-            let mut pieces = Vec::with_capacity(specs.len());
-            for (i, spec) in specs.iter().enumerate() {
+        let numbers: Vec<u32> = (0..40).collect();
+        for numbers in numbers.chunks((pipeline.largest() / one).clamp(1, specs.len())) {
+            pipeline.account().seen(numbers.len() as u64, (one * numbers.len()) as u64);
+            let mut data = pipeline.reserve(one * numbers.len()).unwrap();
+            let mut pieces = Vec::with_capacity(numbers.len());
+            for (i, &spec) in numbers.iter().enumerate() {
                 let from = (feed::noise(step + i as u64) as usize % (values.len() - one)) & !3;
                 data[i * one..][..one].copy_from_slice(&values[from..from + one]);
                 pieces.push(Piece {
-                    spec: Arc::clone(spec),
+                    spec,
+                    buffer: 0,
                     offset: i * one,
                     len: one,
+                    form: Form::Values,
                     ne: [576, tokens, 1, 1],
                     token_dim: 1,
                     rows: Some(0),
@@ -67,7 +70,8 @@ fn feed_many_sizes(pipeline: &Pipeline, values: &[u8], seconds: f64, peak: &mut 
                 });
             }
             bytes += data.len() as u64;
-            pipeline.push(Job { step, t_ns: step, row_sets: vec![Arc::clone(&rows)], pieces, data, tokens });
+            let (specs, row_sets) = (Arc::clone(&specs), vec![Arc::clone(&rows)]);
+            pipeline.push(Job { step, t_ns: step, specs, row_sets, pieces, data: vec![data], tokens });
         }
         let (sampled, text) = feed::token(step);
         pipeline.token(sampled, text);

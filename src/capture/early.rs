@@ -106,9 +106,11 @@ impl Plan {
         if open > 0
             && let Some(&(node, at)) = stops.last()
         {
-            let until =
-                plan.items.partition_point(|item| live.plan.wanted.get(item.wanted).is_some_and(|w| w.node < node));
-            plan.stations.push(Station { at, until });
+            let comes_before = |item: &Item| live.plan.wanted.get(item.wanted).is_some_and(|w| w.node < node);
+            let until = plan.items.partition_point(comes_before);
+            if until > plan.stations.last().map_or(0, |s| s.until) {
+                plan.stations.push(Station { at, until });
+            }
         }
         plan
     }

@@ -393,3 +393,33 @@ fn counts_that_memory_cannot_hold_are_errors() {
         }
     }
 }
+
+#[test]
+fn rows_that_are_encoded_apart_make_the_same_body() {
+    let (mut encoder, mut random) = (Encoder::default(), Random::new(11));
+    for codec in [Codec::Bounded, Codec::Fast] {
+        for row_len in [16, 150, 576] {
+            let params = Params { codec, error_bound: 1e-3 };
+            let values: Vec<f32> = (0..KINDS).flat_map(|kind| row(kind, row_len, &mut random)).collect();
+            let (data, mut whole, mut apart) = (bytes(&values), Vec::new(), Vec::new());
+            let done = encoder.encode(&params, DType::F32, row_len, &data, &mut whole);
+            assert_eq!(params.row_codec(DType::F32, row_len, data.len()), Some(done.codec));
+            params.begin_rows(codec, &mut apart);
+            let mut errors = Errors::default();
+            // One row, two, three, ... at a time, each by an encoder that has seen others before.
+            let (mut left, mut n) = (data.as_slice(), 1);
+            while !left.is_empty() {
+                let (rows, rest) = left.split_at((n * row_len * 4).min(left.len()));
+                errors = errors.max(Encoder::default().rows(&params, codec, row_len, rows, &mut apart));
+                (left, n) = (rest, n + 1);
+            }
+            assert!(apart == whole, "{codec:?}, rows of {row_len}");
+            assert_eq!((errors.row as f32, errors.block as f32), (done.row_l2, done.block_max));
+        }
+    }
+    // What is stored otherwise has no rows of its own.
+    let bounded = Params { codec: Codec::Bounded, error_bound: 1e-3 };
+    assert_eq!(bounded.row_codec(DType::F16, 576, 1152), None);
+    assert_eq!(bounded.row_codec(DType::F32, 8, 32), None);
+    assert_eq!(Params::default().row_codec(DType::F32, 576, 2304), None);
+}

@@ -11,7 +11,7 @@ use llama_resource_instrumentation::codec::{Codec, DType, Params, decode};
 use llama_resource_instrumentation::format::stream::{
     Content, Frame, LEAST_PACKET, Packet, Part, Route, Row, SampledToken,
 };
-use llama_resource_instrumentation::pipeline::{Job, Options, Piece, Pipeline, Policy, Reason, Refused, Spec};
+use llama_resource_instrumentation::pipeline::{Form, Job, Options, Piece, Pipeline, Policy, Reason, Refused, Spec};
 use llama_resource_instrumentation::read::stream::{Item, StreamReader};
 
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -136,7 +136,7 @@ pub fn token(step: u64) -> (SampledToken, Option<Box<str>>) {
 
 /// Feeds steps as the host does.
 pub struct Feeder {
-    specs: Vec<Arc<Spec>>,
+    specs: Arc<[Arc<Spec>]>,
     pub scale: u32,
     /// Bytes that were refused.
     pub refused: u64,
@@ -194,9 +194,11 @@ impl Feeder {
                 self.kept.insert((step, *shape));
                 data[offset..offset + values.len()].copy_from_slice(values);
                 pieces.push(Piece {
-                    spec: Arc::clone(&self.specs[*shape]),
+                    spec: *shape as u32,
+                    buffer: 0,
                     offset,
                     len: values.len(),
+                    form: Form::Values,
                     ne: *ne,
                     token_dim: SHAPES[*shape].token_dim,
                     rows: (SHAPES[*shape].token_dim > 0).then_some(0),
@@ -208,9 +210,10 @@ impl Feeder {
             pipeline.push(Job {
                 step,
                 t_ns: step * 1000,
+                specs: Arc::clone(&self.specs),
                 row_sets: vec![Arc::clone(&table)],
                 pieces,
-                data,
+                data: vec![data],
                 tokens: std::mem::take(&mut tokens),
             });
         }

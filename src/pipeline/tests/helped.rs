@@ -1,10 +1,13 @@
 //! The pipeline with threads of a host that help to compress.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use super::{Fake, check, feed, options, steps_in};
-use crate::pipeline::{Options, Pipeline, Policy, start};
+use super::{Fake, check, feed, options, spec, steps_in};
+use crate::codec::{Codec, DType, Encoder, Params};
+use crate::format::stream::{Content, Frame, Packet, Route};
+use crate::pipeline::{Form, Job, Options, Piece, Pipeline, Policy, Totals, start};
 
 /// Runs `body` while two threads of a host help at every step, as long as it takes.
 fn helped(pipeline: &Pipeline, body: impl FnOnce()) {
@@ -83,4 +86,106 @@ fn a_host_that_helps_outlives_the_stream() {
     let totals = pipeline.finish(Duration::from_secs(30));
     check(&totals);
     assert!(!totals.clean && totals.problem.is_some());
+}
+
+/// A hundred steps of three rows of 200 values; those that `encoded` says come with their rows encoded. Gives descriptions and bodies.
+fn rows_written(codec: Codec, encoded: impl Fn(u64) -> bool) -> (Totals, Vec<(String, Vec<u8>)>) {
+    let disk = Fake::default();
+    let params = Params { codec, error_bound: 1e-3 };
+    let options = Options { params, ..options(Policy::Block, 32) };
+    let pipeline = start::start_with(options, Box::new(disk.clone())).unwrap();
+    let (specs, len) = ([spec()].into(), 3 * 200 * 4);
+    for step in 1..101 {
+        pipeline.account().seen(1, len as u64);
+        let values: Vec<u8> = (0..600).flat_map(|i| ((step * 600 + i) as f32).sin().to_le_bytes()).collect();
+        let mut rows = Vec::new();
+        let mut form = Form::Values;
+        if encoded(step)
+            && let Some(codec) = pipeline.params().row_codec(DType::F32, 200, len)
+        {
+            let errors = Encoder::default().rows(pipeline.params(), codec, 200, &values, &mut rows);
+            form = Form::Rows(rows.len(), codec, errors);
+        }
+        let from = if form == Form::Values { &values } else { &rows };
+        // Two buffers: the piece says in which one it is.
+        let mut data = vec![pipeline.reserve(1).unwrap(), pipeline.reserve_now(len + 8).unwrap()];
+        data[1][8..8 + from.len()].copy_from_slice(from);
+        let (ne, route) = ([200, 3, 1, 1], Route::Retain);
+        let piece =
+            Piece { spec: 0, buffer: 1, offset: 8, len, form, ne, token_dim: 1, rows: None, route, completes: true };
+        pipeline.push(Job {
+            step,
+            t_ns: 0,
+            specs: Arc::clone(&specs),
+            row_sets: vec![],
+            pieces: vec![piece],
+            data,
+            tokens: 3,
+        });
+    }
+    let totals = pipeline.finish(Duration::from_secs(30));
+    check(&totals);
+    let (bytes, mut at, mut found) = (disk.platter().bytes.clone(), 0, Vec::new());
+    while let Some(head) = bytes.get(at..).and_then(|b| b.first_chunk()) {
+        let end = at + Frame::read(*head).packet_len() as usize;
+        if let Content::Tensor { meta, body } = Packet::read(&bytes[at..end]).unwrap().content {
+            found.push((format!("{meta:?}"), body.to_vec()));
+        }
+        at = end;
+    }
+    (totals, found)
+}
+
+#[test]
+fn rows_that_were_encoded_before_make_the_same_packets() {
+    for codec in [Codec::Bounded, Codec::Fast] {
+        let (totals, alone) = rows_written(codec, |_| false);
+        assert!(totals.clean && !alone.is_empty() && totals.account.captured == totals.account.seen);
+        for encoded in [|_| true, |step| step % 3 == 1] {
+            let (totals, found) = rows_written(codec, encoded);
+            assert!(totals.clean && totals.account.captured == totals.account.seen);
+            assert!(found == alone, "{codec:?}");
+        }
+    }
+}
+
+#[test]
+fn work_is_put_off_while_the_host_computes_and_there_is_room() {
+    let disk = Fake::default();
+    let options = Options { may_be_helped: true, ..options(Policy::Block, 64) };
+    let pipeline = start::start_with(options, Box::new(disk)).unwrap();
+    let packets = || pipeline.written().0;
+    let written = |of: u64| {
+        let began = Instant::now();
+        while packets() < of && began.elapsed() < Duration::from_secs(20) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        assert!(packets() >= of);
+        began.elapsed()
+    };
+    let first = packets();
+    pipeline.host_computes();
+    // Some ten packets, a sixth of the memory.
+    feed(&pipeline, 1..101);
+    std::thread::sleep(Duration::from_millis(500));
+    assert_eq!(packets(), first, "written while the host computes");
+    // Whoever waits for all to be written need not wait for the host.
+    assert!(pipeline.flush(Duration::from_secs(20)));
+    assert!(packets() > first);
+    // It is over.
+    let before = packets();
+    feed(&pipeline, 101..201);
+    pipeline.host_rests();
+    written(before + 8);
+    // It goes on and on.
+    assert!(pipeline.flush(Duration::from_secs(20)));
+    let before = packets();
+    pipeline.host_computes();
+    feed(&pipeline, 201..301);
+    assert!(written(before + 8) > Duration::from_secs(1), "not put off");
+    // The memory becomes short: a host that waits is not kept waiting.
+    feed(&pipeline, 301..2301);
+    let totals = pipeline.finish(Duration::from_secs(60));
+    check(&totals);
+    assert!(totals.clean && totals.account.captured == totals.account.seen);
 }
