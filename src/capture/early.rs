@@ -184,13 +184,16 @@ impl Work {
     /// Prepares for a step of `live`, all of whose rows are wanted. `None` if nothing of it can be encoded while it runs, or no memory is free now.
     #[must_use]
     pub fn new(live: &Arc<Live>, pipeline: &Pipeline, threads: usize) -> Option<Arc<Self>> {
+        let n = threads.min(pipeline.helpers());
+        if n == 0 {
+            return None;
+        }
         let plan = live.early(pipeline);
         if plan.stations.is_empty() || plan.bytes > MOST_STEP {
             return None;
         }
-        let n = threads.min(pipeline.helpers());
         // Rows shrink to a third; each thread may come to do more than its share.
-        let room = plan.bytes / 2 / n.max(1) + MOST_TENSOR;
+        let room = plan.bytes / 2 / n + MOST_TENSOR;
         let mut spare = SPARE.lock();
         let sink = || {
             let buffer = pipeline.reserve_now(room)?;

@@ -26,7 +26,8 @@ pub struct Sharing {
     gang: bool,
     /// The operations are told to us.
     listens: bool,
-    _rows: Option<early::Working>,
+    /// Rows are encoded at some of them.
+    rows: Option<early::Working>,
 }
 
 impl Sharing {
@@ -40,6 +41,7 @@ impl Sharing {
 impl Drop for Sharing {
     fn drop(&mut self) {
         WANTED.store(false, Ordering::Relaxed);
+        drop(self.rows.take());
         if self.listens {
             HOT.listen_no_more();
         }
@@ -81,7 +83,7 @@ pub fn begin(n_tokens: Option<u64>, may: bool) -> Option<Sharing> {
     if listens {
         HOT.listen();
     }
-    Some(Sharing { gang, listens, _rows: rows })
+    Some(Sharing { gang, listens, rows })
 }
 
 /// A compute thread of the host begins the operation `at` of such a step.
