@@ -29,7 +29,7 @@ use crate::pipeline::{self, Buffer, Pipeline};
 const STRETCH: usize = 96 << 10;
 
 /// A tensor with more is read when the graph is over: `pipeline` could not cut it any more.
-const MOST_TENSOR: usize = 64 << 10;
+const MOST_TENSOR: usize = pipeline::LEAST_PACKET;
 
 /// A step with more as well.
 const MOST_STEP: usize = 8 << 20;

@@ -26,10 +26,7 @@ pub(super) struct Chunk {
 impl Chunk {
     /// The values, or their rows.
     pub(super) fn data(&self) -> &[u8] {
-        let stored = match self.form {
-            Form::Values => self.len,
-            Form::Rows(stored, ..) => stored,
-        };
+        let stored = self.form.stored(self.len);
         let buffer = self.job.data.get(usize::from(self.buffer));
         buffer.and_then(|b| b.get(self.at..self.at + stored)).unwrap_or_default()
     }

@@ -61,13 +61,20 @@ pub enum Form {
     Rows(usize, Codec, Errors),
 }
 
+impl Form {
+    /// Bytes that values of `len` bytes take so.
+    pub(super) const fn stored(&self, len: usize) -> usize {
+        match *self {
+            Self::Values => len,
+            Self::Rows(stored, ..) => stored,
+        }
+    }
+}
+
 impl Piece {
     /// Bytes in the buffer.
     pub(super) const fn stored(&self) -> usize {
-        match self.form {
-            Form::Values => self.len,
-            Form::Rows(stored, ..) => stored,
-        }
+        self.form.stored(self.len)
     }
 
     pub(super) fn amount(&self) -> Amount {

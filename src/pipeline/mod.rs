@@ -47,6 +47,7 @@ pub use account::{Account, Amount, Counts, Reason};
 pub use cut::row_len;
 pub use job::{Form, Job, Piece, Spec};
 pub use pool::{Buffer, Refused};
+pub use share::LEAST_PACKET;
 
 use crate::codec;
 use crate::error::{Error, Result};

@@ -69,10 +69,11 @@ impl Pool {
         self.largest
     }
 
-    /// Share of the budget that is out, in 1/1024.
+    /// Share of the budget that is out, in 1/1024, or of the buffers that there may be: small steps use these up first.
     pub(super) fn fill(&self) -> usize {
         let state = self.state.lock();
-        (state.allocated - state.free_bytes() + state.beside) * 1024 / self.budget.max(1)
+        let bytes = (state.allocated - state.free_bytes() + state.beside) * 1024 / self.budget.max(1);
+        bytes.max(state.out * 1024 / MOST_OUT)
     }
 
     /// Whether a host's thread waits for memory.

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{RecvTimeoutError, Sender};
 
 use super::cut::{self, Chunk};
+use super::pool::MOST_OUT;
 use super::share::Shares;
 use super::start::ITEMS;
 use super::worker::Task;
@@ -78,6 +79,8 @@ pub(super) struct Gathering {
     by_name: HashMap<String, usize>,
     tokens: Vec<Told>,
     bytes: usize,
+    /// Buffers of the jobs.
+    buffers: usize,
     since: Option<Instant>,
     /// Tokens of steps since the last checkpoint.
     unchecked: u64,
@@ -126,7 +129,12 @@ impl Collector {
         let idle_workers = || self.tasks.is_empty() && self.inbox.is_empty() && self.shared.pool.is_awaited();
         // Tensors that make whole packets gain nothing by waiting, and what is encoded soon is still in the caches.
         let enough = self.shares.segment.min(self.gathering.groups.len().saturating_mul(self.shares.gather));
-        if self.gathering.bytes >= enough.max(1) || self.gathering.tokens.len() >= MOST_TOKENS || idle_workers() {
+        let crowded = self.gathering.buffers >= MOST_OUT / 4;
+        if crowded
+            || self.gathering.bytes >= enough.max(1)
+            || self.gathering.tokens.len() >= MOST_TOKENS
+            || idle_workers()
+        {
             self.seal();
         } else if since.elapsed() >= PATIENCE {
             self.seal();
@@ -157,6 +165,7 @@ impl Collector {
         }
         let values: usize = job.pieces.iter().map(|p| p.len).fold(0, usize::saturating_add);
         self.gathering.bytes = self.gathering.bytes.saturating_add(values.max(job.bytes()));
+        self.gathering.buffers += job.data.len();
         self.gathering.jobs.push(job);
         self.gathering.since.get_or_insert_with(Instant::now);
     }
@@ -188,7 +197,7 @@ impl Collector {
         let g = &mut self.gathering;
         (g.specs, g.by_spec) = (None, Vec::new());
         g.by_name.clear();
-        (g.bytes, g.since) = (0, None);
+        (g.bytes, g.buffers, g.since) = (0, 0, None);
     }
 
     /// The pieces of a tensor as packets that are neither too large nor too small.

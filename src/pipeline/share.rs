@@ -17,6 +17,9 @@ const ENCODER: usize = MIB;
 /// Raw bytes of a packet at most. The format allows sixteen; smaller ones stay in the caches, and memory goes to the host's buffers.
 const MOST_PACKET: usize = 4 * MIB;
 
+/// Raw bytes that a packet may have with the least budget.
+pub const LEAST_PACKET: usize = 64 << 10;
+
 /// Raw bytes up to which pieces are put together: beyond, a packet gains nothing.
 pub(super) const WORTH: usize = MIB;
 
@@ -58,7 +61,7 @@ impl Shares {
         let encoders = workers + helpers;
         let copies = 3 * encoders + outputs + 1;
         let fixed = FIXED + encoders * ENCODER + 2 * block;
-        let packet = ((max_memory.saturating_sub(fixed)) / 3 / copies).clamp(64 << 10, MOST_PACKET);
+        let packet = ((max_memory.saturating_sub(fixed)) / 3 / copies).clamp(LEAST_PACKET, MOST_PACKET);
         let pool = max_memory.saturating_sub(fixed + copies * packet);
         if pool < max_memory / 4 {
             return Err(Error::new(

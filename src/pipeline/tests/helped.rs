@@ -189,3 +189,44 @@ fn work_is_put_off_while_the_host_computes_and_there_is_room() {
     check(&totals);
     assert!(totals.clean && totals.account.captured == totals.account.seen);
 }
+
+#[test]
+fn many_small_steps_lose_nothing_while_the_host_computes() {
+    let disk = Fake::default();
+    let options = Options { may_be_helped: true, ..options(Policy::Drop, 64) };
+    let pipeline = start::start_with(options, Box::new(disk)).unwrap();
+    pipeline.host_computes();
+    let specs = [spec()].into();
+    for step in 1..1001 {
+        pipeline.account().seen(1, 400);
+        // Three buffers a step, as two threads and what they leave take: more than there may be at a time.
+        let data: Vec<_> = (0..3).filter_map(|_| pipeline.reserve_now(400)).collect();
+        assert_eq!(data.len(), 3, "no buffer in step {step}");
+        let (form, route, ne) = (Form::Values, Route::Retain, [10, 10, 1, 1]);
+        let piece = Piece {
+            spec: 0,
+            buffer: 2,
+            offset: 0,
+            len: 400,
+            form,
+            ne,
+            token_dim: 1,
+            rows: None,
+            route,
+            completes: true,
+        };
+        pipeline.push(Job {
+            step,
+            t_ns: 0,
+            specs: Arc::clone(&specs),
+            row_sets: vec![],
+            pieces: vec![piece],
+            data,
+            tokens: 1,
+        });
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let totals = pipeline.finish(Duration::from_secs(30));
+    check(&totals);
+    assert!(totals.clean && totals.account.captured == totals.account.seen);
+}
