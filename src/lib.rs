@@ -13,6 +13,7 @@
 
 #[expect(unsafe_code, reason = "the C ABI: pointers of the caller")]
 pub mod abi;
+pub mod ahead;
 pub mod analyze;
 pub mod boundary;
 #[expect(unsafe_code, reason = "tensors of the host")]

@@ -13,7 +13,8 @@ const ROOMS: &[Room] = &[
     ("error", &[], "one type"),
     ("queue", &[], "rings of anything"),
     ("mailbox", &[], "a queue and a bell"),
-    ("codec", &[], "values to bytes and back"),
+    ("ahead", &[], "hints to the processor"),
+    ("codec", &["ahead"], "values to bytes and back"),
     ("format", &["codec", "error"], "the types of a line and of a packet: no thread, no file, no clock"),
     ("host", &[], "libc, and nothing of ours"),
     ("log", &["host"], "writes to stderr, or to the caller's callback"),
@@ -44,14 +45,14 @@ const ROOMS: &[Room] = &[
     ),
     (
         "pipeline",
-        &["boundary", "clock", "codec", "config", "error", "format", "host", "log", "mailbox"],
+        &["ahead", "boundary", "clock", "codec", "config", "error", "format", "host", "log", "mailbox"],
         "threads of its own between the host's and the disk",
     ),
     (
         "capture",
         &[
-            "boundary", "clock", "codec", "config", "error", "format", "ggml", "graph", "log", "observe", "pipeline",
-            "select",
+            "ahead", "boundary", "clock", "codec", "config", "error", "format", "ggml", "graph", "log", "observe",
+            "pipeline", "select",
         ],
         "finds nodes in the host's graphs, asks `observe` whose rows they are, and feeds `pipeline`",
     ),
@@ -92,7 +93,7 @@ const ROOMS: &[Room] = &[
 const UNSAFE: &[&str] = &[
     "abi",
     "capture",
-    "codec/ahead.rs",
+    "ahead.rs",
     "codec/simd.rs",
     "ggml",
     "gpu/mig.rs",

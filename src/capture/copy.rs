@@ -66,6 +66,16 @@ pub unsafe fn in_place<'a>(t: TensorPtr, bytes: usize) -> Option<&'a [u8]> {
     is_host.then(|| unsafe { std::slice::from_raw_parts(t.data().cast::<u8>().cast_const(), bytes) })
 }
 
+/// The same of a tensor that [`in_place`] found at `data`, as long as it is still there.
+///
+/// # Safety
+/// As for [`in_place`]; `t` is the tensor of which it gave `bytes` at `data`.
+pub unsafe fn still_in_place<'a>(t: TensorPtr, data: usize, bytes: usize) -> Option<&'a [u8]> {
+    // SAFETY: the same memory was a host buffer's, and buffers do not move.
+    (t.data() as usize == data)
+        .then(|| unsafe { std::slice::from_raw_parts(t.data().cast::<u8>().cast_const(), bytes) })
+}
+
 /// Copies the tensor's values to `to`, which is [`bytes`] long. `sched`
 /// is its graph's scheduler, null if not known.
 ///

@@ -11,6 +11,7 @@
 //! ```
 
 use std::ffi::c_void;
+use std::num::NonZero;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -19,11 +20,13 @@ use parking_lot::{Mutex, RwLock};
 
 use super::copy;
 use super::live::{Live, Way};
-use crate::codec::{Codec, Encoder, Errors};
+use super::rows::StepRows;
+use crate::ahead;
+use crate::codec::{Codec, Encoder};
 use crate::format::stream::Route;
 use crate::ggml::view::TensorPtr;
 use crate::observe::timer::HOT;
-use crate::pipeline::{self, Buffer, Pipeline};
+use crate::pipeline::{self, Buffer, Form, Piece, Pipeline};
 
 /// Bytes of values after which a stretch ends: about what stays in a core's cache beside the weights.
 const STRETCH: usize = 96 << 10;
@@ -33,6 +36,9 @@ const MOST_TENSOR: usize = pipeline::LEAST_PACKET;
 
 /// A step with more as well.
 const MOST_STEP: usize = 8 << 20;
+
+/// Memory that is asked for beyond what a tensor's rows are expected to take.
+const MARGIN: usize = 256;
 
 /// How long a step that is timed waits for the other threads at a stretch's end, so that the operation behind it is timed without that.
 const MOST_WAIT: Duration = Duration::from_millis(1);
@@ -51,12 +57,16 @@ pub struct Plan {
     bytes: usize,
 }
 
+/// One tensor. Everything about it stands together: what is looked up elsewhere for each of hundreds is not in the caches.
 #[derive(Debug)]
 struct Item {
-    /// Number of the wanted node.
-    wanted: usize,
+    tensor: TensorPtr,
+    /// Address of its values.
+    data: usize,
     row_len: usize,
     codec: Codec,
+    /// What is handed on, but for where its rows are.
+    piece: Piece,
 }
 
 /// Where a stretch ends.
@@ -96,8 +106,21 @@ impl Plan {
             let whole =
                 *way == Way::By(Route::Retain) && w.spec.slice.is_none() && (1..=MOST_TENSOR).contains(&w.bytes);
             // SAFETY: a tensor of a graph that has its memory.
-            if let Some(codec) = codec.filter(|_| whole && unsafe { copy::in_place(*t, w.bytes) }.is_some()) {
-                plan.items.push(Item { wanted: i, row_len, codec });
+            let values = if whole { unsafe { copy::in_place(*t, w.bytes) } } else { None };
+            if let (Some(codec), Some(values)) = (codec, values) {
+                let piece = Piece {
+                    spec: i as u32,
+                    buffer: 0,
+                    offset: 0,
+                    len: w.bytes,
+                    form: Form::Values,
+                    ne: copy::shape(w, None),
+                    token_dim: w.shape.token_dim,
+                    rows: StepRows::set_of(w),
+                    route: Route::Retain,
+                    completes: true,
+                };
+                plan.items.push(Item { tensor: *t, data: values.as_ptr() as usize, row_len, codec, piece });
                 plan.bytes += w.bytes;
                 open += w.bytes;
             }
@@ -106,7 +129,8 @@ impl Plan {
         if open > 0
             && let Some(&(node, at)) = stops.last()
         {
-            let comes_before = |item: &Item| live.plan.wanted.get(item.wanted).is_some_and(|w| w.node < node);
+            let comes_before =
+                |item: &Item| live.plan.wanted.get(item.piece.spec as usize).is_some_and(|w| w.node < node);
             let until = plan.items.partition_point(comes_before);
             if until > plan.stations.last().map_or(0, |s| s.until) {
                 plan.stations.push(Station { at, until });
@@ -141,7 +165,7 @@ struct Share {
 struct Kit {
     encoder: Encoder,
     rows: Vec<u8>,
-    done: Vec<Done>,
+    done: Vec<Piece>,
 }
 
 /// Where a thread puts its rows.
@@ -150,23 +174,48 @@ struct Sink {
     kit: Kit,
     buffer: Buffer,
     used: usize,
+    /// Up to where the memory of `buffer` was asked for.
+    expected: usize,
 }
 
-/// A tensor whose rows are encoded.
-#[derive(Clone, Copy, Debug)]
-pub struct Done {
-    /// Number of the wanted node.
-    pub wanted: usize,
-    /// Number of its buffer among those of the step.
-    pub buffer: u8,
-    /// Where its rows begin.
-    pub offset: usize,
-    /// Their bytes.
-    pub stored: usize,
-    /// Their codec.
-    pub codec: Codec,
-    /// What it lost.
-    pub errors: Errors,
+/// What a step's threads have encoded.
+#[derive(Debug, Default)]
+pub struct Encoded {
+    pieces: Vec<Piece>,
+    /// For each wanted node, which of the pieces is its own: each thread has its own order.
+    of: Vec<Option<NonZero<u32>>>,
+    left: usize,
+}
+
+impl Encoded {
+    fn new(pieces: Vec<Piece>, wanted: usize) -> Self {
+        let mut of = vec![None; wanted];
+        for (number, piece) in (1..).zip(&pieces) {
+            if let Some(slot) = of.get_mut(piece.spec as usize) {
+                *slot = NonZero::new(number);
+            }
+        }
+        Self { left: pieces.len(), pieces, of }
+    }
+
+    /// Whether all is taken.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.left == 0
+    }
+
+    /// Bytes of all values.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.pieces.iter().map(|p| p.len).sum()
+    }
+
+    /// Wanted node `i`, if it is there. Given once.
+    pub fn take(&mut self, i: usize) -> Option<Piece> {
+        let number = self.of.get_mut(i)?.take()?;
+        self.left -= 1;
+        self.pieces.get(number.get() as usize - 1).cloned()
+    }
 }
 
 /// Ends the work when the step does.
@@ -197,7 +246,7 @@ impl Work {
         let mut spare = SPARE.lock();
         let sink = || {
             let buffer = pipeline.reserve_now(room)?;
-            Some(Mutex::new(Some(Sink { kit: spare.pop().unwrap_or_default(), buffer, used: 0 })))
+            Some(Mutex::new(Some(Sink { kit: spare.pop().unwrap_or_default(), buffer, used: 0, expected: 0 })))
         };
         let sinks = std::iter::repeat_with(sink).take(n).collect::<Option<Vec<_>>>()?;
         let mut first = 0;
@@ -220,21 +269,19 @@ impl Work {
         Some(Working(()))
     }
 
-    /// The graph is over: the buffers, and what is in them.
+    /// The graph is over: the buffers, and what is in them, the first of which becomes number `first` of the step's.
     #[must_use]
-    pub fn collect(&self) -> (Vec<Buffer>, Vec<Done>) {
-        let (mut buffers, mut all) = (Vec::new(), Vec::new());
+    pub fn collect(&self, first: u8) -> (Vec<Buffer>, Encoded) {
+        let (mut buffers, mut pieces) = (Vec::new(), Vec::with_capacity(self.live.plan.wanted.len()));
         for sink in &self.sinks {
             // All threads have met since they worked.
             let Some(Sink { mut kit, buffer, .. }) = sink.try_lock().and_then(|mut s| s.take()) else { continue };
-            let number = buffers.len() as u8;
-            all.extend(kit.done.drain(..).map(|done| Done { buffer: number, ..done }));
+            let number = first + buffers.len() as u8;
+            pieces.extend(kit.done.drain(..).map(|piece| Piece { buffer: number, ..piece }));
             buffers.push(buffer);
             SPARE.lock().push(kit);
         }
-        // Each thread went upwards: a few runs to be merged.
-        all.sort_by_key(|done| done.wanted);
-        (buffers, all)
+        (buffers, Encoded::new(pieces, self.live.plan.wanted.len()))
     }
 
     fn stretch_ends<'a>(&'a self, at: *mut c_void, waits: bool) {
@@ -251,9 +298,7 @@ impl Work {
                 loop {
                     let number = share.next.fetch_add(1, Ordering::Relaxed);
                     let Some(item) = plan.items.get(number).filter(|_| number < share.until) else { break };
-                    if let Some(&t) = self.live.tensors.get(item.wanted) {
-                        self.encode(item, t, sink);
-                    }
+                    self.encode(item, sink);
                     finished += 1;
                 }
             }
@@ -269,10 +314,14 @@ impl Work {
         }
     }
 
-    fn encode(&self, item: &Item, t: TensorPtr, sink: &mut Sink) {
-        let Some(bytes) = self.live.plan.wanted.get(item.wanted).map(|w| w.bytes) else { return };
+    fn encode(&self, item: &Item, sink: &mut Sink) {
         // SAFETY: an operation behind it begins on this thread, so all threads are through with it; the allocator keeps its memory.
-        let Some(values) = (unsafe { copy::in_place(t, bytes) }) else { return };
+        let values = unsafe { copy::still_in_place(item.tensor, item.data, item.piece.len) };
+        let Some(values) = values else { return };
+        // Where its rows will go: it comes while they are encoded, which makes a third of the values.
+        let until = sink.used + item.piece.len / 2 + MARGIN;
+        ahead::write(sink.buffer.get_mut(sink.expected..until).unwrap_or_default());
+        sink.expected = sink.expected.max(until);
         let kit = &mut sink.kit;
         kit.rows.clear();
         let errors = kit.encoder.rows(&self.params, item.codec, item.row_len, values, &mut kit.rows);
@@ -281,7 +330,7 @@ impl Work {
         let Some(to) = sink.buffer.get_mut(offset..offset + stored) else { return };
         to.copy_from_slice(&kit.rows);
         sink.used += stored;
-        kit.done.push(Done { wanted: item.wanted, buffer: 0, offset, stored, codec: item.codec, errors });
+        kit.done.push(Piece { offset, form: Form::Rows(stored, item.codec, errors), ..item.piece.clone() });
     }
 }
 

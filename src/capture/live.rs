@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 
-use super::early;
 use super::graph::{GraphPlan, Wanted};
+use super::{copy, early};
 use crate::config::RouteChoice as Choice;
 use crate::format::stream::Route;
 use crate::ggml::view::TensorPtr;
@@ -36,6 +36,10 @@ pub struct Live {
     pub by_callback: HashMap<usize, usize>,
     /// Some node is kept by the allocator.
     pub retains: bool,
+    /// Bytes of all wanted nodes.
+    pub bytes: u64,
+    /// Those that are read of a step all of whose rows are kept; `None` if nodes are left out.
+    pub stored: Option<usize>,
     /// The nodes that all threads of the CPU backend begin together and do not fuse: number and address.
     stops: Vec<(usize, TensorPtr)>,
     early: OnceLock<early::Plan>,
@@ -70,6 +74,8 @@ impl Live {
             stops: nodes.iter().copied().enumerate().filter(|(_, t)| t.op() == "MUL_MAT").collect(),
             early: OnceLock::new(),
             retains: ways.contains(&by(Route::Retain)),
+            bytes: plan.wanted.iter().map(|w| w.bytes as u64).sum(),
+            stored: stored(&plan.wanted, &ways),
             plan,
             tensors,
             ways,
@@ -111,6 +117,8 @@ impl Live {
             graph: self.graph,
             plan: self.plan.clone(),
             tensors: self.tensors.clone(),
+            bytes: self.bytes,
+            stored: stored(&self.plan.wanted, &ways),
             ways,
             inputs: self.inputs,
             by_callback,
@@ -130,6 +138,11 @@ impl Live {
     pub fn early_known(&self) -> Option<&early::Plan> {
         self.early.get()
     }
+}
+
+fn stored(wanted: &[Wanted], ways: &[Way]) -> Option<usize> {
+    let all = ways.iter().all(|way| matches!(way, Way::By(_))) && wanted.iter().all(|w| w.bytes > 0);
+    all.then(|| wanted.iter().map(|w| copy::bytes(w, None)).sum())
 }
 
 /// Bytes that the allocator has to keep so that everything that can be retained is.

@@ -74,10 +74,16 @@ impl StepRows {
         self.kept.iter().all(Option::is_none)
     }
 
+    /// Whether each tensor of the step has a row, whatever its rows are.
+    #[must_use]
+    pub fn none_is_empty(&self) -> bool {
+        self.sets.iter().all(|set| !set.is_empty())
+    }
+
     /// Whether none of the tensor's tokens is kept.
     #[must_use]
     pub fn is_empty(&self, w: &Wanted) -> bool {
-        match self.set(w) {
+        match Self::set_of(w) {
             Some(set) => self.sets.get(usize::from(set)).is_some_and(|s| s.is_empty()),
             // What belongs to no token goes with the step.
             None => self.sets[0].is_empty(),
@@ -86,7 +92,7 @@ impl StepRows {
 
     /// Number of the tensor's row set.
     #[must_use]
-    pub fn set(&self, w: &Wanted) -> Option<u8> {
+    pub const fn set_of(w: &Wanted) -> Option<u8> {
         match w.shape.rows {
             Rows::Tokens => Some(0),
             Rows::Outputs => Some(1),

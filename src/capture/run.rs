@@ -160,7 +160,7 @@ pub fn begins(sched: Ptr, graph: Ptr, number: Option<u64>) -> bool {
 fn step_begins(capture: &Arc<Capture>, live: Arc<Live>, sched: Ptr, number: Option<u64>) -> bool {
     let Some(pipeline) = capture.pipeline() else { return false };
     let account = pipeline.account();
-    let bytes: u64 = live.plan.wanted.iter().map(|w| w.bytes as u64).sum();
+    let bytes = live.bytes;
     account.seen(live.plan.wanted.len() as u64, bytes);
     for r in &live.plan.refused {
         account.seen(1, r.bytes);

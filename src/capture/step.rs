@@ -2,13 +2,12 @@
 //!
 //! What the allocator keeps is read at once when the graph is over; what only the callback can read is read node by node while it runs.
 
-use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 
 use super::Capture;
 use super::copy::{self, Read};
-use super::early::{Done, Work, Working};
+use super::early::{Encoded, Work, Working};
 use super::live::{Live, Way};
 use super::rows::StepRows;
 use crate::clock;
@@ -38,8 +37,8 @@ pub struct Step {
     open: Vec<bool>,
     /// What the host's threads encode while it runs.
     work: Option<Arc<Work>>,
-    /// What they have encoded, in the order of the nodes, and is not handed on.
-    encoded: VecDeque<Done>,
+    /// What they have encoded and is not handed on.
+    encoded: Encoded,
 }
 
 #[derive(Debug)]
@@ -75,7 +74,7 @@ impl Step {
             pending: false,
             tokens_told: false,
             work: None,
-            encoded: VecDeque::new(),
+            encoded: Encoded::default(),
         };
         step.leave_out();
         step
@@ -84,6 +83,10 @@ impl Step {
     /// Counts what is not read of this step, and sums up what is.
     fn leave_out(&mut self) {
         let live = self.live.clone();
+        if let Some(bytes) = live.stored.filter(|_| self.rows.are_all_kept() && self.rows.none_is_empty()) {
+            self.to_come = bytes;
+            return;
+        }
         for (i, (w, way)) in live.plan.wanted.iter().zip(&live.ways).enumerate() {
             match way {
                 Way::Refused(reason) => self.skip(i, *reason),
@@ -206,7 +209,7 @@ impl Step {
             }
         }
         f.used += bytes.next_multiple_of(16);
-        let mut rows = self.rows.set(w);
+        let mut rows = StepRows::set_of(w);
         if let (Some((range, _)), Some(set)) = (&group, rows) {
             let own = self.rows.sets.get(usize::from(set)).and_then(|s| s.get(range.clone())).unwrap_or_default();
             rows = u8::try_from(f.sets.len()).ok();
@@ -264,48 +267,31 @@ impl Step {
 
     /// The graph is over: what its threads have encoded goes with the step.
     fn collect(&mut self) {
-        let Some((buffers, encoded)) = self.work.take().map(|w| w.collect()) else { return };
-        if encoded.is_empty() {
-            return;
+        let Some(work) = self.work.take() else { return };
+        let first = self.filling.as_ref().map_or(0, |f| f.buffers.len() as u8);
+        let (buffers, encoded) = work.collect(first);
+        if !encoded.is_empty() {
+            self.to_come = self.to_come.saturating_sub(encoded.bytes());
+            let f = self.filling.get_or_insert_with(|| Filling::new(&self.rows, self.open.len()));
+            f.buffers.extend(buffers);
+            self.encoded = encoded;
         }
-        let f = self.filling.get_or_insert_with(|| Filling::new(&self.rows, encoded.len()));
-        self.encoded = encoded.into();
-        for done in &mut self.encoded {
-            done.buffer += f.buffers.len() as u8;
-            let bytes = self.live.plan.wanted.get(done.wanted).map_or(0, |w| w.bytes);
-            self.to_come = self.to_come.saturating_sub(bytes);
-        }
-        f.buffers.extend(buffers);
     }
 
-    /// Hands the next of them on.
-    fn take_encoded(&mut self, live: &Live) {
-        let Some(done) = self.encoded.pop_front() else { return };
-        let Some(w) = live.plan.wanted.get(done.wanted) else { return };
-        // Nothing of it was left out.
-        let (Some(f), Some(true)) = (&mut self.filling, self.open.get_mut(done.wanted).map(std::mem::take)) else {
-            return;
-        };
-        f.pieces.push(Piece {
-            spec: done.wanted as u32,
-            buffer: done.buffer,
-            offset: done.offset,
-            len: w.bytes,
-            form: Form::Rows(done.stored, done.codec, done.errors),
-            ne: copy::shape(w, None),
-            token_dim: w.shape.token_dim,
-            rows: self.rows.set(w),
-            route: Route::Retain,
-            completes: true,
-        });
+    /// Hands on what the threads have encoded of node `i`, of which nothing was left out. False if there is nothing of it.
+    fn take_encoded(&mut self, i: usize) -> bool {
+        let Some(piece) = self.encoded.take(i) else { return false };
+        if let (Some(f), Some(true)) = (&mut self.filling, self.open.get_mut(i).map(std::mem::take)) {
+            f.pieces.push(piece);
+        }
+        true
     }
 
     /// Hands the buffer on.
     fn push(&mut self) {
         // Their buffers go, and they with them.
         if !self.encoded.is_empty() {
-            let live = self.live.clone();
-            (0..self.encoded.len()).for_each(|_| self.take_encoded(&live));
+            (0..self.open.len()).for_each(|i| _ = self.take_encoded(i));
         }
         let Some(f) = self.filling.take() else { return };
         if std::mem::take(&mut self.pending) {
@@ -336,9 +322,7 @@ impl Step {
             unsafe { api::ggml_backend_sched_synchronize(self.sched) };
             self.collect();
             for (i, way) in live.ways.iter().enumerate() {
-                if self.encoded.front().is_some_and(|done| done.wanted == i) {
-                    self.take_encoded(&live);
-                } else if *way == Way::By(Route::Retain) {
+                if !self.take_encoded(i) && *way == Way::By(Route::Retain) {
                     // SAFETY: the caller's promise, and the allocator kept its memory.
                     unsafe { self.take(i, Route::Retain) };
                 }

@@ -1,9 +1,14 @@
 //! `fast`: every block of 64 values with as many bits a value as the bound needs (10 for 1e-3), one step a block, nothing variable but
 //! blocks of zeros and blocks stored as they are.
 
+use super::Undecodable;
 use super::measure::{self, Errors, Row};
 use super::pack::{self, BLOCK, Sink};
-use super::{Undecodable, ahead};
+use crate::ahead;
+
+/// How far before it is needed memory is asked for: some twelve blocks, which take longer than memory does. Values come from memory, not
+/// from a cache, where a capture runs at full speed.
+const AHEAD: usize = 3072;
 
 /// First byte of a body.
 const VERSION: u8 = 1;
@@ -52,7 +57,7 @@ fn encode_with(sink: &mut Sink, bound: f32, bits: u32, row_len: usize, data: &[u
         for piece in raw.chunks(PIECE * BLOCK * 4) {
             sink.clear(piece.len() + PIECE * 2);
             for raw in piece.chunks(BLOCK * 4) {
-                ahead::expect_soon(raw);
+                ahead::read_beyond(raw, AHEAD);
                 encode_block(sink, bound, bits, raw, &mut row, &mut errors);
             }
             out.extend_from_slice(sink.written());

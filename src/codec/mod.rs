@@ -3,7 +3,6 @@
 //! Before it: `capture` (encodes) and `format::stream` (names the codec of a packet). After it: `read` (decodes). A bound that a lossy codec
 //! promises is checked while encoding: a row that would break it gets a finer step, and the error that was measured is reported.
 
-mod ahead;
 mod bounded;
 mod fast;
 mod lz4;

@@ -19,6 +19,7 @@ mod cut;
 mod disk;
 mod file;
 mod gang;
+mod group;
 mod job;
 mod pool;
 mod resume;
@@ -262,7 +263,7 @@ impl Pipeline {
         self.shared.account.enter(amount);
         let bytes = job.bytes();
         let before = self.shared.unseen.fetch_add(bytes, Ordering::AcqRel);
-        if self.inbox.try_put(Message::Job(job)).is_err() {
+        if self.inbox.try_put(Message::Job(job, amount.bytes as usize)).is_err() {
             // Only when the collector is gone.
             self.shared.account.lost(if self.shared.failed() { Reason::IoError } else { Reason::Internal }, amount);
         } else if before < self.worth_a_look && before + bytes >= self.worth_a_look {

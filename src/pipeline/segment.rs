@@ -1,21 +1,22 @@
 //! Gathers jobs until they are worth encoding, then cuts them into packets: all steps of a tensor together, tensors in the order in which
 //! they first came.
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{RecvTimeoutError, Sender};
 
-use super::cut::{self, Chunk};
+use super::cut::{self, Bundle, Cut};
+use super::group::{Place, by_tensor};
 use super::pool::MOST_OUT;
 use super::share::Shares;
 use super::start::ITEMS;
 use super::worker::Task;
 use super::writer::{Item, Progress, What};
-use super::{Job, Piece, Reason, Shared, Spec};
-use crate::format::stream::SampledToken;
+use super::{Amount, Job, Reason, Shared, Spec};
+use crate::format::stream::{Route, SampledToken};
 use crate::mailbox::{Inbox, Outbox};
 
 /// The longest that a job waits for others.
@@ -33,8 +34,8 @@ const MOST_TOKENS: usize = 4096;
 /// What the collector can be told.
 #[derive(Debug)]
 pub(super) enum Message {
-    /// A step.
-    Job(Job),
+    /// A step, and the bytes of its values.
+    Job(Job, usize),
     /// A token was chosen.
     Token(SampledToken, Option<Box<str>>),
     /// A host waits for memory.
@@ -47,12 +48,6 @@ pub(super) enum Message {
 
 /// A chosen token with its text.
 pub(super) type Told = (SampledToken, Option<Box<str>>);
-
-/// One tensor's pieces: job and number of the piece.
-#[derive(Debug)]
-struct Group {
-    pieces: Vec<(u32, u32)>,
-}
 
 /// The collector's thread.
 #[derive(Debug)]
@@ -71,12 +66,14 @@ pub(super) struct Collector {
 #[derive(Debug, Default)]
 pub(super) struct Gathering {
     order: u64,
-    jobs: Vec<Arc<Job>>,
-    groups: Vec<Group>,
-    /// The table of the last job, and the group of each of its tensors, `usize::MAX` if it has none yet.
-    specs: Option<Arc<[Arc<Spec>]>>,
-    by_spec: Vec<usize>,
-    by_name: HashMap<String, usize>,
+    /// Nobody looks into them before they are worth encoding: a look at each step's tables costs more than one at many.
+    jobs: Vec<Job>,
+    /// Jobs that came before, those of each bundle together: as many as may keep each other's memory.
+    bundles: Vec<Bundle>,
+    /// Bytes of the jobs that are in no bundle yet.
+    unbundled: usize,
+    /// Which tensors these are of. Steps of one graph have one table, and nearly always the same pieces: only the first of them is looked at.
+    tensors: HashSet<String>,
     tokens: Vec<Told>,
     bytes: usize,
     /// Buffers of the jobs.
@@ -97,7 +94,7 @@ impl Collector {
                 self.shared.pool.is_awaited().then(|| Instant::now() + UNDER_PRESSURE).filter(|_| seal.is_some());
             let message = self.inbox.take(seal.into_iter().chain(checkpoint).chain(pressed).min());
             match message {
-                Ok(Message::Job(job)) => self.job(job),
+                Ok(Message::Job(job, values)) => self.job(job, values),
                 Ok(Message::Token(token, text)) => {
                     self.shared.tokens_queued.fetch_sub(1, Ordering::AcqRel);
                     self.gathering.tokens.push((token, text));
@@ -128,7 +125,7 @@ impl Collector {
         let Some(since) = self.gathering.since else { return };
         let idle_workers = || self.tasks.is_empty() && self.inbox.is_empty() && self.shared.pool.is_awaited();
         // Tensors that make whole packets gain nothing by waiting, and what is encoded soon is still in the caches.
-        let enough = self.shares.segment.min(self.gathering.groups.len().saturating_mul(self.shares.gather));
+        let enough = self.shares.segment.min(self.gathering.tensors.len().saturating_mul(self.shares.gather));
         let crowded = self.gathering.buffers >= MOST_OUT / 4;
         if crowded
             || self.gathering.bytes >= enough.max(1)
@@ -142,7 +139,7 @@ impl Collector {
         }
     }
 
-    fn job(&mut self, job: Job) {
+    fn job(&mut self, job: Job, values: usize) {
         if job.step != self.progress.last_step {
             // Between two steps, so that a resumed stream goes on with a whole one.
             self.checkpoint_if_due();
@@ -153,20 +150,22 @@ impl Collector {
         self.gathering.unchecked += u64::from(job.tokens);
         #[cfg(test)]
         assert!(job.specs.iter().all(|spec| spec.op != "panic in the collector"), "asked for");
-        self.shared.unseen.fetch_sub(job.bytes(), Ordering::AcqRel);
-        let job = Arc::new(job);
-        let at = self.gathering.jobs.len() as u32;
-        for (i, piece) in job.pieces.iter().enumerate() {
-            let end = piece.offset.checked_add(piece.stored());
-            let room = job.data.get(usize::from(piece.buffer)).map_or(0, |buffer| buffer.len());
-            if end.is_none_or(|end| end > room) || !self.gathering.add(&job, piece, (at, i as u32)) {
-                self.shared.account.lost(Reason::Internal, piece.amount());
+        let (g, bytes) = (&mut self.gathering, job.bytes());
+        self.shared.unseen.fetch_sub(bytes, Ordering::AcqRel);
+        if g.jobs.last().is_none_or(|last| !Arc::ptr_eq(&last.specs, &job.specs)) {
+            for spec in job.pieces.iter().filter_map(|piece| job.spec(piece)) {
+                if !g.tensors.contains(&spec.name) {
+                    g.tensors.insert(spec.name.clone());
+                }
             }
         }
-        let values: usize = job.pieces.iter().map(|p| p.len).fold(0, usize::saturating_add);
-        self.gathering.bytes = self.gathering.bytes.saturating_add(values.max(job.bytes()));
-        self.gathering.buffers += job.data.len();
-        self.gathering.jobs.push(job);
+        g.bytes = g.bytes.saturating_add(values.max(bytes));
+        g.buffers += job.data.len();
+        g.unbundled += bytes;
+        g.jobs.push(job);
+        if g.unbundled >= self.shares.segment / 4 {
+            g.bundle();
+        }
         self.gathering.since.get_or_insert_with(Instant::now);
     }
 
@@ -184,73 +183,63 @@ impl Collector {
 
     /// Everything gathered goes to the workers.
     fn seal(&mut self) {
-        let jobs = std::mem::take(&mut self.gathering.jobs);
-        let mut groups = std::mem::take(&mut self.gathering.groups);
-        for group in &mut groups {
-            self.packets(group, &jobs);
+        self.gathering.bundle();
+        let bundles = std::mem::take(&mut self.gathering.bundles);
+        let groups = by_tensor(&bundles, |amount| self.shared.account.lost(Reason::Internal, amount));
+        for places in groups {
+            self.packets(places, &bundles);
         }
-        drop(jobs);
+        drop(bundles);
         if !self.gathering.tokens.is_empty() {
             let tokens = std::mem::take(&mut self.gathering.tokens);
             self.send(What::Tokens(tokens));
         }
         let g = &mut self.gathering;
-        (g.specs, g.by_spec) = (None, Vec::new());
-        g.by_name.clear();
+        g.tensors.clear();
         (g.bytes, g.buffers, g.since) = (0, 0, None);
     }
 
     /// The pieces of a tensor as packets that are neither too large nor too small.
-    fn packets(&mut self, group: &mut Group, jobs: &[Arc<Job>]) {
-        let mut open: Option<Task> = None;
-        let mut open_bytes = 0;
-        let mut chunks = Vec::new();
-        for (at, number) in group.pieces.drain(..) {
-            let Some(job) = jobs.get(at as usize) else { continue };
-            let Some(piece) = job.pieces.get(number as usize) else { continue };
-            let Some(spec) = job.spec(piece) else { continue };
-            let size = spec.dtype.size();
-            if !cut::is_whole(piece, size) {
-                self.shared.account.lost(Reason::Internal, piece.amount());
-                continue;
+    fn packets(&mut self, places: Vec<Place>, bundles: &[Bundle]) {
+        // A loop of its own: each piece lies somewhere else in memory, and in a short one the processor fetches several at a time.
+        let account = &self.shared.account;
+        let sound = |place: Place| {
+            let (job, piece) = place.of(bundles)?;
+            let spec = job.spec(piece)?;
+            let whole = cut::is_whole(piece, spec.dtype.size());
+            match piece.len {
+                _ if !whole => account.lost(Reason::Internal, piece.amount()),
+                0 => account.captured(piece.amount()),
+                _ => {}
             }
-            if piece.len == 0 {
-                self.shared.account.captured(piece.amount());
-                continue;
-            }
-            if !cut::cut(job, number as usize, size, self.shares.packet, &mut |c| chunks.push(c)) {
+            (whole && piece.len > 0).then_some((place, spec, piece))
+        };
+        let pieces: Vec<_> = places.into_iter().filter_map(sound).collect();
+        let mut open: Option<Open> = None;
+        let mut cuts = Vec::new();
+        for (place, spec, piece) in pieces {
+            if !cut::cut(piece, spec.dtype.size(), self.shares.packet, &mut |c| cuts.push(c)) {
                 self.shared.account.lost(Reason::TooLarge, piece.amount());
                 continue;
             }
-            for chunk in chunks.drain(..) {
-                let row_len = cut::row_len(&chunk.ne, chunk.token_dim);
-                let fits = open.as_ref().is_some_and(|t| {
+            for cut in cuts.drain(..) {
+                let row_len = cut::row_len(&cut.ne, piece.token_dim);
+                let fits = open.as_ref().is_some_and(|o| {
+                    let t = &o.task;
                     t.row_len == row_len
                         && t.route == piece.route
-                        && t.chunks.first().is_some_and(|c: &Chunk| c.ne.first() == chunk.ne.first())
+                        && o.width == cut.ne[0]
                         && (Arc::ptr_eq(&t.spec, spec) || t.spec == *spec)
-                        && open_bytes + chunk.len <= self.shares.gather
+                        && t.amount.bytes as usize + cut.len <= self.shares.gather
                 });
-                if !fits && let Some(task) = open.take() {
-                    self.task(task);
+                if !fits && let Some(full) = open.take() {
+                    self.task(full.task);
                 }
-                if open.is_none() {
-                    open_bytes = 0;
-                }
-                open_bytes += chunk.len;
-                open.get_or_insert_with(|| Task {
-                    order: 0,
-                    spec: Arc::clone(spec),
-                    route: piece.route,
-                    row_len,
-                    chunks: Vec::new(),
-                })
-                .chunks
-                .push(chunk);
+                open.get_or_insert_with(|| Open::new(spec, piece.route, row_len, cut.ne[0])).add(cut, place, bundles);
             }
         }
-        if let Some(task) = open {
-            self.task(task);
+        if let Some(last) = open {
+            self.task(last.task);
         }
     }
 
@@ -282,25 +271,37 @@ impl Collector {
 }
 
 impl Gathering {
-    /// Adds a piece of `job` to its tensor's. False if it belongs to none.
-    fn add(&mut self, job: &Job, piece: &Piece, number: (u32, u32)) -> bool {
-        if !self.specs.as_ref().is_some_and(|specs| Arc::ptr_eq(specs, &job.specs)) {
-            self.by_spec.clear();
-            self.by_spec.resize(job.specs.len(), usize::MAX);
-            self.specs = Some(Arc::clone(&job.specs));
+    /// The jobs that are in no bundle make one.
+    fn bundle(&mut self) {
+        if !self.jobs.is_empty() {
+            self.bundles.push(std::mem::take(&mut self.jobs).into());
         }
-        let (Some(known), Some(spec)) = (self.by_spec.get_mut(piece.spec as usize), job.spec(piece)) else {
-            return false;
-        };
-        if *known == usize::MAX {
-            *known = *self.by_name.entry(spec.name.clone()).or_insert(self.groups.len());
-            if *known == self.groups.len() {
-                self.groups.push(Group { pieces: Vec::new() });
-            }
+        self.unbundled = 0;
+    }
+}
+
+/// A packet that takes more.
+struct Open {
+    task: Task,
+    /// Of the first dimension.
+    width: u32,
+    /// Which of the segment's bundles is the task's last.
+    bundle: Option<u32>,
+}
+
+impl Open {
+    fn new(spec: &Arc<Spec>, route: Route, row_len: u32, width: u32) -> Self {
+        let spec = Arc::clone(spec);
+        let task = Task { order: 0, spec, route, row_len, bundles: vec![], chunks: vec![], amount: Amount::default() };
+        Self { task, width, bundle: None }
+    }
+
+    fn add(&mut self, cut: Cut, place: Place, bundles: &[Bundle]) {
+        if self.bundle.replace(place.bundle) != Some(place.bundle) {
+            self.task.bundles.extend(bundles.get(place.bundle as usize).cloned());
         }
-        if let Some(group) = self.groups.get_mut(*known) {
-            group.pieces.push(number);
-        }
-        true
+        self.task.amount += Amount::new(cut.tensors, cut.len as u64);
+        let bundle = self.task.bundles.len() as u32 - 1;
+        self.task.chunks.push(cut.at(bundle, place.job, place.piece));
     }
 }

@@ -38,6 +38,8 @@ pub(super) struct Shares {
     pub(super) gather: usize,
     /// Encoded packets that may be on their way to the disk.
     pub(super) outputs: usize,
+    /// Those of the host's threads, which make only small ones: enough for the writer to wake up once in a few steps.
+    pub(super) helpers_outputs: usize,
     /// Bytes of one write to the disk.
     pub(super) block: usize,
 }
@@ -60,7 +62,8 @@ impl Shares {
         // A worker's packet exists up to three times (gathered, rearranged, entropy-coded), an output once, a little larger.
         let encoders = workers + helpers;
         let copies = 3 * encoders + outputs + 1;
-        let fixed = FIXED + encoders * ENCODER + 2 * block;
+        let helpers_outputs = if helpers > 0 { (max_memory / 20 / WORTH).clamp(4, 48) } else { 0 };
+        let fixed = FIXED + encoders * ENCODER + 2 * block + helpers_outputs * WORTH;
         let packet = ((max_memory.saturating_sub(fixed)) / 3 / copies).clamp(LEAST_PACKET, MOST_PACKET);
         let pool = max_memory.saturating_sub(fixed + copies * packet);
         if pool < max_memory / 4 {
@@ -72,7 +75,8 @@ impl Shares {
             ));
         }
         let segment = (pool / 4).min(64 * MIB);
-        Ok(Self { pool, largest: largest_class(pool / 4), segment, packet, gather: packet.min(WORTH), outputs, block })
+        let (largest, gather) = (largest_class(pool / 4), packet.min(WORTH));
+        Ok(Self { pool, largest, segment, packet, gather, outputs, helpers_outputs, block })
     }
 }
 

@@ -18,7 +18,7 @@ use super::resume;
 use super::segment::Collector;
 use super::share::Shares;
 use super::tokens::{self, History};
-use super::worker::Worker;
+use super::worker::{Maker, Worker};
 use super::writer::{Progress, Writer, now_s};
 use super::{NAP, Options, Pipeline, ROOM_FOR_TOKENS, Resumed, Shared, threads};
 use crate::error::{Error, Result};
@@ -140,17 +140,21 @@ fn start_on(options: Options, shares: &Shares, opened: Opened) -> Result<Pipelin
     let (inbox, jobs) = mailbox(MOST_OUT + ROOM_FOR_TOKENS, NAP);
     let (tasks, to_workers) = bounded(TASKS);
     // Notes wait for room (`Collector::send`), so that a packet always finds some: a thread of the host must not wait for the writer.
-    let (out, items) = mailbox(ITEMS + shares.outputs, NAP);
-    let (spare, outputs) = bounded(shares.outputs);
-    for _ in 0..shares.outputs {
-        // Never grows in practice; memory is touched as it is used.
-        let _ = spare.send(Vec::with_capacity(shares.packet + shares.packet / 32 + (64 << 10)));
-    }
+    let (out, items) = mailbox(ITEMS + shares.outputs + shares.helpers_outputs, NAP);
+    // Never grow in practice; memory is touched as it is used.
+    let outputs = |count: usize, most: usize| {
+        let (spare, outputs) = bounded(count);
+        (0..count).for_each(|_| _ = spare.send(Vec::with_capacity(most + most / 32 + (64 << 10))));
+        (spare, outputs)
+    };
+    let (spare, workers_outputs) = outputs(shares.outputs, shares.packet);
+    let (helpers_spare, helpers_outputs) = outputs(shares.helpers_outputs, shares.gather);
     let began_s = from.map_or_else(now_s, |c| c.start_s);
     let mut writer = Writer {
         shared: Arc::clone(&shared),
         inbox: items,
         spare,
+        helpers_spare,
         file,
         path: options.path.clone(),
         history: Some(history(&options, from, began_s)),
@@ -185,22 +189,23 @@ fn start_on(options: Options, shares: &Shares, opened: Opened) -> Result<Pipelin
     all.push(threads::spawn(&shared, "lri-cap-write".to_owned(), move || {
         let _ = closing.send(writer.run());
     })?);
-    let worker = || Worker {
+    let worker = |maker| Worker {
         shared: Arc::clone(&shared),
         params: options.params,
         tasks: to_workers.clone(),
-        spare: outputs.clone(),
+        spare: if maker == Maker::Worker { workers_outputs.clone() } else { helpers_outputs.clone() },
+        maker,
         out: out.clone(),
         scratch: super::worker::Scratch::default(),
         manners: super::courtesy::Manners::default(),
     };
-    let kits: Vec<Kit> = (0..helpers).map(|_| Kit { worker: worker(), output: None }).collect();
+    let kits: Vec<Kit> = (0..helpers).map(|_| Kit { worker: worker(Maker::Helper), output: None }).collect();
     let gang = (!kits.is_empty()).then(|| Arc::new(Gang::new(kits)));
     if let Some(gang) = &gang {
         _ = shared.gang.set(Arc::downgrade(gang));
     }
     for i in 0..workers {
-        let worker = worker();
+        let worker = worker(Maker::Worker);
         all.push(threads::spawn(&shared, format!("lri-cap-codec{i}"), move || worker.run())?);
     }
     all.push(threads::spawn(&shared, "lri-cap-collect".to_owned(), move || collector.run())?);

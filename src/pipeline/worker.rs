@@ -6,15 +6,20 @@ use std::sync::atomic::Ordering;
 use crossbeam_channel::{Receiver, Select};
 
 use super::courtesy::Manners;
-use super::cut::Chunk;
+use super::cut::{Bundle, Chunk, View};
 use super::share::WORTH;
 use super::writer::{Item, What};
 use super::{Amount, Form, Reason, Shared, Spec, gang};
+use crate::ahead;
 use crate::codec::{Codec, Encoded, Encoder, Errors, Params};
 use crate::error::{Error, Result};
 use crate::format::stream::{self, Part, Route, RowsBlob, TensorMeta};
 use crate::log;
 use crate::mailbox::Outbox;
+
+/// Chunks of so many bytes are asked for ahead, so many at a time: within what the first cache holds.
+const AHEAD: usize = 4096;
+const AT_A_TIME: usize = 8;
 
 /// One packet to be made.
 #[derive(Debug)]
@@ -24,18 +29,30 @@ pub(super) struct Task {
     pub(super) spec: Arc<Spec>,
     pub(super) route: Route,
     pub(super) row_len: u32,
+    pub(super) bundles: Vec<Bundle>,
     pub(super) chunks: Vec<Chunk>,
+    /// Of its chunks.
+    pub(super) amount: Amount,
 }
 
 impl Task {
     /// Whether it should be left to a thread of ours.
     pub(super) fn is_large(&self) -> bool {
-        self.amount().bytes > WORTH as u64
+        self.amount.bytes > WORTH as u64
     }
 
-    fn amount(&self) -> Amount {
-        Amount::new(self.chunks.iter().map(|c| c.tensors).sum(), self.chunks.iter().map(|c| c.len as u64).sum())
+    fn views(&self) -> impl Iterator<Item = View<'_>> {
+        self.chunks.iter().filter_map(|chunk| chunk.view(&self.bundles))
     }
+}
+
+/// Who makes a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Maker {
+    /// A thread of ours.
+    Worker,
+    /// One of the host's.
+    Helper,
 }
 
 /// A worker's thread, or what a helping thread of the host works with (`gang`).
@@ -46,6 +63,8 @@ pub(super) struct Worker {
     pub(super) tasks: Receiver<Task>,
     /// Empty outputs. One is taken before the task: whoever has the oldest task can always go on.
     pub(super) spare: Receiver<Vec<u8>>,
+    /// Of whom these are.
+    pub(super) maker: Maker,
     pub(super) out: Outbox<Item>,
     pub(super) scratch: Scratch,
     pub(super) manners: Manners,
@@ -54,6 +73,7 @@ pub(super) struct Worker {
 /// Takes the place of a packet whose worker panics: the writer must not wait for it.
 struct Unmade<'a> {
     out: &'a Outbox<Item>,
+    maker: Maker,
     order: u64,
     amount: Amount,
 }
@@ -67,7 +87,7 @@ impl Unmade<'_> {
 
 impl Drop for Unmade<'_> {
     fn drop(&mut self) {
-        let what = What::Lost { output: Vec::new(), reason: Reason::Internal, amount: self.amount };
+        let what = What::Lost { output: Vec::new(), maker: self.maker, reason: Reason::Internal, amount: self.amount };
         let _ = self.out.put(Item { order: self.order, what });
         self.out.ring();
     }
@@ -106,8 +126,9 @@ impl Worker {
     /// Makes the packet of `task` in `output` and hands it to the writer; false if that is gone.
     pub(super) fn make(&mut self, task: Task, mut output: Vec<u8>) -> bool {
         output.clear();
-        let (order, amount, spec) = (task.order, task.amount(), Arc::clone(&task.spec));
-        let unmade = Unmade { out: &self.out, order, amount };
+        let (order, amount, spec) = (task.order, task.amount, Arc::clone(&task.spec));
+        let maker = self.maker;
+        let unmade = Unmade { out: &self.out, maker, order, amount };
         let made =
             if self.shared.failed() { None } else { Some(self.scratch.packet(&self.params, &task, &mut output)) };
         unmade.made();
@@ -117,15 +138,15 @@ impl Worker {
         // The buffers go back to the host before the disk is asked for anything.
         drop(task);
         let what = match made {
-            Some(Ok(())) => What::Packet { bytes: output, spec, amount },
+            Some(Ok(())) => What::Packet { bytes: output, maker, spec, amount },
             Some(Err(e)) => {
                 // A tensor that cannot be written once cannot be written at any step.
                 if !std::mem::replace(&mut self.scratch.told, true) {
                     log::warn(format!("{e}. Such packets are left out"));
                 }
-                What::Lost { output, reason: Reason::Internal, amount }
+                What::Lost { output, maker, reason: Reason::Internal, amount }
             }
-            None => What::Lost { output, reason: Reason::IoError, amount },
+            None => What::Lost { output, maker, reason: Reason::IoError, amount },
         };
         if !self.out.put(Item { order, what }) {
             return false;
@@ -144,12 +165,12 @@ impl Scratch {
         #[cfg(test)]
         assert!(spec.op != "panic in a worker", "asked for");
         let open = stream::begin(out, &spec.name)?;
-        let encoded = match params.row_codec(spec.dtype, task.row_len as usize, task.amount().bytes as usize) {
+        let encoded = match params.row_codec(spec.dtype, task.row_len as usize, task.amount.bytes as usize) {
             Some(codec) => self.rows(params, codec, task, out),
             None => self.values(params, task, out)?,
         };
-        self.describe_rows(&task.chunks);
-        let part = |c: &Chunk| Part { step: 0, t_ns: 0, ne: c.ne, token_dim: c.token_dim, rows: Vec::new() };
+        self.describe_rows(task);
+        let part = |v: View<'_>| Part { step: 0, t_ns: 0, ne: v.ne, token_dim: v.token_dim, rows: Vec::new() };
         let meta = TensorMeta {
             tensor: spec.tensor.clone(),
             op: spec.op.clone(),
@@ -168,7 +189,7 @@ impl Scratch {
             block_max: encoded.block_max,
             saturated: encoded.saturated,
             slice: spec.slice,
-            parts: task.chunks.iter().map(part).collect(),
+            parts: task.views().map(part).collect(),
         };
         stream::finish_tensor(out, open, 0, &meta, Some(&self.rows))
     }
@@ -177,42 +198,45 @@ impl Scratch {
     fn rows(&mut self, params: &Params, codec: Codec, task: &Task, out: &mut Vec<u8>) -> Encoded {
         params.begin_rows(codec, out);
         let mut errors = Errors::default();
-        for chunk in &task.chunks {
-            errors = errors.max(match chunk.form {
-                Form::Rows(_, _, errors) => {
-                    out.extend_from_slice(chunk.data());
-                    errors
-                }
-                Form::Values => self.encoder.rows(params, codec, task.row_len as usize, chunk.data(), out),
-            });
+        for chunks in task.chunks.chunks(AT_A_TIME) {
+            let views = || chunks.iter().filter_map(|chunk| chunk.view(&task.bundles));
+            views().filter(|v| v.data.len() <= AHEAD).for_each(|v| ahead::read(v.data));
+            for v in views() {
+                errors = errors.max(match v.form {
+                    Form::Rows(_, _, errors) => {
+                        out.extend_from_slice(v.data);
+                        errors
+                    }
+                    Form::Values => self.encoder.rows(params, codec, task.row_len as usize, v.data, out),
+                });
+            }
         }
         Encoded { codec, row_l2: errors.row as f32, block_max: errors.block as f32, saturated: 0 }
     }
 
     /// Values that are encoded all at once.
     fn values(&mut self, params: &Params, task: &Task, out: &mut Vec<u8>) -> Result<Encoded> {
-        if task.chunks.iter().any(|c| c.form != Form::Values) {
+        if task.views().any(|v| v.form != Form::Values) {
             return Err(Error::new("encoding", &task.spec.name, "its rows are of a codec that it should not have", ""));
         }
-        let data = match task.chunks.as_slice() {
-            [one] => one.data(),
-            many => {
-                self.gathered.clear();
-                many.iter().for_each(|c| self.gathered.extend_from_slice(c.data()));
-                &self.gathered
-            }
+        let data = if let [one] = task.chunks.as_slice() {
+            one.view(&task.bundles).map_or(&[][..], |v| v.data)
+        } else {
+            self.gathered.clear();
+            task.views().for_each(|v| self.gathered.extend_from_slice(v.data));
+            &self.gathered
         };
         Ok(self.encoder.encode(params, task.spec.dtype, task.row_len as usize, data, out))
     }
 
     /// All tensors of the same steps have the same rows: they are described once.
-    fn describe_rows(&mut self, chunks: &[Chunk]) {
-        let key = |c: &Chunk| (c.job.step, c.job.t_ns, c.rows().as_ptr() as usize, c.rows().len());
+    fn describe_rows(&mut self, task: &Task) {
+        let key = |v: View<'_>| (v.job.step, v.job.t_ns, v.rows.as_ptr() as usize, v.rows.len());
         self.rows_of_next.clear();
-        self.rows_of_next.extend(chunks.iter().map(key));
-        if self.rows_of_next != self.rows_of || self.rows.parts() != chunks.len() {
+        self.rows_of_next.extend(task.views().map(key));
+        if self.rows_of_next != self.rows_of || self.rows.parts() != self.rows_of.len() {
             self.rows.clear();
-            chunks.iter().for_each(|c| self.rows.push(c.job.step, c.job.t_ns, c.rows()));
+            task.views().for_each(|v| self.rows.push(v.job.step, v.job.t_ns, v.rows));
             std::mem::swap(&mut self.rows_of, &mut self.rows_of_next);
         }
     }

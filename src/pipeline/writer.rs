@@ -14,6 +14,7 @@ use super::checkpoint::{self, Checkpoint};
 use super::file::StreamFile;
 use super::segment::Told;
 use super::tokens::History;
+use super::worker::Maker;
 use super::{Amount, Reason, Shared, Spec};
 use crate::error::{Error, Result};
 use crate::format::stream::{self, IndexBuilder, Kind};
@@ -46,9 +47,9 @@ pub(super) struct Item {
 #[derive(Debug)]
 pub(super) enum What {
     /// A packet of a worker.
-    Packet { bytes: Vec<u8>, spec: Arc<Spec>, amount: Amount },
+    Packet { bytes: Vec<u8>, maker: Maker, spec: Arc<Spec>, amount: Amount },
     /// A packet that there is not.
-    Lost { output: Vec<u8>, reason: Reason, amount: Amount },
+    Lost { output: Vec<u8>, maker: Maker, reason: Reason, amount: Amount },
     /// Chosen tokens.
     Tokens(Vec<Told>),
     /// Everything before goes into the file now.
@@ -66,7 +67,9 @@ pub(super) enum What {
 pub(super) struct Writer {
     pub(super) shared: Arc<Shared>,
     pub(super) inbox: Inbox<Item>,
+    /// Empty outputs, to our workers and to the host's threads.
     pub(super) spare: Sender<Vec<u8>>,
+    pub(super) helpers_spare: Sender<Vec<u8>>,
     pub(super) file: StreamFile,
     pub(super) path: PathBuf,
     pub(super) history: Option<History>,
@@ -134,18 +137,17 @@ impl Writer {
 
     fn take(&mut self, what: What) {
         match what {
-            What::Packet { mut bytes, spec, amount } => {
+            What::Packet { mut bytes, maker, spec, amount } => {
                 if self.state.failed {
                     self.shared.account.lost(Reason::IoError, amount);
                 } else {
                     self.attempt(|w| w.packet(&mut bytes, Kind::Tensor, &spec.name, amount));
                 }
-                // The workers may be gone.
-                let _ = self.spare.send(bytes);
+                self.give_back(bytes, maker);
             }
-            What::Lost { output, reason, amount } => {
+            What::Lost { output, maker, reason, amount } => {
                 self.shared.account.lost(reason, amount);
-                let _ = self.spare.send(output);
+                self.give_back(output, maker);
             }
             What::Tokens(tokens) => {
                 let sampled: Vec<_> = tokens.iter().map(|(t, _)| *t).collect();
@@ -162,6 +164,12 @@ impl Writer {
             }
             What::Finish(_) => {}
         }
+    }
+
+    fn give_back(&self, output: Vec<u8>, maker: Maker) {
+        let spare = if maker == Maker::Worker { &self.spare } else { &self.helpers_spare };
+        // The workers may be gone.
+        let _ = spare.send(output);
     }
 
     /// Does something with the file, unless that has failed before.

@@ -175,12 +175,18 @@ fn quantise_row(s: &mut Scratch, bound: f32, data: &[u8], row: f32) -> f64 {
             continue;
         }
         // On a second try only blocks whose step is another one now.
-        let mut tries = if p.step == step { 0 } else { 4 };
-        while tries > 0 {
+        if p.step == step {
+            sum.add(&p.missed);
+            continue;
+        }
+        let mut tries = 4;
+        loop {
             (p.kind, p.own, p.step) = (kind, own, step);
-            (p.error, p.missed) = measure::quantise(&measure::load(raw), step, steps);
-            let kept = f64::from(p.error) <= f64::from(bound) * f64::from(p.most) && p.most < step * MOST_STEPS;
-            if kept {
+            let (error, missed) = measure::quantise(&measure::load(raw), step, steps);
+            (p.error, p.missed) = (error, missed);
+            if f64::from(error) <= f64::from(bound) * f64::from(p.most) && p.most < step * MOST_STEPS {
+                // From the registers: what has just been written in one piece is read back slowly in others.
+                sum.add(&missed);
                 break;
             }
             tries -= 1;
@@ -191,7 +197,6 @@ fn quantise_row(s: &mut Scratch, bound: f32, data: &[u8], row: f32) -> f64 {
                 break;
             }
         }
-        sum.add(&p.missed);
     }
     sum.total()
 }
