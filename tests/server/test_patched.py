@@ -5,8 +5,10 @@ request is what the server says in its answers and its log.
 """
 
 import json
+import os
 import random
 import re
+import subprocess
 import threading
 import time
 from collections import Counter
@@ -15,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from server import LIBRARY, LLAMA_SERVER, TARGET, read_log
+from server import LIBRARY, LLAMA_SERVER, REPOSITORY, TARGET, read_log
 from truth import near, of_kind, sole, start
 
 PATCHED = TARGET / "llama.cpp-patched" / "bin" / "llama-server"
@@ -54,6 +56,26 @@ def test_completions_and_logits_are_bit_identical_to_the_unpatched_server(smollm
     with patched(smollm2, tmp_path / "log.jsonl", level="VERBOSE") as server:
         assert answers(server) == plain, "patched, recording"
         assert len(ended(server)) == 3
+
+
+def test_a_task_is_no_larger_than_the_unpatched_servers(tmp_path):
+    """What the server asks of the allocator, and so where all its memory lies, is the same (docs/OVERHEAD.md, Next to nothing)."""
+    llama, work = REPOSITORY / "llama.cpp", tmp_path / "llama.cpp"
+    work.mkdir()
+    archive = subprocess.run(["git", "-C", llama, "archive", "HEAD", "tools/server"], stdout=subprocess.PIPE, check=True)
+    subprocess.run(["tar", "-x", "-C", work], input=archive.stdout, check=True)
+    outside = {**os.environ, "GIT_CEILING_DIRECTORIES": str(tmp_path)}
+    subprocess.run(["git", "apply", *sorted((REPOSITORY / "patches").glob("*.patch"))], cwd=work, env=outside, check=True)
+    (tmp_path / "size.cpp").write_text('#include "server-task.h"\nchar task_of_this_size[sizeof(server_task)] = {1};\n')
+    include = [work / "tools/server", *(llama / d for d in ("common", "include", "ggml/include", "vendor", "tools/mtmd")), REPOSITORY / "include"]
+
+    def size(*options):
+        compiler, out = os.environ.get("CXX", "c++"), tmp_path / "size.o"
+        subprocess.run([compiler, "-std=c++17", "-w", *options, *(f"-I{d}" for d in include), "-c", tmp_path / "size.cpp", "-o", out], check=True)
+        symbols = subprocess.run(["nm", "-S", out], stdout=subprocess.PIPE, text=True, check=True).stdout
+        return int(re.search(r"(\w+) D task_of_this_size", symbols)[1], 16)
+
+    assert size("-DLLAMA_RESOURCE_INSTRUMENTATION") == size() > 1000
 
 
 # --- What switches it on ---
