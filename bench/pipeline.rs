@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use llama_resource_instrumentation::codec::{Codec, DType, Params};
 use llama_resource_instrumentation::format::stream::{Route, Row};
 use llama_resource_instrumentation::host;
-use llama_resource_instrumentation::pipeline::{Form, Job, Options, Piece, Pipeline, Policy, Spec};
+use llama_resource_instrumentation::pipeline::{Form, Job, Options, Piece, Pipeline, Place, Policy, Spec, Table};
 
 const MIB: usize = 1 << 20;
 const GB: f64 = 1e9;
@@ -271,22 +271,21 @@ fn feed(
         let from = step as usize * len % kind.data.len();
         data[offset..offset + len].copy_from_slice(&kind.data[from..from + len]);
         offset += len;
-        Piece {
+        let place = Place { buffer: 0, offset: offset - len, form: Form::Values };
+        let piece = Piece {
             spec,
-            buffer: 0,
-            offset: offset - len,
             len,
-            form: Form::Values,
             ne: [kind.width as u32, s.rows as u32, 1, 1],
             token_dim: 1,
             rows: Some(0),
             route: Route::Retain,
             completes: true,
-        }
+        };
+        (piece, place)
     });
-    let pieces = pieces.collect();
-    let (specs, row_sets) = (Arc::clone(specs), vec![Arc::clone(rows)]);
-    pipeline.push(Job { step, t_ns: step, specs, row_sets, pieces, data: vec![data], tokens: s.rows as u32 });
+    let (pieces, places) = pieces.unzip();
+    let (table, row_sets) = (Arc::new(Table::new(Arc::clone(specs), pieces)), vec![Arc::clone(rows)]);
+    pipeline.push(Job { step, t_ns: step, table, places, row_sets, data: vec![data], tokens: s.rows as u32 });
     len as u64
 }
 

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use feed::{Feeder, PATIENCE, clear, options, read, scratch};
 use llama_resource_instrumentation::codec::{Codec, DType};
 use llama_resource_instrumentation::format::stream::{Route, Row};
-use llama_resource_instrumentation::pipeline::{Form, Job, Piece, Pipeline, Policy, Spec};
+use llama_resource_instrumentation::pipeline::{Form, Job, Piece, Pipeline, Place, Policy, Spec, Table};
 
 /// Anonymous memory of this process in KiB; the page cache is not in it.
 fn resident_kib() -> i64 {
@@ -52,16 +52,14 @@ fn feed_many_sizes(pipeline: &Pipeline, values: &[u8], seconds: f64, peak: &mut 
         for numbers in numbers.chunks((pipeline.largest() / one).clamp(1, specs.len())) {
             pipeline.account().seen(numbers.len() as u64, (one * numbers.len()) as u64);
             let mut data = pipeline.reserve(one * numbers.len()).unwrap();
-            let mut pieces = Vec::with_capacity(numbers.len());
+            let (mut pieces, mut places) = (Vec::with_capacity(numbers.len()), Vec::with_capacity(numbers.len()));
             for (i, &spec) in numbers.iter().enumerate() {
                 let from = (feed::noise(step + i as u64) as usize % (values.len() - one)) & !3;
                 data[i * one..][..one].copy_from_slice(&values[from..from + one]);
+                places.push(Place { buffer: 0, offset: i * one, form: Form::Values });
                 pieces.push(Piece {
                     spec,
-                    buffer: 0,
-                    offset: i * one,
                     len: one,
-                    form: Form::Values,
                     ne: [576, tokens, 1, 1],
                     token_dim: 1,
                     rows: Some(0),
@@ -70,8 +68,8 @@ fn feed_many_sizes(pipeline: &Pipeline, values: &[u8], seconds: f64, peak: &mut 
                 });
             }
             bytes += data.len() as u64;
-            let (specs, row_sets) = (Arc::clone(&specs), vec![Arc::clone(&rows)]);
-            pipeline.push(Job { step, t_ns: step, specs, row_sets, pieces, data: vec![data], tokens });
+            let (table, row_sets) = (Arc::new(Table::new(Arc::clone(&specs), pieces)), vec![Arc::clone(&rows)]);
+            pipeline.push(Job { step, t_ns: step, table, places, row_sets, data: vec![data], tokens });
         }
         let (sampled, text) = feed::token(step);
         pipeline.token(sampled, text);

@@ -11,7 +11,6 @@
 //! ```
 
 use std::ffi::c_void;
-use std::num::NonZero;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -20,13 +19,12 @@ use parking_lot::{Mutex, RwLock};
 
 use super::copy;
 use super::live::{Live, Way};
-use super::rows::StepRows;
 use crate::ahead;
 use crate::codec::{Codec, Encoder};
 use crate::format::stream::Route;
 use crate::ggml::view::TensorPtr;
 use crate::observe::timer::HOT;
-use crate::pipeline::{self, Buffer, Form, Piece, Pipeline};
+use crate::pipeline::{self, Buffer, Form, Pipeline, Place};
 
 /// Bytes of values after which a stretch ends: about what stays in a core's cache beside the weights.
 const STRETCH: usize = 96 << 10;
@@ -60,13 +58,14 @@ pub struct Plan {
 /// One tensor. Everything about it stands together: what is looked up elsewhere for each of hundreds is not in the caches.
 #[derive(Debug)]
 struct Item {
+    /// Number of the wanted node.
+    wanted: u32,
     tensor: TensorPtr,
     /// Address of its values.
     data: usize,
+    bytes: usize,
     row_len: usize,
     codec: Codec,
-    /// What is handed on, but for where its rows are.
-    piece: Piece,
 }
 
 /// Where a stretch ends.
@@ -108,19 +107,8 @@ impl Plan {
             // SAFETY: a tensor of a graph that has its memory.
             let values = if whole { unsafe { copy::in_place(*t, w.bytes) } } else { None };
             if let (Some(codec), Some(values)) = (codec, values) {
-                let piece = Piece {
-                    spec: i as u32,
-                    buffer: 0,
-                    offset: 0,
-                    len: w.bytes,
-                    form: Form::Values,
-                    ne: copy::shape(w, None),
-                    token_dim: w.shape.token_dim,
-                    rows: StepRows::set_of(w),
-                    route: Route::Retain,
-                    completes: true,
-                };
-                plan.items.push(Item { tensor: *t, data: values.as_ptr() as usize, row_len, codec, piece });
+                let data = values.as_ptr() as usize;
+                plan.items.push(Item { wanted: i as u32, tensor: *t, data, bytes: w.bytes, row_len, codec });
                 plan.bytes += w.bytes;
                 open += w.bytes;
             }
@@ -129,8 +117,7 @@ impl Plan {
         if open > 0
             && let Some(&(node, at)) = stops.last()
         {
-            let comes_before =
-                |item: &Item| live.plan.wanted.get(item.piece.spec as usize).is_some_and(|w| w.node < node);
+            let comes_before = |item: &Item| live.plan.wanted.get(item.wanted as usize).is_some_and(|w| w.node < node);
             let until = plan.items.partition_point(comes_before);
             if until > plan.stations.last().map_or(0, |s| s.until) {
                 plan.stations.push(Station { at, until });
@@ -165,7 +152,10 @@ struct Share {
 struct Kit {
     encoder: Encoder,
     rows: Vec<u8>,
-    done: Vec<Piece>,
+    /// Numbers of the wanted nodes, and where their rows are.
+    done: Vec<(u32, Place)>,
+    /// Bytes of their values.
+    bytes: usize,
 }
 
 /// Where a thread puts its rows.
@@ -181,40 +171,25 @@ struct Sink {
 /// What a step's threads have encoded.
 #[derive(Debug, Default)]
 pub struct Encoded {
-    pieces: Vec<Piece>,
-    /// For each wanted node, which of the pieces is its own: each thread has its own order.
-    of: Vec<Option<NonZero<u32>>>,
+    /// Of each wanted node, where its rows are.
+    places: Vec<Option<Place>>,
     left: usize,
+    /// Bytes of their values.
+    pub bytes: usize,
 }
 
 impl Encoded {
-    fn new(pieces: Vec<Piece>, wanted: usize) -> Self {
-        let mut of = vec![None; wanted];
-        for (number, piece) in (1..).zip(&pieces) {
-            if let Some(slot) = of.get_mut(piece.spec as usize) {
-                *slot = NonZero::new(number);
-            }
-        }
-        Self { left: pieces.len(), pieces, of }
-    }
-
     /// Whether all is taken.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.left == 0
     }
 
-    /// Bytes of all values.
-    #[must_use]
-    pub fn bytes(&self) -> usize {
-        self.pieces.iter().map(|p| p.len).sum()
-    }
-
-    /// Wanted node `i`, if it is there. Given once.
-    pub fn take(&mut self, i: usize) -> Option<Piece> {
-        let number = self.of.get_mut(i)?.take()?;
+    /// Where the rows of wanted node `i` are, if they are there. Given once.
+    pub fn take(&mut self, i: usize) -> Option<Place> {
+        let place = self.places.get_mut(i)?.take()?;
         self.left -= 1;
-        self.pieces.get(number.get() as usize - 1).cloned()
+        Some(place)
     }
 }
 
@@ -272,16 +247,23 @@ impl Work {
     /// The graph is over: the buffers, and what is in them, the first of which becomes number `first` of the step's.
     #[must_use]
     pub fn collect(&self, first: u8) -> (Vec<Buffer>, Encoded) {
-        let (mut buffers, mut pieces) = (Vec::new(), Vec::with_capacity(self.live.plan.wanted.len()));
+        let (mut buffers, mut encoded) = (Vec::new(), Encoded::default());
+        encoded.places.resize(self.live.plan.wanted.len(), None);
         for sink in &self.sinks {
             // All threads have met since they worked.
             let Some(Sink { mut kit, buffer, .. }) = sink.try_lock().and_then(|mut s| s.take()) else { continue };
             let number = first + buffers.len() as u8;
-            pieces.extend(kit.done.drain(..).map(|piece| Piece { buffer: number, ..piece }));
+            encoded.bytes += std::mem::take(&mut kit.bytes);
+            for (wanted, place) in kit.done.drain(..) {
+                if let Some(slot) = encoded.places.get_mut(wanted as usize) {
+                    *slot = Some(Place { buffer: number, ..place });
+                    encoded.left += 1;
+                }
+            }
             buffers.push(buffer);
             SPARE.lock().push(kit);
         }
-        (buffers, Encoded::new(pieces, self.live.plan.wanted.len()))
+        (buffers, encoded)
     }
 
     fn stretch_ends<'a>(&'a self, at: *mut c_void, waits: bool) {
@@ -316,10 +298,10 @@ impl Work {
 
     fn encode(&self, item: &Item, sink: &mut Sink) {
         // SAFETY: an operation behind it begins on this thread, so all threads are through with it; the allocator keeps its memory.
-        let values = unsafe { copy::still_in_place(item.tensor, item.data, item.piece.len) };
+        let values = unsafe { copy::still_in_place(item.tensor, item.data, item.bytes) };
         let Some(values) = values else { return };
         // Where its rows will go: it comes while they are encoded, which makes a third of the values.
-        let until = sink.used + item.piece.len / 2 + MARGIN;
+        let until = sink.used + item.bytes / 2 + MARGIN;
         ahead::write(sink.buffer.get_mut(sink.expected..until).unwrap_or_default());
         sink.expected = sink.expected.max(until);
         let kit = &mut sink.kit;
@@ -330,7 +312,8 @@ impl Work {
         let Some(to) = sink.buffer.get_mut(offset..offset + stored) else { return };
         to.copy_from_slice(&kit.rows);
         sink.used += stored;
-        kit.done.push(Piece { offset, form: Form::Rows(stored, item.codec, errors), ..item.piece.clone() });
+        kit.bytes += item.bytes;
+        kit.done.push((item.wanted, Place { buffer: 0, offset, form: Form::Rows(stored, item.codec, errors) }));
     }
 }
 

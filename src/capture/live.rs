@@ -4,11 +4,12 @@ use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 
 use super::graph::{GraphPlan, Wanted};
+use super::rows::StepRows;
 use super::{copy, early};
 use crate::config::RouteChoice as Choice;
 use crate::format::stream::Route;
 use crate::ggml::view::TensorPtr;
-use crate::pipeline::{Pipeline, Reason};
+use crate::pipeline::{Piece, Pipeline, Reason, Table};
 
 /// How a wanted node is read in this graph.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,6 +44,8 @@ pub struct Live {
     /// The nodes that all threads of the CPU backend begin together and do not fuse: number and address.
     stops: Vec<(usize, TensorPtr)>,
     early: OnceLock<early::Plan>,
+    /// Its tensors in a step of which nothing is left out.
+    table: OnceLock<Arc<Table>>,
 }
 
 impl Live {
@@ -73,6 +76,7 @@ impl Live {
             inputs: [plan.tokens_at, plan.positions_at, plan.outputs_at].map(|p| p.and_then(at)),
             stops: nodes.iter().copied().enumerate().filter(|(_, t)| t.op() == "MUL_MAT").collect(),
             early: OnceLock::new(),
+            table: OnceLock::new(),
             retains: ways.contains(&by(Route::Retain)),
             bytes: plan.wanted.iter().map(|w| w.bytes as u64).sum(),
             stored: stored(&plan.wanted, &ways),
@@ -125,7 +129,25 @@ impl Live {
             retains: false,
             stops: Vec::new(),
             early: OnceLock::new(),
+            table: OnceLock::new(),
         }
+    }
+
+    /// Its tensors in a step of which nothing is left out.
+    pub fn table(&self) -> &Arc<Table> {
+        self.table.get_or_init(|| {
+            let piece = |(i, (w, way)): (usize, (&Wanted, &Way))| Piece {
+                spec: i as u32,
+                len: copy::bytes(w, None),
+                ne: copy::shape(w, None),
+                token_dim: w.shape.token_dim,
+                rows: StepRows::set_of(w),
+                route: if let Way::By(route) = way { *route } else { Route::Retain },
+                completes: true,
+            };
+            let pieces = self.plan.wanted.iter().zip(&self.ways).enumerate().map(piece).collect();
+            Arc::new(Table::new(self.plan.specs.clone(), pieces))
+        })
     }
 
     /// What can be encoded while it runs. Call when it has its memory.

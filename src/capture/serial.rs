@@ -22,7 +22,7 @@ use crate::ggml::layout;
 use crate::ggml::view::TensorPtr;
 use crate::graph::{class, name};
 use crate::observe::steps::{self, TOTALS};
-use crate::pipeline::{Form, Job, Piece, Reason, Spec};
+use crate::pipeline::{Form, Job, Piece, Place, Reason, Spec, Table};
 
 /// A node that was wanted and copied.
 #[derive(Debug)]
@@ -335,7 +335,8 @@ impl Run {
         let mut memory = capture.memory();
         let stores = memory.given.names(&nodes);
         let mut offset = 0;
-        let (mut pieces, mut specs) = (Vec::with_capacity(going.len()), Vec::with_capacity(going.len()));
+        let mut pieces = Vec::with_capacity(going.len());
+        let (mut places, mut specs) = (Vec::with_capacity(going.len()), Vec::with_capacity(going.len()));
         for (t, store) in going.iter().zip(stores) {
             if let Some(to) = buffer.get_mut(offset..offset + t.len) {
                 to.copy_from_slice(of(t));
@@ -345,10 +346,7 @@ impl Run {
             specs.push(memory.spec(store, &t.hit, &t.tensor, old.occurrence, old.dtype, old.slice));
             pieces.push(Piece {
                 spec: pieces.len() as u32,
-                buffer: 0,
-                offset,
                 len: t.len,
-                form: Form::Values,
                 ne: copy::shape(&t.wanted, None),
                 token_dim: t.wanted.shape.token_dim,
                 rows: match t.wanted.shape.rows {
@@ -359,6 +357,7 @@ impl Run {
                 route: Route::Callback,
                 completes: true,
             });
+            places.push(Place { buffer: 0, offset, form: Form::Values });
             offset += t.len;
         }
         drop(memory);
@@ -366,9 +365,9 @@ impl Run {
         pipeline.push(Job {
             step: self.number,
             t_ns: clock::now_ns(),
-            specs: specs.into(),
+            table: Arc::new(Table::new(specs.into(), pieces)),
+            places,
             row_sets: self.row_sets(),
-            pieces,
             data: vec![buffer],
             tokens,
         });

@@ -13,7 +13,7 @@ use super::rows::StepRows;
 use crate::clock;
 use crate::format::stream::{Route, Row};
 use crate::ggml::api::{self, Ptr};
-use crate::pipeline::{Account, Buffer, Form, Job, Piece, Pipeline, Reason, Refused};
+use crate::pipeline::{Account, Buffer, Form, Job, Piece, Pipeline, Place, Reason, Refused, Table};
 
 /// Bytes of a buffer that is not for a single tensor: larger ones would come back late, when all that is in them is encoded.
 const ENOUGH: usize = 16 << 20;
@@ -47,14 +47,45 @@ struct Filling {
     /// Of these, the one that is being filled, and how much of it is.
     at: Option<usize>,
     used: usize,
-    pieces: Vec<Piece>,
+    /// What is in them, unless that is all of the graph's tensors up to here, in their order and whole.
+    pieces: Option<Vec<Piece>>,
+    places: Vec<Place>,
     /// Tables of tokens: the step's two, and one for each group of a tensor that needs several pieces.
     sets: Vec<Arc<[Row]>>,
 }
 
 impl Filling {
     fn new(rows: &StepRows, pieces: usize) -> Self {
-        Self { buffers: Vec::new(), at: None, used: 0, pieces: Vec::with_capacity(pieces), sets: rows.sets.to_vec() }
+        Self {
+            buffers: Vec::new(),
+            at: None,
+            used: 0,
+            pieces: None,
+            places: Vec::with_capacity(pieces),
+            sets: rows.sets.to_vec(),
+        }
+    }
+
+    /// Adds wanted node `i`, or a part of it; `piece` says what it is.
+    fn add(&mut self, live: &Live, i: usize, whole: bool, place: Place, piece: impl FnOnce() -> Piece) {
+        if self.pieces.is_none() && !(whole && i == self.places.len()) {
+            self.pieces = live.table().pieces().get(..self.places.len()).map(<[Piece]>::to_vec);
+        }
+        if let Some(pieces) = &mut self.pieces {
+            pieces.push(piece());
+        }
+        self.places.push(place);
+    }
+
+    /// The table of what was added.
+    fn table(&mut self, live: &Live) -> Arc<Table> {
+        let all = live.table();
+        let of = |pieces| Arc::new(Table::new(live.plan.specs.clone(), pieces));
+        match self.pieces.take() {
+            Some(pieces) => of(pieces),
+            None if self.places.len() == all.pieces().len() => Arc::clone(all),
+            None => of(all.pieces().get(..self.places.len()).map(<[Piece]>::to_vec).unwrap_or_default()),
+        }
     }
 }
 
@@ -215,12 +246,11 @@ impl Step {
             rows = u8::try_from(f.sets.len()).ok();
             f.sets.push(own.into());
         }
-        f.pieces.push(Piece {
+        let place = Place { buffer: at as u8, offset, form: Form::Values };
+        let whole = kept.is_none() && group.is_none() && live.ways.get(i) == Some(&Way::By(route));
+        f.add(&live, i, whole, place, || Piece {
             spec: i as u32,
-            buffer: at as u8,
-            offset,
             len: bytes,
-            form: Form::Values,
             ne: copy::shape(w, kept),
             token_dim: w.shape.token_dim,
             rows,
@@ -271,7 +301,7 @@ impl Step {
         let first = self.filling.as_ref().map_or(0, |f| f.buffers.len() as u8);
         let (buffers, encoded) = work.collect(first);
         if !encoded.is_empty() {
-            self.to_come = self.to_come.saturating_sub(encoded.bytes());
+            self.to_come = self.to_come.saturating_sub(encoded.bytes);
             let f = self.filling.get_or_insert_with(|| Filling::new(&self.rows, self.open.len()));
             f.buffers.extend(buffers);
             self.encoded = encoded;
@@ -279,10 +309,13 @@ impl Step {
     }
 
     /// Hands on what the threads have encoded of node `i`, of which nothing was left out. False if there is nothing of it.
-    fn take_encoded(&mut self, i: usize) -> bool {
-        let Some(piece) = self.encoded.take(i) else { return false };
-        if let (Some(f), Some(true)) = (&mut self.filling, self.open.get_mut(i).map(std::mem::take)) {
-            f.pieces.push(piece);
+    fn take_encoded(&mut self, live: &Live, i: usize) -> bool {
+        let Some(place) = self.encoded.take(i) else { return false };
+        let table = live.table();
+        if let (Some(f), Some(true), Some(piece)) =
+            (&mut self.filling, self.open.get_mut(i).map(std::mem::take), table.pieces().get(i))
+        {
+            f.add(live, i, true, place, || piece.clone());
         }
         true
     }
@@ -291,9 +324,10 @@ impl Step {
     fn push(&mut self) {
         // Their buffers go, and they with them.
         if !self.encoded.is_empty() {
-            (0..self.open.len()).for_each(|i| _ = self.take_encoded(i));
+            let live = self.live.clone();
+            (0..self.open.len()).for_each(|i| _ = self.take_encoded(&live, i));
         }
-        let Some(f) = self.filling.take() else { return };
+        let Some(mut f) = self.filling.take() else { return };
         if std::mem::take(&mut self.pending) {
             // SAFETY: the scheduler of the graph that has run.
             unsafe { api::ggml_backend_sched_synchronize(self.sched) };
@@ -303,9 +337,9 @@ impl Step {
         pipeline.push(Job {
             step: self.number,
             t_ns: clock::now_ns(),
-            specs: self.live.plan.specs.clone(),
+            table: f.table(&self.live),
+            places: f.places,
             row_sets: f.sets,
-            pieces: f.pieces,
             data: f.buffers,
             tokens,
         });
@@ -322,7 +356,7 @@ impl Step {
             unsafe { api::ggml_backend_sched_synchronize(self.sched) };
             self.collect();
             for (i, way) in live.ways.iter().enumerate() {
-                if !self.take_encoded(i) && *way == Way::By(Route::Retain) {
+                if !self.take_encoded(&live, i) && *way == Way::By(Route::Retain) {
                     // SAFETY: the caller's promise, and the allocator kept its memory.
                     unsafe { self.take(i, Route::Retain) };
                 }

@@ -8,7 +8,7 @@ use super::{Policy, Shared};
 use crate::clock;
 
 /// How often a thread that has given way looks again.
-pub(super) const LOOK: Duration = Duration::from_millis(20);
+pub(super) const LOOK: Duration = Duration::from_millis(50);
 
 /// So long after the last help our own threads leave the tasks alone.
 const HELP_LASTS_NS: u64 = 100_000_000;

@@ -9,32 +9,32 @@ use crate::format::stream::Row;
 /// Jobs whose buffers come back together. A chunk refers to one of them by its number, since there are thousands of chunks.
 pub(super) type Bundle = Arc<[Job]>;
 
-/// A run of a piece's rows, in one packet.
+/// The same piece of jobs that follow each other, in one packet.
 #[derive(Debug)]
 pub(super) struct Chunk {
-    /// Which of the packet's bundles it is from.
+    /// Which of the packet's bundles they are from.
     pub(super) bundle: u32,
-    /// Which job there, and which of its pieces.
-    pub(super) job: u32,
+    /// Which jobs there, and which of their pieces.
+    pub(super) jobs: Range<u32>,
     pub(super) piece: u32,
-    /// The run, where it is not the whole piece.
-    part: Option<Box<Run>>,
+    /// The run of rows, where it is not the whole piece.
+    pub(super) part: Option<Box<Run>>,
 }
 
 /// A part of a piece.
 #[derive(Clone, Debug)]
-struct Run {
+pub(super) struct Run {
     /// Where it begins, in bytes of the piece.
     at: usize,
-    len: usize,
-    ne: [u32; 4],
+    pub(super) len: usize,
+    pub(super) ne: [u32; 4],
     /// Of the tokens of the piece.
     tokens: Range<usize>,
     /// It is the last of its piece.
-    last: bool,
+    pub(super) last: bool,
 }
 
-/// What a chunk refers to.
+/// A piece of one job, or a part of it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct View<'a> {
     pub(super) job: &'a Job,
@@ -49,25 +49,27 @@ pub(super) struct View<'a> {
 }
 
 impl Chunk {
-    /// `None` if it is from no job of these bundles.
-    pub(super) fn view<'a>(&self, bundles: &'a [Bundle]) -> Option<View<'a>> {
-        let job = bundles.get(self.bundle as usize)?.get(self.job as usize)?;
-        let piece = job.pieces.get(self.piece as usize)?;
-        let (at, len, ne) = self.part.as_ref().map_or((0, piece.len, piece.ne), |p| (p.at, p.len, p.ne));
-        let begin = piece.offset + at;
-        let rows = tokens(job, piece).map_or(&[][..], |rows| match &self.part {
-            Some(part) => rows.get(part.tokens.clone()).unwrap_or_default(),
-            None => rows,
-        });
-        Some(View {
-            job,
-            data: job.data.get(usize::from(piece.buffer))?.get(begin..begin + piece.form.stored(len))?,
-            form: piece.form,
-            ne,
-            token_dim: piece.token_dim,
-            rows,
-        })
+    /// What it refers to among these bundles.
+    pub(super) fn views<'a>(&'a self, bundles: &'a [Bundle]) -> impl Iterator<Item = View<'a>> {
+        let range = self.jobs.start as usize..self.jobs.end as usize;
+        let jobs = bundles.get(self.bundle as usize).and_then(|jobs| jobs.get(range)).unwrap_or_default();
+        jobs.iter().filter_map(|job| view(job, self.piece as usize, self.part.as_deref()))
     }
+}
+
+fn view<'a>(job: &'a Job, piece: usize, part: Option<&Run>) -> Option<View<'a>> {
+    let (place, piece) = (job.places.get(piece)?, job.table.pieces().get(piece)?);
+    let (at, len, ne) = part.map_or((0, piece.len, piece.ne), |p| (p.at, p.len, p.ne));
+    let begin = place.offset + at;
+    let rows = tokens(job, piece).unwrap_or_default();
+    Some(View {
+        job,
+        data: job.data.get(usize::from(place.buffer))?.get(begin..begin + place.form.stored(len))?,
+        form: place.form,
+        ne,
+        token_dim: piece.token_dim,
+        rows: part.map_or(rows, |part| rows.get(part.tokens.clone()).unwrap_or_default()),
+    })
 }
 
 /// The tokens of a piece. A table of another length than the dimension that it describes says nothing that could be trusted.
@@ -86,50 +88,16 @@ pub fn row_len(ne: &[u32; 4], token_dim: u8) -> u32 {
     ne.iter().take(dims).product()
 }
 
-/// Whether a piece of values of so many bytes each has the bytes that its shape says.
-pub(super) fn is_whole(piece: &Piece, size: usize) -> bool {
-    let values = piece.ne.iter().try_fold(1usize, |n, &d| n.checked_mul(usize::try_from(d).ok()?));
-    values.and_then(|n| n.checked_mul(size)) == Some(piece.len)
+/// Whether a piece of values of `size` bytes can be in packets of `most`: each of its rows can.
+pub(super) fn fits(piece: &Piece, size: usize, most: usize) -> bool {
+    piece.ne.first().map_or(0, |&n| n as usize) * size <= most
 }
 
-/// A chunk without its place among bundles: bytes of its values, their shape, and 1 if it is the last of its piece, so that a piece counts
-/// as one tensor.
-#[derive(Debug)]
-pub(super) struct Cut {
-    part: Option<Box<Run>>,
-    pub(super) len: usize,
-    pub(super) ne: [u32; 4],
-    pub(super) tensors: u64,
-}
-
-impl Cut {
-    /// The chunk, of piece `piece` of job `job` of the packet's bundle `bundle`.
-    pub(super) fn at(self, bundle: u32, job: u32, piece: u32) -> Chunk {
-        Chunk { bundle, job, piece, part: self.part }
-    }
-}
-
-/// Hands the chunks of a piece of values of `size` bytes to `each`, none with more than `most` bytes. False if a single row is larger.
-pub(super) fn cut(piece: &Piece, size: usize, most: usize, each: &mut impl FnMut(Cut)) -> bool {
-    if piece.ne.first().map_or(0, |&n| n as usize) * size > most {
-        return false;
-    }
-    let tensors = u64::from(piece.completes);
-    if piece.len <= most {
-        each(Cut { part: None, len: piece.len, ne: piece.ne, tensors });
-        return true;
-    }
-    if piece.form != Form::Values {
-        // Where one row ends is not known any more.
-        return false;
-    }
+/// Hands runs of a piece's rows to `each`, none with more than `most` bytes if its rows have not.
+pub(super) fn cut(piece: &Piece, most: usize, each: &mut impl FnMut(Run)) {
     let tokens = piece.ne.get(usize::from(piece.token_dim)).map_or(0, |&n| n as usize);
     let whole = Run { at: 0, len: piece.len, ne: piece.ne, tokens: 0..tokens, last: true };
-    cut_run(whole, usize::from(piece.token_dim), most, &mut |run| {
-        let (len, ne, last) = (run.len, run.ne, run.last);
-        each(Cut { part: Some(Box::new(run)), len, ne, tensors: if last { tensors } else { 0 } });
-    });
-    true
+    cut_run(whole, usize::from(piece.token_dim), most, each);
 }
 
 fn cut_run(run: Run, token_dim: usize, most: usize, each: &mut impl FnMut(Run)) {
@@ -156,11 +124,11 @@ fn cut_run(run: Run, token_dim: usize, most: usize, each: &mut impl FnMut(Run)) 
 
 #[cfg(test)]
 mod tests {
-    use super::{Bundle, cut, row_len};
+    use super::{Bundle, Chunk, cut, fits, row_len};
     use crate::codec::DType;
     use crate::format::stream::{Route, Row};
     use crate::pipeline::pool::Pool;
-    use crate::pipeline::{Form, Job, Piece, Spec};
+    use crate::pipeline::{Form, Job, Piece, Place, Spec, Table};
     use std::sync::Arc;
 
     fn job(ne: [u32; 4], token_dim: u8) -> Job {
@@ -178,28 +146,11 @@ mod tests {
             slice: None,
         };
         let rows = (0..ne[usize::from(token_dim)]).map(|i| Row { seq: 0, pos: i as i32, token: -1, request: 0 });
-        let piece = Piece {
-            spec: 0,
-            buffer: 0,
-            offset: 0,
-            len,
-            form: Form::Values,
-            ne,
-            token_dim,
-            rows: Some(0),
-            route: Route::Retain,
-            completes: true,
-        };
-        let specs = [Arc::new(spec)].into();
-        Job {
-            step: 1,
-            t_ns: 1,
-            specs,
-            row_sets: vec![rows.collect()],
-            pieces: vec![piece],
-            data: vec![data],
-            tokens: 1,
-        }
+        let (rows, route) = (Some(rows.collect()), Route::Retain);
+        let piece = Piece { spec: 0, len, ne, token_dim, rows: Some(0), route, completes: true };
+        let table = Arc::new(Table::new([Arc::new(spec)].into(), vec![piece]));
+        let places = vec![Place { buffer: 0, offset: 0, form: Form::Values }];
+        Job { step: 1, t_ns: 1, table, places, row_sets: rows.into_iter().collect(), data: vec![data], tokens: 1 }
     }
 
     /// (bytes, ne, first position, tensors) of each chunk; their values follow each other.
@@ -207,15 +158,16 @@ mod tests {
         let bundles: [Bundle; 1] = [[job(ne, token_dim)].into()];
         let job = &bundles[0][0];
         let (mut out, mut bytes) = (Vec::new(), Vec::new());
-        assert!(cut(&job.pieces[0], 4, most, &mut |c| {
-            let (len, tensors) = (c.len, c.tensors);
-            let chunk = c.at(0, 0, 0);
-            let v = chunk.view(&bundles).unwrap();
+        assert!(fits(&job.table.pieces()[0], 4, most));
+        cut(&job.table.pieces()[0], most, &mut |run| {
+            let (len, last) = (run.len, run.last);
+            let chunk = Chunk { bundle: 0, jobs: 0..1, piece: 0, part: Some(Box::new(run)) };
+            let v = chunk.views(&bundles).next().unwrap();
             assert_eq!(v.rows.len(), v.ne[usize::from(token_dim)] as usize);
             assert_eq!((v.ne.iter().product::<u32>() as usize * 4, v.data.len()), (len, len));
             bytes.extend_from_slice(v.data);
-            out.push((len, v.ne, v.rows[0].pos, tensors));
-        }));
+            out.push((len, v.ne, v.rows[0].pos, u64::from(last)));
+        });
         assert_eq!(bytes, job.data[0].to_vec());
         assert!(out.iter().all(|c| c.0 <= most));
         out
@@ -240,7 +192,7 @@ mod tests {
         let want =
             [(16, [2, 2, 1, 1], 0, 0), (8, [2, 1, 1, 1], 2, 0), (16, [2, 2, 1, 1], 0, 0), (8, [2, 1, 1, 1], 2, 1)];
         assert_eq!(got, want);
-        assert!(!cut(&job([8, 1, 1, 1], 1).pieces[0], 4, 16, &mut |_| {}), "a row that is too long");
+        assert!(!fits(&job([8, 1, 1, 1], 1).table.pieces()[0], 4, 16), "a row that is too long");
     }
 
     #[test]

@@ -46,7 +46,7 @@ use parking_lot::Mutex;
 pub use crate::config::Policy;
 pub use account::{Account, Amount, Counts, Reason};
 pub use cut::row_len;
-pub use job::{Form, Job, Piece, Spec};
+pub use job::{Form, Job, Piece, Place, Spec, Table};
 pub use pool::{Buffer, Refused};
 pub use share::LEAST_PACKET;
 
@@ -255,12 +255,13 @@ impl Pipeline {
 
     /// Hands a step over. Its tensors are captured or counted as dropped from here on. Never waits: the pool bounds the queue.
     pub fn push(&self, mut job: Job) {
-        let mut amount = Amount::default();
-        job.pieces.iter().for_each(|p| amount += p.amount());
+        self.shared.account.enter(job.table.amount());
+        job.keep_sound(|amount| self.shared.account.lost(Reason::Internal, amount));
+        let amount = job.table.amount();
         let rows: usize = job.row_sets.iter().map(|r| size_of_val::<[Row]>(r)).sum();
-        let mut beside = rows + job.pieces.capacity() * (size_of::<Piece>() + size_of::<cut::Chunk>());
+        let own_table = if Arc::strong_count(&job.table) == 1 { job.table.pieces().len() } else { 0 };
+        let mut beside = rows + job.places.capacity() * size_of::<Place>() + own_table * size_of::<Piece>();
         job.data.iter_mut().for_each(|buffer| buffer.handed_over(std::mem::take(&mut beside)));
-        self.shared.account.enter(amount);
         let bytes = job.bytes();
         let before = self.shared.unseen.fetch_add(bytes, Ordering::AcqRel);
         if self.inbox.try_put(Message::Job(job, amount.bytes as usize)).is_err() {

@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{RecvTimeoutError, Sender};
 
-use super::cut::{self, Bundle, Cut};
-use super::group::{Place, by_tensor};
+use super::cut::{self, Bundle, Chunk};
+use super::group::{Stretch, by_tensor};
+use super::job::Form;
 use super::pool::MOST_OUT;
 use super::share::Shares;
 use super::start::ITEMS;
@@ -66,13 +67,12 @@ pub(super) struct Collector {
 #[derive(Debug, Default)]
 pub(super) struct Gathering {
     order: u64,
-    /// Nobody looks into them before they are worth encoding: a look at each step's tables costs more than one at many.
     jobs: Vec<Job>,
     /// Jobs that came before, those of each bundle together: as many as may keep each other's memory.
     bundles: Vec<Bundle>,
     /// Bytes of the jobs that are in no bundle yet.
     unbundled: usize,
-    /// Which tensors these are of. Steps of one graph have one table, and nearly always the same pieces: only the first of them is looked at.
+    /// Which tensors these are of.
     tensors: HashSet<String>,
     tokens: Vec<Told>,
     bytes: usize,
@@ -149,11 +149,15 @@ impl Collector {
         self.progress.step_tokens += u64::from(job.tokens);
         self.gathering.unchecked += u64::from(job.tokens);
         #[cfg(test)]
-        assert!(job.specs.iter().all(|spec| spec.op != "panic in the collector"), "asked for");
+        {
+            let any_is =
+                |op: &str| job.table.pieces().iter().any(|p| job.table.spec(p).is_some_and(|spec| spec.op == op));
+            assert!(!any_is("panic in the collector"), "asked for");
+        }
         let (g, bytes) = (&mut self.gathering, job.bytes());
         self.shared.unseen.fetch_sub(bytes, Ordering::AcqRel);
-        if g.jobs.last().is_none_or(|last| !Arc::ptr_eq(&last.specs, &job.specs)) {
-            for spec in job.pieces.iter().filter_map(|piece| job.spec(piece)) {
+        if g.jobs.last().is_none_or(|last| !Arc::ptr_eq(&last.table, &job.table)) {
+            for spec in job.table.pieces().iter().filter_map(|piece| job.table.spec(piece)) {
                 if !g.tensors.contains(&spec.name) {
                     g.tensors.insert(spec.name.clone());
                 }
@@ -185,9 +189,8 @@ impl Collector {
     fn seal(&mut self) {
         self.gathering.bundle();
         let bundles = std::mem::take(&mut self.gathering.bundles);
-        let groups = by_tensor(&bundles, |amount| self.shared.account.lost(Reason::Internal, amount));
-        for places in groups {
-            self.packets(places, &bundles);
+        for stretches in by_tensor(&bundles) {
+            self.packets(&stretches, &bundles);
         }
         drop(bundles);
         if !self.gathering.tokens.is_empty() {
@@ -200,47 +203,77 @@ impl Collector {
     }
 
     /// The pieces of a tensor as packets that are neither too large nor too small.
-    fn packets(&mut self, places: Vec<Place>, bundles: &[Bundle]) {
-        // A loop of its own: each piece lies somewhere else in memory, and in a short one the processor fetches several at a time.
-        let account = &self.shared.account;
-        let sound = |place: Place| {
-            let (job, piece) = place.of(bundles)?;
-            let spec = job.spec(piece)?;
-            let whole = cut::is_whole(piece, spec.dtype.size());
-            match piece.len {
-                _ if !whole => account.lost(Reason::Internal, piece.amount()),
-                0 => account.captured(piece.amount()),
-                _ => {}
-            }
-            (whole && piece.len > 0).then_some((place, spec, piece))
-        };
-        let pieces: Vec<_> = places.into_iter().filter_map(sound).collect();
+    fn packets(&mut self, stretches: &[Stretch], bundles: &[Bundle]) {
         let mut open: Option<Open> = None;
-        let mut cuts = Vec::new();
-        for (place, spec, piece) in pieces {
-            if !cut::cut(piece, spec.dtype.size(), self.shares.packet, &mut |c| cuts.push(c)) {
-                self.shared.account.lost(Reason::TooLarge, piece.amount());
-                continue;
-            }
-            for cut in cuts.drain(..) {
-                let row_len = cut::row_len(&cut.ne, piece.token_dim);
-                let fits = open.as_ref().is_some_and(|o| {
-                    let t = &o.task;
-                    t.row_len == row_len
-                        && t.route == piece.route
-                        && o.width == cut.ne[0]
-                        && (Arc::ptr_eq(&t.spec, spec) || t.spec == *spec)
-                        && t.amount.bytes as usize + cut.len <= self.shares.gather
-                });
-                if !fits && let Some(full) = open.take() {
-                    self.task(full.task);
+        for stretch in stretches {
+            let Some(table) = stretch.table(bundles) else { continue };
+            let Some(piece) = table.pieces().get(stretch.piece as usize) else { continue };
+            let Some(spec) = table.spec(piece) else { continue };
+            let count = stretch.jobs.len() as u64;
+            let all = Amount::new(piece.amount().tensors * count, piece.amount().bytes.saturating_mul(count));
+            if piece.len == 0 {
+                self.shared.account.captured(all);
+            } else if !cut::fits(piece, spec.dtype.size(), self.shares.packet) {
+                self.shared.account.lost(Reason::TooLarge, all);
+            } else if piece.len <= self.shares.packet {
+                let mut jobs = stretch.jobs.clone();
+                while !jobs.is_empty() {
+                    let kind = Kind { spec, route: piece.route, ne: piece.ne, token_dim: piece.token_dim };
+                    let open = self.room_in(&mut open, &kind, piece.len);
+                    let more = (self.shares.gather.saturating_sub(open.bytes()) / piece.len).clamp(1, jobs.len());
+                    let taken = jobs.start..jobs.start + more as u32;
+                    jobs.start = taken.end;
+                    let amount = Amount::new(piece.amount().tensors * more as u64, (piece.len * more) as u64);
+                    open.add(
+                        Chunk { bundle: 0, jobs: taken, piece: stretch.piece, part: None },
+                        amount,
+                        stretch,
+                        bundles,
+                    );
                 }
-                open.get_or_insert_with(|| Open::new(spec, piece.route, row_len, cut.ne[0])).add(cut, place, bundles);
+            } else {
+                self.parts(&mut open, stretch, bundles);
             }
         }
         if let Some(last) = open {
             self.task(last.task);
         }
+    }
+
+    /// Pieces that are too large for a packet.
+    fn parts(&mut self, open: &mut Option<Open>, stretch: &Stretch, bundles: &[Bundle]) {
+        let Some(jobs) = bundles.get(stretch.bundle as usize) else { return };
+        for number in stretch.jobs.clone() {
+            let Some(job) = jobs.get(number as usize) else { continue };
+            let (place, piece) =
+                (job.places.get(stretch.piece as usize), job.table.pieces().get(stretch.piece as usize));
+            let (Some(place), Some(piece)) = (place, piece) else { continue };
+            let Some(spec) = job.table.spec(piece) else { continue };
+            if place.form != Form::Values {
+                // Where one row ends is not known any more.
+                self.shared.account.lost(Reason::TooLarge, piece.amount());
+                continue;
+            }
+            let mut runs = Vec::new();
+            cut::cut(piece, self.shares.packet, &mut |run| runs.push(run));
+            for run in runs {
+                let kind = Kind { spec, route: piece.route, ne: run.ne, token_dim: piece.token_dim };
+                let amount = Amount::new(if run.last { piece.amount().tensors } else { 0 }, run.len as u64);
+                let open = self.room_in(open, &kind, run.len);
+                let part = Some(Box::new(run));
+                let chunk = Chunk { bundle: 0, jobs: number..number + 1, piece: stretch.piece, part };
+                open.add(chunk, amount, stretch, bundles);
+            }
+        }
+    }
+
+    /// The packet that takes `len` more bytes of this kind: the open one, or a new one.
+    fn room_in<'a>(&mut self, open: &'a mut Option<Open>, kind: &Kind<'_>, len: usize) -> &'a mut Open {
+        let fits = open.as_ref().is_some_and(|o| o.is_of(kind) && o.bytes() + len <= self.shares.gather);
+        if !fits && let Some(full) = open.take() {
+            self.task(full.task);
+        }
+        open.get_or_insert_with(|| Open::new(kind))
     }
 
     fn task(&mut self, mut task: Task) {
@@ -280,6 +313,20 @@ impl Gathering {
     }
 }
 
+/// What all of a packet have in common.
+struct Kind<'a> {
+    spec: &'a Arc<Spec>,
+    route: Route,
+    ne: [u32; 4],
+    token_dim: u8,
+}
+
+impl Kind<'_> {
+    fn row_len(&self) -> u32 {
+        cut::row_len(&self.ne, self.token_dim)
+    }
+}
+
 /// A packet that takes more.
 struct Open {
     task: Task,
@@ -290,18 +337,36 @@ struct Open {
 }
 
 impl Open {
-    fn new(spec: &Arc<Spec>, route: Route, row_len: u32, width: u32) -> Self {
-        let spec = Arc::clone(spec);
-        let task = Task { order: 0, spec, route, row_len, bundles: vec![], chunks: vec![], amount: Amount::default() };
-        Self { task, width, bundle: None }
+    fn new(kind: &Kind<'_>) -> Self {
+        let task = Task {
+            order: 0,
+            spec: Arc::clone(kind.spec),
+            route: kind.route,
+            row_len: kind.row_len(),
+            bundles: Vec::new(),
+            chunks: Vec::new(),
+            amount: Amount::default(),
+        };
+        Self { task, width: kind.ne[0], bundle: None }
     }
 
-    fn add(&mut self, cut: Cut, place: Place, bundles: &[Bundle]) {
-        if self.bundle.replace(place.bundle) != Some(place.bundle) {
-            self.task.bundles.extend(bundles.get(place.bundle as usize).cloned());
+    const fn bytes(&self) -> usize {
+        self.task.amount.bytes as usize
+    }
+
+    fn is_of(&self, kind: &Kind<'_>) -> bool {
+        let t = &self.task;
+        let same = Arc::ptr_eq(&t.spec, kind.spec) || t.spec == *kind.spec;
+        same && t.row_len == kind.row_len() && t.route == kind.route && self.width == kind.ne[0]
+    }
+
+    /// `chunk` gets its number among the packet's bundles.
+    fn add(&mut self, chunk: Chunk, amount: Amount, of: &Stretch, bundles: &[Bundle]) {
+        if self.bundle.replace(of.bundle) != Some(of.bundle) {
+            self.task.bundles.extend(bundles.get(of.bundle as usize).cloned());
         }
-        self.task.amount += Amount::new(cut.tensors, cut.len as u64);
+        self.task.amount += amount;
         let bundle = self.task.bundles.len() as u32 - 1;
-        self.task.chunks.push(cut.at(bundle, place.job, place.piece));
+        self.task.chunks.push(Chunk { bundle, ..chunk });
     }
 }

@@ -9,7 +9,7 @@ use parking_lot::{Condvar, Mutex};
 
 use super::disk::Disk;
 use super::file::StreamFile;
-use super::{Form, Job, Options, Piece, Pipeline, Policy, Reason, Refused, Spec, Totals, start};
+use super::{Form, Job, Options, Piece, Pipeline, Place, Policy, Reason, Refused, Spec, Table, Totals, start};
 use crate::codec::{Codec, DType, Params};
 use crate::format::stream::{Content, Frame, Packet, Route};
 
@@ -161,20 +161,11 @@ fn feed_of(pipeline: &Pipeline, steps: std::ops::Range<u64>, spec: &Arc<Spec>) -
             }
         };
         data.chunks_exact_mut(4).for_each(|v| v.copy_from_slice(&(step as f32).to_le_bytes()));
-        let piece = Piece {
-            spec: 0,
-            buffer: 0,
-            offset: 0,
-            len,
-            form: Form::Values,
-            ne: [256, 100, 1, 1],
-            token_dim: 1,
-            rows: None,
-            route: Route::Retain,
-            completes: true,
-        };
-        let specs = [Arc::clone(spec)].into();
-        pipeline.push(Job { step, t_ns: 0, specs, row_sets: vec![], pieces: vec![piece], data: vec![data], tokens: 1 });
+        let (ne, route) = ([256, 100, 1, 1], Route::Retain);
+        let piece = Piece { spec: 0, len, ne, token_dim: 1, rows: None, route, completes: true };
+        let table = Arc::new(Table::new([Arc::clone(spec)].into(), vec![piece]));
+        let places = vec![Place { buffer: 0, offset: 0, form: Form::Values }];
+        pipeline.push(Job { step, t_ns: 0, table, places, row_sets: vec![], data: vec![data], tokens: 1 });
         pushed += 1;
     }
     pushed
@@ -381,42 +372,33 @@ fn a_file_is_the_same_however_it_is_appended_to_and_paused() {
 fn jobs_that_do_not_fit_their_data_are_counted_and_harm_nobody() {
     let disk = Fake::default();
     let pipeline = start::start_with(options(Policy::Block, 16), Box::new(disk.clone())).unwrap();
-    let piece = |offset, len, ne| Piece {
-        spec: 0,
-        buffer: 0,
-        offset,
-        len,
-        form: Form::Values,
-        ne,
-        token_dim: 1,
-        rows: Some(3),
-        route: Route::Retain,
-        completes: true,
+    let of = |offset, len, ne| {
+        let piece = Piece { spec: 0, len, ne, token_dim: 1, rows: Some(3), route: Route::Retain, completes: true };
+        (piece, Place { buffer: 0, offset, form: Form::Values })
     };
-    let pieces = vec![
-        piece(0, 400, [10, 10, 1, 1]),
-        piece(4, 400, [10, 10, 1, 1]),
-        piece(usize::MAX, 400, [10, 10, 1, 1]),
-        piece(0, 404, [10, 10, 1, 1]),
-        piece(0, 0, [10, 0, 1, 1]),
-        piece(0, 1 << 40, [u32::MAX; 4]),
-    ];
+    let (mut pieces, places): (Vec<_>, Vec<_>) = [
+        of(0, 400, [10, 10, 1, 1]),
+        of(4, 400, [10, 10, 1, 1]),
+        of(usize::MAX, 400, [10, 10, 1, 1]),
+        of(0, 404, [10, 10, 1, 1]),
+        of(0, 0, [10, 0, 1, 1]),
+        of(0, 1 << 40, [u32::MAX; 4]),
+        of(0, 400, [10, 10, 1, 1]),
+    ]
+    .into_iter()
+    .unzip();
+    // One that has no description, and one that has no place.
+    pieces[6].spec = 1;
+    pieces.push(of(0, 400, [10, 10, 1, 1]).0);
     let bytes = pieces.iter().map(|p| p.len as u64).sum();
-    pipeline.account().seen(6, bytes);
-    let data = pipeline.reserve(400).unwrap();
-    pipeline.push(Job {
-        step: 1,
-        t_ns: 0,
-        specs: [spec()].into(),
-        row_sets: vec![],
-        pieces,
-        data: vec![data],
-        tokens: 1,
-    });
+    pipeline.account().seen(8, bytes);
+    let table = Arc::new(Table::new([spec()].into(), pieces));
+    let data = vec![pipeline.reserve(400).unwrap()];
+    pipeline.push(Job { step: 1, t_ns: 0, table, places, row_sets: vec![], data, tokens: 1 });
     let totals = pipeline.finish(Duration::from_secs(10));
     assert!(totals.clean);
     assert_eq!(totals.account.captured.tensors, 2);
-    assert_eq!(totals.account.all_dropped().tensors, 4);
+    assert_eq!(totals.account.all_dropped().tensors, 6);
     assert!(pipeline.largest() < 16 * MIB && pipeline.reserve(pipeline.largest() + 1).is_err());
 }
 

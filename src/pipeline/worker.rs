@@ -17,7 +17,7 @@ use crate::format::stream::{self, Part, Route, RowsBlob, TensorMeta};
 use crate::log;
 use crate::mailbox::Outbox;
 
-/// Chunks of so many bytes are asked for ahead, so many at a time: within what the first cache holds.
+/// Pieces of up to so many bytes are asked for ahead, so many at a time: within what the first cache holds.
 const AHEAD: usize = 4096;
 const AT_A_TIME: usize = 8;
 
@@ -42,7 +42,7 @@ impl Task {
     }
 
     fn views(&self) -> impl Iterator<Item = View<'_>> {
-        self.chunks.iter().filter_map(|chunk| chunk.view(&self.bundles))
+        self.chunks.iter().flat_map(|chunk| chunk.views(&self.bundles))
     }
 }
 
@@ -165,12 +165,14 @@ impl Scratch {
         #[cfg(test)]
         assert!(spec.op != "panic in a worker", "asked for");
         let open = stream::begin(out, &spec.name)?;
+        // At once: each of them lies somewhere else in memory, and in a short loop the processor fetches several at a time.
+        let views: Vec<View<'_>> = task.views().collect();
         let encoded = match params.row_codec(spec.dtype, task.row_len as usize, task.amount.bytes as usize) {
-            Some(codec) => self.rows(params, codec, task, out),
-            None => self.values(params, task, out)?,
+            Some(codec) => self.rows(params, codec, task, &views, out),
+            None => self.values(params, task, &views, out)?,
         };
-        self.describe_rows(task);
-        let part = |v: View<'_>| Part { step: 0, t_ns: 0, ne: v.ne, token_dim: v.token_dim, rows: Vec::new() };
+        self.describe_rows(&views);
+        let part = |v: &View<'_>| Part { step: 0, t_ns: 0, ne: v.ne, token_dim: v.token_dim, rows: Vec::new() };
         let meta = TensorMeta {
             tensor: spec.tensor.clone(),
             op: spec.op.clone(),
@@ -189,19 +191,18 @@ impl Scratch {
             block_max: encoded.block_max,
             saturated: encoded.saturated,
             slice: spec.slice,
-            parts: task.views().map(part).collect(),
+            parts: views.iter().map(part).collect(),
         };
         stream::finish_tensor(out, open, 0, &meta, Some(&self.rows))
     }
 
     /// Rows that stand alone, from where they lie; some were encoded before they were handed over.
-    fn rows(&mut self, params: &Params, codec: Codec, task: &Task, out: &mut Vec<u8>) -> Encoded {
+    fn rows(&mut self, params: &Params, codec: Codec, task: &Task, views: &[View<'_>], out: &mut Vec<u8>) -> Encoded {
         params.begin_rows(codec, out);
         let mut errors = Errors::default();
-        for chunks in task.chunks.chunks(AT_A_TIME) {
-            let views = || chunks.iter().filter_map(|chunk| chunk.view(&task.bundles));
-            views().filter(|v| v.data.len() <= AHEAD).for_each(|v| ahead::read(v.data));
-            for v in views() {
+        for views in views.chunks(AT_A_TIME) {
+            views.iter().filter(|v| v.data.len() <= AHEAD).for_each(|v| ahead::read(v.data));
+            for v in views {
                 errors = errors.max(match v.form {
                     Form::Rows(_, _, errors) => {
                         out.extend_from_slice(v.data);
@@ -215,28 +216,29 @@ impl Scratch {
     }
 
     /// Values that are encoded all at once.
-    fn values(&mut self, params: &Params, task: &Task, out: &mut Vec<u8>) -> Result<Encoded> {
-        if task.views().any(|v| v.form != Form::Values) {
+    fn values(&mut self, params: &Params, task: &Task, views: &[View<'_>], out: &mut Vec<u8>) -> Result<Encoded> {
+        if views.iter().any(|v| v.form != Form::Values) {
             return Err(Error::new("encoding", &task.spec.name, "its rows are of a codec that it should not have", ""));
         }
-        let data = if let [one] = task.chunks.as_slice() {
-            one.view(&task.bundles).map_or(&[][..], |v| v.data)
-        } else {
-            self.gathered.clear();
-            task.views().for_each(|v| self.gathered.extend_from_slice(v.data));
-            &self.gathered
+        let data = match views {
+            [one] => one.data,
+            many => {
+                self.gathered.clear();
+                many.iter().for_each(|v| self.gathered.extend_from_slice(v.data));
+                &self.gathered
+            }
         };
         Ok(self.encoder.encode(params, task.spec.dtype, task.row_len as usize, data, out))
     }
 
     /// All tensors of the same steps have the same rows: they are described once.
-    fn describe_rows(&mut self, task: &Task) {
-        let key = |v: View<'_>| (v.job.step, v.job.t_ns, v.rows.as_ptr() as usize, v.rows.len());
+    fn describe_rows(&mut self, views: &[View<'_>]) {
+        let key = |v: &View<'_>| (v.job.step, v.job.t_ns, v.rows.as_ptr() as usize, v.rows.len());
         self.rows_of_next.clear();
-        self.rows_of_next.extend(task.views().map(key));
+        self.rows_of_next.extend(views.iter().map(key));
         if self.rows_of_next != self.rows_of || self.rows.parts() != self.rows_of.len() {
             self.rows.clear();
-            task.views().for_each(|v| self.rows.push(v.job.step, v.job.t_ns, v.rows));
+            views.iter().for_each(|v| self.rows.push(v.job.step, v.job.t_ns, v.rows));
             std::mem::swap(&mut self.rows_of, &mut self.rows_of_next);
         }
     }

@@ -11,7 +11,9 @@ use llama_resource_instrumentation::codec::{Codec, DType, Params, decode};
 use llama_resource_instrumentation::format::stream::{
     Content, Frame, LEAST_PACKET, Packet, Part, Route, Row, SampledToken,
 };
-use llama_resource_instrumentation::pipeline::{Form, Job, Options, Piece, Pipeline, Policy, Reason, Refused, Spec};
+use llama_resource_instrumentation::pipeline::{
+    Form, Job, Options, Piece, Pipeline, Place, Policy, Reason, Refused, Spec, Table,
+};
 use llama_resource_instrumentation::read::stream::{Item, StreamReader};
 
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -189,16 +191,14 @@ impl Feeder {
                 }
             };
             let mut offset = 0;
-            let mut pieces = Vec::new();
+            let (mut pieces, mut places) = (Vec::new(), Vec::new());
             for (shape, ne, values) in group {
                 self.kept.insert((step, *shape));
                 data[offset..offset + values.len()].copy_from_slice(values);
+                places.push(Place { buffer: 0, offset, form: Form::Values });
                 pieces.push(Piece {
                     spec: *shape as u32,
-                    buffer: 0,
-                    offset,
                     len: values.len(),
-                    form: Form::Values,
                     ne: *ne,
                     token_dim: SHAPES[*shape].token_dim,
                     rows: (SHAPES[*shape].token_dim > 0).then_some(0),
@@ -210,9 +210,9 @@ impl Feeder {
             pipeline.push(Job {
                 step,
                 t_ns: step * 1000,
-                specs: Arc::clone(&self.specs),
+                table: Arc::new(Table::new(Arc::clone(&self.specs), pieces)),
+                places,
                 row_sets: vec![Arc::clone(&table)],
-                pieces,
                 data: vec![data],
                 tokens: std::mem::take(&mut tokens),
             });

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::{Fake, check, feed, options, spec, steps_in};
 use crate::codec::{Codec, DType, Encoder, Params};
 use crate::format::stream::{Content, Frame, Packet, Route};
-use crate::pipeline::{Form, Job, Options, Piece, Pipeline, Policy, Totals, start};
+use crate::pipeline::{Form, Job, Options, Piece, Pipeline, Place, Policy, Table, Totals, start};
 
 /// Runs `body` while two threads of a host help at every step, as long as it takes.
 fn helped(pipeline: &Pipeline, body: impl FnOnce()) {
@@ -111,17 +111,10 @@ fn rows_written(codec: Codec, encoded: impl Fn(u64) -> bool) -> (Totals, Vec<(St
         let mut data = vec![pipeline.reserve(1).unwrap(), pipeline.reserve_now(len + 8).unwrap()];
         data[1][8..8 + from.len()].copy_from_slice(from);
         let (ne, route) = ([200, 3, 1, 1], Route::Retain);
-        let piece =
-            Piece { spec: 0, buffer: 1, offset: 8, len, form, ne, token_dim: 1, rows: None, route, completes: true };
-        pipeline.push(Job {
-            step,
-            t_ns: 0,
-            specs: Arc::clone(&specs),
-            row_sets: vec![],
-            pieces: vec![piece],
-            data,
-            tokens: 3,
-        });
+        let piece = Piece { spec: 0, len, ne, token_dim: 1, rows: None, route, completes: true };
+        let table = Arc::new(Table::new(Arc::clone(&specs), vec![piece]));
+        let places = vec![Place { buffer: 1, offset: 8, form }];
+        pipeline.push(Job { step, t_ns: 0, table, places, row_sets: vec![], data, tokens: 3 });
     }
     let totals = pipeline.finish(Duration::from_secs(30));
     check(&totals);
@@ -196,34 +189,17 @@ fn many_small_steps_lose_nothing_while_the_host_computes() {
     let options = Options { may_be_helped: true, ..options(Policy::Drop, 64) };
     let pipeline = start::start_with(options, Box::new(disk)).unwrap();
     pipeline.host_computes();
-    let specs = [spec()].into();
+    let ne = [10, 10, 1, 1];
+    let piece = Piece { spec: 0, len: 400, ne, token_dim: 1, rows: None, route: Route::Retain, completes: true };
+    let table = Arc::new(Table::new([spec()].into(), vec![piece]));
     for step in 1..1001 {
         pipeline.account().seen(1, 400);
         // Three buffers a step, as two threads and what they leave take: more than there may be at a time.
         let data: Vec<_> = (0..3).filter_map(|_| pipeline.reserve_now(400)).collect();
         assert_eq!(data.len(), 3, "no buffer in step {step}");
-        let (form, route, ne) = (Form::Values, Route::Retain, [10, 10, 1, 1]);
-        let piece = Piece {
-            spec: 0,
-            buffer: 2,
-            offset: 0,
-            len: 400,
-            form,
-            ne,
-            token_dim: 1,
-            rows: None,
-            route,
-            completes: true,
-        };
-        pipeline.push(Job {
-            step,
-            t_ns: 0,
-            specs: Arc::clone(&specs),
-            row_sets: vec![],
-            pieces: vec![piece],
-            data,
-            tokens: 1,
-        });
+        let places = vec![Place { buffer: 2, offset: 0, form: Form::Values }];
+        let table = Arc::clone(&table);
+        pipeline.push(Job { step, t_ns: 0, table, places, row_sets: vec![], data, tokens: 1 });
         std::thread::sleep(Duration::from_millis(1));
     }
     let totals = pipeline.finish(Duration::from_secs(30));
