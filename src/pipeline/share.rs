@@ -63,7 +63,7 @@ impl Shares {
         let encoders = workers + helpers;
         let copies = 3 * encoders + outputs + 1;
         let helpers_outputs = if helpers > 0 { (max_memory / 20 / WORTH).clamp(4, 48) } else { 0 };
-        let fixed = FIXED + encoders * ENCODER + 2 * block + helpers_outputs * WORTH;
+        let fixed = FIXED + encoders * ENCODER + 2 * block + helpers_outputs * (WORTH + WORTH / 8);
         let packet = ((max_memory.saturating_sub(fixed)) / 3 / copies).clamp(LEAST_PACKET, MOST_PACKET);
         let pool = max_memory.saturating_sub(fixed + copies * packet);
         if pool < max_memory / 4 {
@@ -82,20 +82,26 @@ impl Shares {
 
 #[cfg(test)]
 mod tests {
-    use super::{LEAST, MIB, MOST_PACKET, Shares};
+    use super::{LEAST, MIB, MOST_PACKET, Shares, WORTH};
 
     #[test]
     fn every_budget_is_divided_within_itself() {
         for mib in [16, 17, 33, 64, 100, 256, 1024, 24 * 1024] {
-            for workers in 1..=4 {
-                let Ok(s) = Shares::of(mib * MIB, workers, 0) else {
-                    assert!(mib < 32, "{mib} MiB, {workers} workers");
+            // The host's threads are asked from 64 MiB on (`gang`).
+            for (workers, helpers) in (1..=4).flat_map(|w| [0, 2, 4].map(|h| (w, if mib < 64 { 0 } else { h }))) {
+                let Ok(s) = Shares::of(mib * MIB, workers, helpers) else {
+                    assert!(
+                        mib < 32 || (mib == 64 && workers + helpers > 5),
+                        "{mib} MiB, {workers} workers, {helpers} helpers"
+                    );
                     continue;
                 };
-                let used = s.pool + (3 * workers + s.outputs) * s.packet + 2 * s.block;
+                let own = (3 * (workers + helpers) + s.outputs) * s.packet;
+                let used = s.pool + own + s.helpers_outputs * WORTH + 2 * s.block;
                 assert!(used <= mib * MIB, "{mib} MiB: {s:?}");
                 assert!(s.pool >= mib * MIB / 4 && s.largest * 4 <= s.pool && s.largest * 6 >= s.pool, "{s:?}");
                 assert!(s.packet <= s.largest && s.block % 4096 == 0 && s.packet <= MOST_PACKET, "{s:?}");
+                assert_eq!(s.helpers_outputs > 0, helpers > 0);
             }
         }
         assert_eq!(Shares::of(64 * MIB, 1, 0).unwrap().block, MIB);
