@@ -231,7 +231,7 @@ def short(mode):
 
 def notes(result):
     drift = result["drift_percent"]
-    lines = ["drift of plain, second half against first: " + ", ".join(f"{p} {number(drift[p], 1)} %" for p in overhead.PHASES)]
+    lines = ["drift of plain, second half against first: " + ", ".join(f"{p} {number(drift[p], 1)} %" for p in drift)]
     if result["different_text"]:
         lines.append("WARNING: other text than the plain server: " + ", ".join(result["different_text"]))
     for mode, accounts in result["accounts_of_rounds"].items():

@@ -5,6 +5,7 @@
     bench/overhead.py --quick                 a look: 4 pairs a mode in 2 rounds
     bench/overhead.py --modes MINIMAL,VERBOSE --pairs 60
     bench/overhead.py --fine                  what costs next to nothing, told from nothing: one thread, CPU time, 80 rounds; half an hour
+    bench/overhead.py --fine --modes plain,patched-off --phases prefill    of it: prompts alone
     bench/overhead.py --markdown              the table of docs/OVERHEAD.md
     bench/overhead.py --check                 exit 1 if a mode is slower than its ceiling beyond doubt
 
@@ -180,7 +181,7 @@ def measure(options, directory, progress, subject=Subject):
                     s.begin()
                 for pair in range(per_round):
                     order = ("plain", "mode") if (pair + number) % 2 else ("mode", "plain")
-                    for phase in PHASES:
+                    for phase in options.phases:
                         result = {side: subjects[side].settled_request(phase) for side in order}
                         pairs.append({
                             "mode": mode, "round": number, "phase": phase, "at_s": round(time.monotonic() - options.began_s, 3),
@@ -208,7 +209,7 @@ def keep_busy(mode, options, directory, seconds):
         warm_up({"mode": subject}, options)
         subject.begin()
         while time.monotonic() - subject.began_s < seconds:
-            for phase in PHASES:
+            for phase in options.phases:
                 subject.request(phase)
         return subject.end()
     except BaseException:
@@ -218,7 +219,7 @@ def keep_busy(mode, options, directory, seconds):
 
 def warm_up(subjects, options):
     for _ in range(options.warm_up):
-        for phase in PHASES:
+        for phase in options.phases:
             for s in subjects.values():
                 s.settled_request(phase)
 
@@ -254,8 +255,8 @@ def drift(pairs):
     result = {}
     for phase in PHASES:
         times = [p["plain_ms"] for p in sorted(pairs, key=lambda p: p["at_s"]) if p["phase"] == phase]
-        half = len(times) // 2
-        result[phase] = (statistics.median(times[half:]) / statistics.median(times[:half]) - 1) * 100 if half else None
+        if half := len(times) // 2:
+            result[phase] = (statistics.median(times[half:]) / statistics.median(times[:half]) - 1) * 100
     return result
 
 
@@ -373,10 +374,10 @@ def notes(result):
     lines = []
     d, seen = result["drift_percent"], result["resolution_percent"]
     lines.append("drift of plain, second half against first: "
-                 + ", ".join(f"{p} {number(d[p], 1)} %" for p in PHASES))
+                 + ", ".join(f"{p} {number(d[p], 1)} %" for p in d))
     if seen:
         lines.append("A/A: not seen is less than "
-                     + ", ".join(f"{seen[p]:.2f} % ({p})" for p in PHASES))
+                     + ", ".join(f"{seen[p]:.2f} % ({p})" for p in seen))
     lines.append("promised before, %: " + ", ".join(f"{m} {c:g}" for m, c in CEILING.items()))
     lines.append("our aims, %:        " + ", ".join(f"{m} {a:g}" for m, a in AIM.items()))
     if result["different_text"]:
@@ -425,6 +426,7 @@ def parse(argv):
     p.add_argument("--pairs", type=int, default=24, help="pairs of requests for each mode and phase")
     p.add_argument("--rounds", type=int, default=6, help="rounds, each with new processes, that the pairs are spread over")
     p.add_argument("--modes", default=",".join(USUAL), help="which modes; plain is the A/A control; patched-off needs --patched-server")
+    p.add_argument("--phases", default=",".join(PHASES), help="decode, prefill or both")
     p.add_argument("--quick", action="store_true", help="4 pairs in 2 rounds, shorter requests, 5 s of logging")
     p.add_argument("--fine", action="store_true",
                    help="where not said otherwise: plain, disabled and patched-off, 480 short pairs in 80 rounds, --threads 1, no logging")
@@ -457,6 +459,9 @@ def parse(argv):
                 setattr(o, name, value)
     o.modes = [next((m for m in MODES if m.lower() == word.strip().lower()), None) or p.error(
         f"--modes: {word!r} is not one of {', '.join(MODES)}") for word in o.modes.split(",")]
+    o.phases = [word.strip().lower() for word in o.phases.split(",")]
+    if unknown := [word for word in o.phases if word not in PHASES]:
+        p.error(f"--phases: {unknown[0]!r} is not one of {', '.join(PHASES)}")
     o.rounds = max(1, min(o.rounds, o.pairs))
     o.pairs = math.ceil(o.pairs / o.rounds) * o.rounds
     if not o.from_json:
