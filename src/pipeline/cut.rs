@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::{Form, Job, Piece};
 use crate::format::stream::Row;
 
-/// Jobs whose buffers come back together. A chunk refers to one of them by its number, since there are thousands of chunks.
+/// Jobs whose buffers come back together.
 pub(super) type Bundle = Arc<[Job]>;
 
 /// The same piece of jobs that follow each other, in one packet.
