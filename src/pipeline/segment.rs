@@ -2,6 +2,7 @@
 //! they first came.
 
 use std::collections::HashSet;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -224,12 +225,7 @@ impl Collector {
                     let taken = jobs.start..jobs.start + more as u32;
                     jobs.start = taken.end;
                     let amount = Amount::new(piece.amount().tensors * more as u64, (piece.len * more) as u64);
-                    open.add(
-                        Chunk { bundle: 0, jobs: taken, piece: stretch.piece, part: None },
-                        amount,
-                        stretch,
-                        bundles,
-                    );
+                    open.add(stretch, taken, None, amount, bundles);
                 }
             } else {
                 self.parts(&mut open, stretch, bundles);
@@ -260,9 +256,7 @@ impl Collector {
                 let kind = Kind { spec, route: piece.route, ne: run.ne, token_dim: piece.token_dim };
                 let amount = Amount::new(if run.last { piece.amount().tensors } else { 0 }, run.len as u64);
                 let open = self.room_in(open, &kind, run.len);
-                let part = Some(Box::new(run));
-                let chunk = Chunk { bundle: 0, jobs: number..number + 1, piece: stretch.piece, part };
-                open.add(chunk, amount, stretch, bundles);
+                open.add(stretch, number..number + 1, Some(Box::new(run)), amount, bundles);
             }
         }
     }
@@ -360,13 +354,13 @@ impl Open {
         same && t.row_len == kind.row_len() && t.route == kind.route && self.width == kind.ne[0]
     }
 
-    /// `chunk` gets its number among the packet's bundles.
-    fn add(&mut self, chunk: Chunk, amount: Amount, of: &Stretch, bundles: &[Bundle]) {
+    /// Takes so many jobs of a stretch, or a part of their piece.
+    fn add(&mut self, of: &Stretch, jobs: Range<u32>, part: Option<Box<cut::Run>>, amount: Amount, bundles: &[Bundle]) {
         if self.bundle.replace(of.bundle) != Some(of.bundle) {
             self.task.bundles.extend(bundles.get(of.bundle as usize).cloned());
         }
         self.task.amount += amount;
         let bundle = self.task.bundles.len() as u32 - 1;
-        self.task.chunks.push(Chunk { bundle, ..chunk });
+        self.task.chunks.push(Chunk { bundle, jobs, piece: of.piece, part });
     }
 }
