@@ -152,6 +152,11 @@ impl<T> Inbox<T> {
         }
     }
 
+    /// For others who may take what lies here, without waiting.
+    pub fn queue(&self) -> Receiver<T> {
+        self.queue.clone()
+    }
+
     /// Whether nothing is in it.
     pub fn is_empty(&self) -> bool {
         self.queue.is_empty()

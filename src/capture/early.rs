@@ -88,17 +88,17 @@ impl Plan {
     #[must_use]
     pub fn new(live: &Live, stops: &[(usize, TensorPtr)], pipeline: &Pipeline) -> Self {
         let mut plan = Self::default();
-        let mut stops = stops.iter().peekable();
+        let mut coming = stops.iter().peekable();
         let mut open = 0;
         for (i, ((w, way), t)) in live.plan.wanted.iter().zip(&live.ways).zip(&live.tensors).enumerate() {
-            while let Some(&&(node, at)) = stops.peek()
+            while let Some(&&(node, at)) = coming.peek()
                 && node <= w.node
             {
                 if open >= STRETCH {
                     plan.stations.push(Station { at, until: plan.items.len() });
                     open = 0;
                 }
-                stops.next();
+                coming.next();
             }
             let row_len = pipeline::row_len(&w.shape.ne, w.shape.token_dim) as usize;
             let codec = pipeline.params().row_codec(w.spec.dtype, row_len, w.bytes);

@@ -49,8 +49,13 @@ impl Block {
         self.base + self.clean as u64
     }
 
+    /// How many bytes it still takes.
+    pub(super) fn room(&self) -> usize {
+        self.size() - self.filled
+    }
+
     pub(super) fn is_full(&self) -> bool {
-        self.filled == self.size()
+        self.room() == 0
     }
 
     /// Nothing is to be written.
@@ -60,7 +65,7 @@ impl Block {
 
     /// Takes in what there is room for; the rest.
     pub(super) fn fill<'a>(&mut self, bytes: &'a [u8]) -> &'a [u8] {
-        let (now, later) = bytes.split_at((self.size() - self.filled).min(bytes.len()));
+        let (now, later) = bytes.split_at(self.room().min(bytes.len()));
         if let Some(space) = self.pages.get_mut(self.filled..self.filled + now.len()) {
             space.copy_from_slice(now);
         }

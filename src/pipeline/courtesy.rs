@@ -28,8 +28,9 @@ pub(super) struct Courtesy {
     computed_ns: AtomicU64,
     /// When a thread of the host last made packets.
     helped_ns: AtomicU64,
-    /// How often somebody has asked for everything to be written at once.
-    hurries: AtomicU64,
+    /// Tasks that were taken, of all that there ever were, and how many of these somebody waits for.
+    taken: AtomicU64,
+    hurried: AtomicU64,
 }
 
 impl Courtesy {
@@ -49,10 +50,19 @@ impl Courtesy {
         self.helped_ns.store(clock::now_ns(), Ordering::Relaxed);
     }
 
-    /// Somebody waits for everything to be written.
-    pub(super) fn hurry(&self) {
+    /// Somebody waits for the first so many tasks that there ever were.
+    pub(super) fn hurry(&self, tasks: u64) {
         self.helped_ns.store(0, Ordering::Relaxed);
-        self.hurries.fetch_add(1, Ordering::Relaxed);
+        self.hurried.store(tasks, Ordering::Relaxed);
+    }
+
+    /// One more was taken.
+    pub(super) fn task_taken(&self) {
+        self.taken.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn is_hurried(&self) -> bool {
+        self.taken.load(Ordering::Relaxed) < self.hurried.load(Ordering::Relaxed)
     }
 
     /// When a thread of the host last made packets, 0 for never.
@@ -80,7 +90,6 @@ fn is_recent(at: &AtomicU64, lasts: u64) -> bool {
 pub(super) struct Manners {
     /// Work has been put off for long: it is done now, until there is none.
     overdue: bool,
-    hurries: u64,
 }
 
 impl Manners {
@@ -93,10 +102,10 @@ impl Manners {
     pub(super) fn give_way(&mut self, shared: &Shared, left: impl Fn() -> bool) {
         let since = Instant::now();
         loop {
-            let hurries = shared.courtesy.hurries.load(Ordering::Relaxed);
-            self.overdue |= std::mem::replace(&mut self.hurries, hurries) != hurries || since.elapsed() >= LONGEST;
+            self.overdue |= since.elapsed() >= LONGEST;
+            let at_once = self.overdue || shared.courtesy.is_hurried();
             let helped = shared.courtesy.helps() && left();
-            let put_off = !self.overdue && shared.courtesy.computes() && shared.pool.fill() < limit(shared.policy);
+            let put_off = !at_once && shared.courtesy.computes() && shared.pool.fill() < limit(shared.policy);
             if !(helped || put_off) || shared.pool.is_awaited() || shared.failed() {
                 return;
             }

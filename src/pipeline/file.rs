@@ -115,6 +115,11 @@ impl StreamFile {
         self.outlet.good.unwrap_or_else(|| self.block.settled())
     }
 
+    /// Whether so many bytes can be appended without the disk.
+    pub(super) fn has_room(&self, bytes: usize) -> bool {
+        self.block.room() > bytes
+    }
+
     /// Appends `bytes`. An error may be that of a block before; [`Self::settled`] says how far the file is good.
     pub(super) fn append(&mut self, mut bytes: &[u8]) -> IoResult<()> {
         while !bytes.is_empty() {

@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::Receiver;
 use parking_lot::{Mutex, RwLock};
 
+use super::desk::Desk;
 use super::worker::{Task, Worker};
 
 /// Threads that help at most; each needs memory of its own.
@@ -46,6 +47,8 @@ pub(super) struct Gang {
 #[derive(Debug)]
 pub(super) struct Kit {
     pub(super) worker: Worker,
+    /// Where its packets are handed in.
+    pub(super) desk: Arc<Desk>,
     /// An empty output that found no task.
     pub(super) output: Option<Vec<u8>>,
 }
@@ -86,6 +89,12 @@ impl Gang {
         self.kits.write().take();
     }
 
+    /// Where they hand their packets in.
+    #[cfg(test)]
+    pub(super) fn desk(&self) -> Option<Arc<Desk>> {
+        Some(Arc::clone(&self.kits()?.first()?.lock().desk))
+    }
+
     fn kits(&self) -> Option<Arc<[Mutex<Kit>]>> {
         // All come here at the same moment.
         self.kits.try_read()?.clone()
@@ -99,7 +108,7 @@ impl Gang {
         }
         let Some(kits) = self.kits() else { return };
         let Some(mut kit) = kits.iter().find_map(Mutex::try_lock) else { return };
-        let Kit { worker, output } = &mut *kit;
+        let Kit { worker, desk, output } = &mut *kit;
         worker.shared.courtesy.host_helps();
         let until = Instant::now() + MOST_TIME;
         while self.left.fetch_sub(1, Ordering::AcqRel) > 0 {
@@ -108,7 +117,9 @@ impl Gang {
                 *output = Some(empty);
                 break;
             };
-            worker.make(task, empty);
+            worker.shared.courtesy.task_taken();
+            *output = desk.hand_in(worker.make(task, empty), &worker.out);
+            worker.ring_if_due();
             if Instant::now() >= until {
                 break;
             }

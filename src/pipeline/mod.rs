@@ -16,6 +16,7 @@ mod block;
 mod checkpoint;
 mod courtesy;
 mod cut;
+mod desk;
 mod disk;
 mod file;
 mod gang;

@@ -68,6 +68,8 @@ pub(super) struct Collector {
 #[derive(Debug, Default)]
 pub(super) struct Gathering {
     order: u64,
+    /// Tasks so far.
+    tasks: u64,
     jobs: Vec<Job>,
     /// Jobs that came before, those of each bundle together: as many as may keep each other's memory.
     bundles: Vec<Bundle>,
@@ -104,12 +106,13 @@ impl Collector {
                 Ok(Message::Pressed) | Err(RecvTimeoutError::Timeout) => {}
                 Ok(Message::Flush(done)) => {
                     // Nobody else may come to do it.
-                    self.shared.courtesy.hurry();
+                    self.shared.courtesy.hurry(u64::MAX);
                     self.seal();
+                    self.shared.courtesy.hurry(self.gathering.tasks);
                     self.send(What::Flush(done));
                 }
                 Ok(Message::Finish) | Err(RecvTimeoutError::Disconnected) => {
-                    self.shared.courtesy.hurry();
+                    self.shared.courtesy.hurry(u64::MAX);
                     self.seal();
                     self.send(What::Finish(self.progress));
                     return;
@@ -272,6 +275,7 @@ impl Collector {
 
     fn task(&mut self, mut task: Task) {
         task.order = self.next_order();
+        self.gathering.tasks += 1;
         if task.is_large() {
             self.shared.large_tasks.fetch_add(1, Ordering::Relaxed);
         }

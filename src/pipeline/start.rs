@@ -10,6 +10,7 @@ use serde_json::Value;
 use super::account::Account;
 use super::checkpoint::{self, Checkpoint};
 use super::courtesy::Courtesy;
+use super::desk::Desk;
 use super::disk::{Disk, FileDisk};
 use super::file::StreamFile;
 use super::gang::{Gang, Kit};
@@ -139,8 +140,9 @@ fn start_on(options: Options, shares: &Shares, opened: Opened) -> Result<Pipelin
     let mut all = vec![file.write_behind(&shared)?];
     let (inbox, jobs) = mailbox(MOST_OUT + ROOM_FOR_TOKENS, NAP);
     let (tasks, to_workers) = bounded(TASKS);
-    // Notes wait for room (`Collector::send`), so that a packet always finds some: a thread of the host must not wait for the writer.
-    let (out, items) = mailbox(ITEMS + shares.outputs + shares.helpers_outputs, NAP);
+    // Notes wait for room (`Collector::send`), so that a packet always finds some, and the one that is put back (`Desk::hand_in`): a thread of
+    // the host must not wait for the writer.
+    let (out, items) = mailbox(ITEMS + shares.outputs + shares.helpers_outputs + 1, NAP);
     // Never grow in practice; memory is touched as it is used.
     let outputs = |count: usize, most: usize| {
         let (spare, outputs) = bounded(count);
@@ -152,7 +154,6 @@ fn start_on(options: Options, shares: &Shares, opened: Opened) -> Result<Pipelin
     let began_s = from.map_or_else(now_s, |c| c.start_s);
     let mut writer = Writer {
         shared: Arc::clone(&shared),
-        inbox: items,
         spare,
         helpers_spare,
         file,
@@ -186,8 +187,10 @@ fn start_on(options: Options, shares: &Shares, opened: Opened) -> Result<Pipelin
         gathering: super::segment::Gathering::default(),
     };
     let (closing, closed) = bounded(1);
+    let desk = Arc::new(Desk::new(writer, items.queue()));
+    let writers_desk = Arc::clone(&desk);
     all.push(threads::spawn(&shared, "lri-cap-write".to_owned(), move || {
-        let _ = closing.send(writer.run());
+        let _ = closing.send(writers_desk.run(&items));
     })?);
     let worker = |maker| Worker {
         shared: Arc::clone(&shared),
@@ -199,7 +202,8 @@ fn start_on(options: Options, shares: &Shares, opened: Opened) -> Result<Pipelin
         scratch: super::worker::Scratch::default(),
         manners: super::courtesy::Manners::default(),
     };
-    let kits: Vec<Kit> = (0..helpers).map(|_| Kit { worker: worker(Maker::Helper), output: None }).collect();
+    let kit = || Kit { worker: worker(Maker::Helper), desk: Arc::clone(&desk), output: None };
+    let kits: Vec<Kit> = std::iter::repeat_with(kit).take(helpers).collect();
     let gang = (!kits.is_empty()).then(|| Arc::new(Gang::new(kits)));
     if let Some(gang) = &gang {
         _ = shared.gang.set(Arc::downgrade(gang));

@@ -46,7 +46,7 @@ impl Task {
     }
 }
 
-/// Who makes a packet.
+/// Who makes a packet, and therefore whose the output is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Maker {
     /// A thread of ours.
@@ -117,14 +117,17 @@ impl Worker {
             }
             self.manners.give_way(&self.shared, || gang::leaves(&tasks));
             let Ok(task) = tasks.recv() else { return };
-            if !self.make(task, output) {
+            self.shared.courtesy.task_taken();
+            let item = self.make(task, output);
+            if !self.out.put(item) {
                 return;
             }
+            self.ring_if_due();
         }
     }
 
-    /// Makes the packet of `task` in `output` and hands it to the writer; false if that is gone.
-    pub(super) fn make(&mut self, task: Task, mut output: Vec<u8>) -> bool {
+    /// Makes the packet of `task` in `output`, for the writer.
+    pub(super) fn make(&mut self, task: Task, mut output: Vec<u8>) -> Item {
         output.clear();
         let (order, amount, spec) = (task.order, task.amount, Arc::clone(&task.spec));
         let maker = self.maker;
@@ -148,14 +151,15 @@ impl Worker {
             }
             None => What::Lost { output, maker, reason: Reason::IoError, amount },
         };
-        if !self.out.put(Item { order, what }) {
-            return false;
-        }
-        // The writer wakes up for a handful of packets, or for the last.
-        if self.spare.len() <= self.spare.capacity().unwrap_or_default() / 4 || self.tasks.is_empty() {
+        Item { order, what }
+    }
+
+    /// The writer wakes up for a handful of packets that lie there, or for the last.
+    pub(super) fn ring_if_due(&self) {
+        let few_left = self.spare.len() <= self.spare.capacity().unwrap_or_default() / 4;
+        if (few_left || self.tasks.is_empty()) && self.out.queued() > 0 {
             self.out.ring();
         }
-        true
     }
 }
 

@@ -1,5 +1,5 @@
-//! The one thread that writes: packets in their order, numbered; notes between them; checkpoints; the end. On the first error the file is
-//! cut back to its last whole packet, and everything else is counted as dropped.
+//! What writes, on one thread at a time (`desk`): packets in their order, numbered; notes between them; checkpoints; the end. On the first
+//! error the file is cut back to its last whole packet, and everything else is counted as dropped.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{RecvTimeoutError, Sender};
+use crossbeam_channel::Sender;
 use serde_json::{Value, json};
 
 use super::checkpoint::{self, Checkpoint};
@@ -18,7 +18,6 @@ use super::worker::Maker;
 use super::{Amount, Reason, Shared, Spec};
 use crate::error::{Error, Result};
 use crate::format::stream::{self, IndexBuilder, Kind};
-use crate::mailbox::Inbox;
 use crate::{clock, log};
 
 /// The longest that bytes stay in the block while nothing else comes.
@@ -62,11 +61,10 @@ pub(super) enum What {
     Finish(Progress),
 }
 
-/// The writer's thread.
+/// The writer.
 #[derive(Debug)]
 pub(super) struct Writer {
     pub(super) shared: Arc<Shared>,
-    pub(super) inbox: Inbox<Item>,
     /// Empty outputs, to our workers and to the host's threads.
     pub(super) spare: Sender<Vec<u8>>,
     pub(super) helpers_spare: Sender<Vec<u8>>,
@@ -94,6 +92,8 @@ pub(super) struct State {
     good_end: u64,
     good_sequence: u64,
     note: Vec<u8>,
+    /// The last output that was given back, for the thread of the host that is at the desk.
+    kept: Option<Vec<u8>>,
     dirty_since: Option<Instant>,
     failed: bool,
     /// The error was one that leaves room for a few last bytes.
@@ -113,25 +113,59 @@ impl Writer {
         self.settle()
     }
 
-    /// Writes until the end. True if the stream was closed in order.
-    pub(super) fn run(mut self) -> bool {
-        loop {
-            let item = self.inbox.take(self.state.dirty_since.map(|since| since + PATIENCE));
-            match item {
-                Ok(item) => _ = self.state.early.insert(item.order, item.what),
-                Err(RecvTimeoutError::Timeout) => self.attempt(Self::settle),
-                // A thread is gone with something that we wait for.
-                Err(RecvTimeoutError::Disconnected) => return false,
+    /// Something has come.
+    pub(super) fn put(&mut self, item: Item) {
+        self.state.early.insert(item.order, item.what);
+    }
+
+    /// Everything appended goes into the file.
+    pub(super) fn settle_now(&mut self) {
+        self.attempt(Self::settle);
+    }
+
+    /// When that should happen.
+    pub(super) fn due(&self) -> Option<Instant> {
+        self.state.dirty_since.map(|since| since + PATIENCE)
+    }
+
+    /// Does what has come, in its order. At the end, whether the stream was closed in order.
+    pub(super) fn go_on(&mut self) -> Option<bool> {
+        while let Some(what) = self.state.early.remove(&self.state.next) {
+            self.state.next += 1;
+            if let What::Finish(progress) = what {
+                self.attempt(|w| w.close(progress));
+                self.last_words(progress);
+                return Some(!self.state.failed && !self.shared.failed());
             }
-            while let Some(what) = self.state.early.remove(&self.state.next) {
-                self.state.next += 1;
-                if let What::Finish(progress) = what {
-                    self.attempt(|w| w.close(progress));
-                    self.last_words(progress);
-                    return !self.state.failed && !self.shared.failed();
-                }
-                self.take(what);
+            self.take(what);
+        }
+        None
+    }
+
+    /// The same, up to the first thing that may need the disk, which is given back.
+    pub(super) fn go_on_lightly(&mut self) -> Option<Item> {
+        while let Some(next) = self.state.early.first_entry().filter(|next| *next.key() == self.state.next) {
+            let (order, what) = next.remove_entry();
+            if !self.is_light(&what) {
+                return Some(Item { order, what });
             }
+            self.state.next += 1;
+            self.take(what);
+        }
+        None
+    }
+
+    /// Whether it can be done in memory alone. The first packet after a pause is for the writer's thread, which then knows when to look again.
+    fn is_light(&self, what: &What) -> bool {
+        match what {
+            What::Packet { bytes, .. } => {
+                !self.state.failed
+                    && self.state.dirty_since.is_some()
+                    && self.file.has_room(bytes.len())
+                    && self.index.index().entries.len() + 1 < INDEX_EVERY
+            }
+            What::Lost { .. } => true,
+            _ => false,
         }
     }
 
@@ -166,10 +200,17 @@ impl Writer {
         }
     }
 
-    fn give_back(&self, output: Vec<u8>, maker: Maker) {
+    fn give_back(&mut self, output: Vec<u8>, maker: Maker) {
+        // The one that comes back last is warm in the caches.
+        let output = if maker == Maker::Helper { self.state.kept.replace(output) } else { Some(output) };
         let spare = if maker == Maker::Worker { &self.spare } else { &self.helpers_spare };
         // The workers may be gone.
-        let _ = spare.send(output);
+        output.into_iter().for_each(|output| _ = spare.send(output));
+    }
+
+    /// An output of the host's threads that has come back, if one has since the last call.
+    pub(super) fn kept_output(&mut self) -> Option<Vec<u8>> {
+        self.state.kept.take()
     }
 
     /// Does something with the file, unless that has failed before.

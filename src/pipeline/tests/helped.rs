@@ -4,13 +4,20 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use super::{Fake, check, feed, options, spec, steps_in};
+use super::{Fake, check, feed, feed_of, options, spec, spec_of, steps_in};
 use crate::codec::{Codec, DType, Encoder, Params};
 use crate::format::stream::{Content, Frame, Packet, Route};
 use crate::pipeline::{Form, Job, Options, Piece, Pipeline, Place, Policy, Table, Totals, start};
 
 /// Runs `body` while two threads of a host help at every step, as long as it takes.
 fn helped(pipeline: &Pipeline, body: impl FnOnce()) {
+    /// Also when `body` panics: its threads are waited for.
+    struct Ends<'a>(&'a AtomicBool);
+    impl Drop for Ends<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
     let over = AtomicBool::new(false);
     let is_over = || over.load(Ordering::Relaxed);
     std::thread::scope(|s| {
@@ -29,8 +36,8 @@ fn helped(pipeline: &Pipeline, body: impl FnOnce()) {
                 std::thread::yield_now();
             }
         });
+        let _ends = Ends(&over);
         body();
-        over.store(true, Ordering::Relaxed);
     });
 }
 
@@ -59,7 +66,7 @@ fn a_host_that_helps_never_waits_for_the_disk() {
     disk.platter().stuck = true;
     // Until nothing can go on: the outputs are all with the writer, and the disk does not answer.
     helped(&pipeline, || {
-        while feed(&pipeline, 1..2) > 0 || disk.platter().waiting == 0 {}
+        while feed_small(&pipeline, 1..10) > 0 || disk.platter().waiting == 0 {}
         std::thread::sleep(Duration::from_millis(50));
         let before = pipeline.shared.courtesy.helped_ns();
         std::thread::sleep(Duration::from_millis(300));
@@ -70,6 +77,81 @@ fn a_host_that_helps_never_waits_for_the_disk() {
     let totals = pipeline.finish(Duration::from_secs(60));
     check(&totals);
     assert!(totals.clean && totals.account.all_dropped().tensors > 0);
+}
+
+/// Steps of which each has another tensor than the one before: a packet for each.
+fn feed_small(pipeline: &Pipeline, steps: std::ops::Range<u64>) -> u64 {
+    let specs = ["ADD", "MUL", "SUB"].map(spec_of);
+    steps.zip(specs.iter().cycle()).map(|(step, spec)| feed_of(pipeline, step..step + 1, spec)).sum()
+}
+
+/// How many packets the host's threads have put into the block themselves.
+fn appended_by_the_host(pipeline: &Pipeline) -> u64 {
+    pipeline.gang.as_ref().and_then(|gang| gang.desk()).map_or(0, |desk| desk.appended_by_the_host())
+}
+
+#[test]
+fn a_host_that_helps_puts_small_packets_into_the_block_itself() {
+    let disk = Fake::with(|p| p.delay = Duration::from_millis(1));
+    let options = Options { may_be_helped: true, ..options(Policy::Block, 64) };
+    let pipeline = start::start_with(options, Box::new(disk.clone())).unwrap();
+    helped(&pipeline, || {
+        feed_small(&pipeline, 1..1001);
+        // Between its packets, and with them.
+        for part in 10..15 {
+            assert!(pipeline.flush(Duration::from_secs(30)));
+            feed_small(&pipeline, part * 100 + 1..part * 100 + 101);
+        }
+    });
+    assert!(appended_by_the_host(&pipeline) > 100, "{} of some 1200", appended_by_the_host(&pipeline));
+    feed_small(&pipeline, 1501..1601);
+    let totals = pipeline.finish(Duration::from_secs(60));
+    check(&totals);
+    assert!(totals.clean && totals.account.captured == totals.account.seen);
+    assert_eq!(steps_in(&disk.platter().bytes).0, (1..1601).collect::<Vec<_>>());
+}
+
+#[test]
+fn what_a_host_has_put_into_the_block_is_in_the_file_soon() {
+    let disk = Fake::default();
+    let options = Options { may_be_helped: true, ..options(Policy::Block, 1024) };
+    let pipeline = start::start_with(options, Box::new(disk.clone())).unwrap();
+    helped(&pipeline, || {
+        // Until the last that came is one of theirs.
+        let mut step = 0;
+        loop {
+            let before = (pipeline.written().0, appended_by_the_host(&pipeline));
+            feed_small(&pipeline, step + 1..step + 11);
+            step += 10;
+            std::thread::sleep(Duration::from_millis(50));
+            let after = (pipeline.written().0, appended_by_the_host(&pipeline));
+            if after.0 > before.0 && after.0 - before.0 == after.1 - before.1 {
+                break;
+            }
+            assert!(step < 2000, "the host has never done it all");
+        }
+        let (packets, _) = pipeline.written();
+        let began = Instant::now();
+        let in_file = || {
+            let bytes = disk.platter().bytes.clone();
+            let (mut at, mut count) = (0, 0);
+            while let Some(head) = bytes.get(at..).and_then(|b| b.first_chunk()) {
+                let end = at + Frame::read(*head).packet_len() as usize;
+                if Packet::read(bytes.get(at..end).unwrap_or_default()).is_err() {
+                    break;
+                }
+                (at, count) = (end, count + 1);
+            }
+            count
+        };
+        while in_file() < packets {
+            assert!(began.elapsed() < Duration::from_secs(20), "{} of {packets}", in_file());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    });
+    let totals = pipeline.finish(Duration::from_secs(60));
+    check(&totals);
+    assert!(totals.clean && totals.account.captured == totals.account.seen);
 }
 
 #[test]
