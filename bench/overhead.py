@@ -440,7 +440,7 @@ def parse(argv):
     p.add_argument("--model", default=str(harness.SMOLLM2), help="GGUF file")
     p.add_argument("--library", default=str(harness.LIBRARY), help="the library to preload (a copy of it is measured)")
     p.add_argument("--json", metavar="OUT", help="write everything, each pair included, to this file")
-    p.add_argument("--from-json", metavar="IN", help="show an older result instead of measuring")
+    p.add_argument("--from-json", metavar="IN", nargs="+", help="show an older result instead of measuring; several: their pairs together")
     p.add_argument("--markdown", action="store_true", help="print Markdown instead of the terminal's table")
     p.add_argument("--check", action="store_true", help="exit 1 if a mode's whole interval lies above its ceiling")
     p.add_argument("--log-seconds", type=float, default=120,
@@ -505,6 +505,31 @@ def measured(options):
             "accounts_of_rounds": rounds, "busy": busy, "log_rate": options.log_rate, "different_text": different, "measurements": pairs}
 
 
+def pooled(results):
+    """Several runs on one machine as one: their rounds are numbered on."""
+    first, *others = results
+    same = lambda r: [r["machine"][key] for key in ("cpu", "cores", "model", "threads", "llama_cpp_commit")] + [r["request_tokens"]]
+    for other in others:
+        if same(other) != same(first):
+            raise SystemExit(f"overhead: --from-json: the runs of {first['machine']['date']} and {other['machine']['date']} were not of the same "
+                             "machine, model and requests, and say nothing together")
+    result = {**first, "pairs": sum(r["pairs"] for r in results), "rounds": sum(r["rounds"] for r in results), "measurements": []}
+    result["machine"] = {**first["machine"], **{key: ", ".join(str(r["machine"][key]) for r in results)
+                                                for key in ("date", "library", "library_sha256")},
+                         **{key: max(r["machine"][key] for r in results) for key in ("load_before", "load_after")}}
+    for key in ("accounts_of_rounds", "busy"):
+        result[key] = {}
+    rounds, began_s = 0, 0.0
+    for r in results:
+        result["measurements"] += [{**p, "round": rounds + p["round"], "at_s": began_s + p["at_s"]} for p in r["measurements"]]
+        for mode, accounts in r["accounts_of_rounds"].items():
+            result["accounts_of_rounds"].setdefault(mode, []).extend(accounts)
+        result["busy"] |= r["busy"]
+        rounds, began_s = rounds + r["rounds"], began_s + r["took_s"]
+    result["different_text"] = sorted({text for r in results for text in r["different_text"]})
+    return result
+
+
 def evaluate(result):
     """Adds everything that follows from the measurements."""
     modes = [m for m in MODES if any(p["mode"] == m for p in result["measurements"])]
@@ -522,7 +547,8 @@ def evaluate(result):
 def main(argv):
     options = parse(argv)
     try:
-        result = evaluate(json.loads(Path(options.from_json).read_text()) if options.from_json else measured(options))
+        older = [json.loads(Path(path).read_text()) for path in options.from_json or ()]
+        result = evaluate(pooled(older) if older else measured(options))
     except harness.ServerError as error:
         print(f"overhead: {error}", file=sys.stderr)
         return 2
