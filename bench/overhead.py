@@ -6,6 +6,7 @@
     bench/overhead.py --modes MINIMAL,VERBOSE --pairs 60
     bench/overhead.py --fine                  what costs next to nothing, told from nothing: one thread, CPU time, 80 rounds; half an hour
     bench/overhead.py --fine --modes plain,patched-off --phases prefill    of it: prompts alone
+    bench/overhead.py --from-json A B C       results of before, together
     bench/overhead.py --markdown              the table of docs/OVERHEAD.md
     bench/overhead.py --check                 exit 1 if a mode is slower than its ceiling beyond doubt
 
@@ -305,6 +306,8 @@ def fingerprint(options):
         "library": run("git", "describe", "--always", "--dirty", "--tags"),
         "library_sha256": hashlib.sha256(Path(harness.LIBRARY).read_bytes()).hexdigest()[:16],
         "model": Path(options.model).name, "threads": options.threads,
+        **({"patched_server_sha256": hashlib.sha256(Path(options.patched_server).read_bytes()).hexdigest()[:16]}
+           if "patched-off" in options.modes else {}),
     }
 
 
@@ -378,6 +381,9 @@ def notes(result):
     if seen:
         lines.append("A/A: not seen is less than "
                      + ", ".join(f"{seen[p]:.2f} % ({p})" for p in seen))
+    counts = {(r["mode"], r["phase"]): (r["cpu"]["pairs"], r["cpu"]["rounds"]) for r in result["rows"]}
+    if len(set(counts.values())) > 1:
+        lines.append("not every row has all pairs: " + ", ".join(f"{m} {p} {n} in {k} rounds" for (m, p), (n, k) in counts.items()))
     lines.append("promised before, %: " + ", ".join(f"{m} {c:g}" for m, c in CEILING.items()))
     lines.append("our aims, %:        " + ", ".join(f"{m} {a:g}" for m, a in AIM.items()))
     if result["different_text"]:
@@ -506,7 +512,7 @@ def measured(options):
 
 
 def pooled(results):
-    """Several runs on one machine as one: their rounds are numbered on."""
+    """Several runs on one machine as one: their rounds are numbered on. Whether the builds were alike is for the reader: they are named."""
     first, *others = results
     same = lambda r: [r["machine"][key] for key in ("cpu", "cores", "model", "threads", "llama_cpp_commit")] + [r["request_tokens"]]
     for other in others:

@@ -260,6 +260,27 @@ fn work_is_put_off_while_the_host_computes_and_there_is_room() {
 }
 
 #[test]
+fn a_flush_hurries_only_what_came_before_it() {
+    let options = Options { may_be_helped: true, ..options(Policy::Block, 64) };
+    let pipeline = start::start_with(options, Box::new(Fake::default())).unwrap();
+    feed(&pipeline, 1..31);
+    // The second finds nothing to do, and the workers asleep.
+    for _ in 0..2 {
+        assert!(pipeline.flush(Duration::from_secs(20)));
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let before = pipeline.written().0;
+    pipeline.host_computes();
+    feed(&pipeline, 31..131);
+    std::thread::sleep(Duration::from_millis(500));
+    assert_eq!(pipeline.written().0, before, "written while the host computes");
+    pipeline.host_rests();
+    let totals = pipeline.finish(Duration::from_secs(60));
+    check(&totals);
+    assert!(totals.clean && totals.account.captured == totals.account.seen);
+}
+
+#[test]
 fn many_small_steps_lose_nothing_while_the_host_computes() {
     let disk = Fake::default();
     let options = Options { may_be_helped: true, ..options(Policy::Drop, 64) };
