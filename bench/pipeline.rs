@@ -241,6 +241,7 @@ fn options(s: &Settings, path: &Path, codec: Codec, workers: usize) -> Options {
         header: serde_json::json!({}),
         params: Params { codec, error_bound: 1e-3 },
         max_memory: s.memory,
+        aside: Arc::default(),
         policy: Policy::Block,
         workers,
         may_be_helped: false,

@@ -168,7 +168,7 @@ fn stored(wanted: &[Wanted], ways: &[Way]) -> Option<usize> {
 }
 
 /// Bytes that the allocator has to keep so that everything that can be retained is.
-fn kept(wanted: &[Wanted]) -> usize {
+pub(super) fn kept(wanted: &[Wanted]) -> usize {
     let keepable = wanted.iter().filter(|w| w.callback_only.is_none());
     keepable.fold(0, |sum, w| sum.saturating_add(w.kept_bytes))
 }

@@ -12,6 +12,7 @@
 pub mod copy;
 pub mod early;
 pub mod graph;
+pub mod keep;
 pub mod list;
 pub mod live;
 pub mod names;
@@ -38,6 +39,7 @@ use crate::observe::Sampled;
 use crate::pipeline::{Counts, Pipeline, Reason};
 
 use graph::{GraphPlan, Memory, Wish};
+use keep::Keeping;
 use live::Live;
 
 /// Plans of graphs that are kept in case they come again.
@@ -66,6 +68,7 @@ struct Graphs {
     memory: Memory,
     plans: Vec<(u64, Option<Arc<GraphPlan>>)>,
     live: HashMap<usize, Arc<Live>>,
+    keeping: Keeping,
 }
 
 static ON: AtomicBool = AtomicBool::new(false);
@@ -153,7 +156,9 @@ pub fn sched_freed(sched: Ptr) {
         theirs.remove(&(sched as usize));
     }
     if let Some(capture) = current() {
-        capture.graphs.lock().live.remove(&(sched as usize));
+        let mut graphs = capture.graphs.lock();
+        graphs.live.remove(&(sched as usize));
+        graphs.keeping.freed(sched as usize, capture.start.started());
     }
 }
 

@@ -4,10 +4,11 @@ use std::cell::{Cell, RefCell};
 use std::ffi::c_void;
 use std::sync::Arc;
 
-use super::live::Live;
+use super::live::{self, Live};
 use super::rows::StepRows;
 use super::step::{self, Step};
 use super::{Capture, KEPT_PLANS, early, graph, list, start};
+use crate::config::RouteChoice;
 use crate::format::stream::Route;
 use crate::ggml::api::{self, EvalCallback, Ptr};
 use crate::ggml::bindings::ggml_tensor;
@@ -40,7 +41,7 @@ pub fn graph_begins(sched: Ptr, graph: Ptr) {
         return;
     }
     let Some(nodes) = steps::graph_nodes(graph) else { return };
-    let live = plan(&capture, graph, &nodes, retention_possible());
+    let live = plan(&capture, graph, &nodes, retention_possible().then_some(sched));
     let mut graphs = capture.graphs.lock();
     match live {
         Some(live) => {
@@ -100,7 +101,8 @@ pub fn replanned() {
     }
 }
 
-fn plan(capture: &Capture, graph: Ptr, nodes: &[TensorPtr], may_retain: bool) -> Option<Live> {
+/// `keeps`: the scheduler whose allocator may keep what is wanted.
+fn plan(capture: &Capture, graph: Ptr, nodes: &[TensorPtr], keeps: Option<Ptr>) -> Option<Live> {
     let fingerprint = nodes.iter().fold(nodes.len() as u64, |h, t| t.fingerprint(h));
     let mut graphs = capture.graphs.lock();
     let graphs = &mut *graphs;
@@ -119,7 +121,13 @@ fn plan(capture: &Capture, graph: Ptr, nodes: &[TensorPtr], may_retain: bool) ->
             plan
         }
     }?;
-    Some(Live::new(graph as usize, plan, nodes, capture.config.route, capture.retain_limit, may_retain))
+    let (choice, limit) = (capture.config.route, capture.retain_limit);
+    let may_retain = keeps.is_some_and(|sched| {
+        let mut keep = |bytes| graphs.keeping.keep(sched as usize, bytes, limit, capture.start.started());
+        // What a forced route may keep is set aside from the start (`start::options`).
+        choice != RouteChoice::Auto || keep(live::kept(&plan.wanted))
+    });
+    Some(Live::new(graph as usize, plan, nodes, choice, limit, may_retain))
 }
 
 /// A graph is about to run. `number`: of the ubatch. True if a step of it is captured: `ends` must follow.
@@ -139,7 +147,7 @@ pub fn begins(sched: Ptr, graph: Ptr, number: Option<u64>) -> bool {
         Some(live) => live,
         // Built before the capture began: its memory is planned, only the callback can read it.
         None => {
-            let Some(live) = steps::graph_nodes(graph).and_then(|n| plan(&capture, graph, &n, false)) else {
+            let Some(live) = steps::graph_nodes(graph).and_then(|n| plan(&capture, graph, &n, None)) else {
                 return false;
             };
             let live = Arc::new(live);

@@ -65,6 +65,22 @@ fn retained(config: &CaptureConfig) -> u64 {
     (config.max_memory / 4).min(config.max_memory.saturating_sub(LEAST_MEMORY))
 }
 
+/// Bytes that the host's allocator may keep for us.
+fn retain_limit(config: &CaptureConfig) -> usize {
+    let bytes = |n| usize::try_from(n).unwrap_or(usize::MAX);
+    let (limit, helped) = (bytes(retained(config)), config.codec_threads.is_none());
+    match config.route {
+        // Set aside when it is needed, of what the pipeline has until then.
+        RouteChoice::Auto => limit.min(Options::most_aside(bytes(config.max_memory), workers(config), helped)),
+        _ => limit,
+    }
+}
+
+/// Threads of ours that encode.
+fn workers(config: &CaptureConfig) -> usize {
+    config.codec_threads.unwrap_or(1)
+}
+
 /// The least budget in which so many bytes may be kept: [`retained`] the other way round.
 fn budget_to_keep(bytes: u64) -> u64 {
     bytes.saturating_mul(4).max(bytes.saturating_add(LEAST_MEMORY))
@@ -94,7 +110,7 @@ pub fn begin(config: &CaptureConfig, path: PathBuf, session: Session, text: bool
     let capture = Capture {
         config: config.clone(),
         wish: Wish { selection: config.tensors.clone(), elements: config.sample_elements },
-        retain_limit: usize::try_from(retained(config)).unwrap_or(usize::MAX),
+        retain_limit: retain_limit(config),
         text,
         list,
         start: Start { path, session, pipeline: OnceLock::new(), told: AtomicBool::new(false) },
@@ -130,15 +146,19 @@ fn check(path: &Path, resume: bool) -> Result<()> {
 fn options(capture: &Capture, start: &Start) -> Options {
     let config = &capture.config;
     let params = config.codec_params();
-    // What only our own callback reads needs nothing kept.
-    let kept = if config.route == RouteChoice::Callback && steps::seen_by_hooks() { 0 } else { retained(config) };
+    let kept = match config.route {
+        // What only our own callback reads needs nothing kept, and what is kept of some graphs is set aside as they come (`keep`).
+        RouteChoice::Callback | RouteChoice::Auto if steps::seen_by_hooks() => 0,
+        _ => retained(config),
+    };
     Options {
         path: start.path.clone(),
         header: header(config, start),
         params,
         max_memory: usize::try_from(config.max_memory - kept).unwrap_or(usize::MAX),
+        aside: capture.graphs.lock().keeping.total(),
         policy: config.policy,
-        workers: config.codec_threads.unwrap_or(1),
+        workers: workers(config),
         may_be_helped: config.codec_threads.is_none(),
         checkpoint_tokens: config.checkpoint_tokens,
         resume: config.resume,

@@ -13,10 +13,7 @@ use super::rows::StepRows;
 use crate::clock;
 use crate::format::stream::{Route, Row};
 use crate::ggml::api::{self, Ptr};
-use crate::pipeline::{Account, Buffer, Form, Job, Piece, Pipeline, Place, Reason, Refused, Table};
-
-/// Bytes of a buffer that is not for a single tensor: larger ones would come back late, when all that is in them is encoded.
-const ENOUGH: usize = 16 << 20;
+use crate::pipeline::{Account, Buffer, ENOUGH, Form, Job, Piece, Pipeline, Place, Reason, Refused, Table};
 
 /// A step that is being captured.
 #[derive(Debug)]

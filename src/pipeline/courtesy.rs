@@ -105,7 +105,7 @@ impl Manners {
             self.overdue |= since.elapsed() >= LONGEST;
             let at_once = self.overdue || shared.courtesy.is_hurried();
             let helped = shared.courtesy.helps() && left();
-            let put_off = !at_once && shared.courtesy.computes() && shared.pool.fill() < limit(shared.policy);
+            let put_off = !at_once && shared.courtesy.computes() && shared.pool.fill() < limit(shared);
             if !(helped || put_off) || shared.pool.is_awaited() || shared.failed() {
                 return;
             }
@@ -115,9 +115,9 @@ impl Manners {
 }
 
 /// How full the pool may get by putting work off, in 1/1024. Where a full one loses steps, there should be room.
-const fn limit(policy: Policy) -> usize {
-    match policy {
-        Policy::Block => 768,
+fn limit(shared: &Shared) -> usize {
+    match shared.policy {
+        Policy::Block => shared.pool.nearly_full(),
         _ => 448,
     }
 }

@@ -133,7 +133,7 @@ mod tests {
 
     fn job(ne: [u32; 4], token_dim: u8) -> Job {
         let len = ne.iter().product::<u32>() as usize * 4;
-        let mut data = Pool::new(1 << 20, 1 << 20).take(len).unwrap();
+        let mut data = Pool::new(1 << 20, 1 << 20, Arc::default()).take(len).unwrap();
         data.iter_mut().enumerate().for_each(|(i, b)| *b = (i / 4) as u8);
         let spec = Spec {
             name: "x".into(),

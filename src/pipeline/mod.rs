@@ -48,7 +48,7 @@ pub use crate::config::Policy;
 pub use account::{Account, Amount, Counts, Reason};
 pub use cut::row_len;
 pub use job::{Form, Job, Piece, Place, Spec, Table};
-pub use pool::{Buffer, Refused};
+pub use pool::{Buffer, ENOUGH, Refused};
 pub use share::LEAST_PACKET;
 
 use crate::codec;
@@ -76,6 +76,8 @@ pub struct Options {
     pub params: codec::Params,
     /// Bytes that the pipeline may use, everything included.
     pub max_memory: usize,
+    /// Of these, what the caller uses elsewhere; up to [`Options::most_aside`], then [`Pipeline::set_aside`].
+    pub aside: Arc<AtomicUsize>,
     /// What to do when they are used up.
     pub policy: Policy,
     /// Threads that encode; 0 is taken as 1.
@@ -88,6 +90,14 @@ pub struct Options {
     pub resume: bool,
     /// Where the chosen tokens go; `None` derives it from `path`: `X.stream` has `X_tokens.json`.
     pub tokens_path: Option<PathBuf>,
+}
+
+impl Options {
+    /// Bytes of such a budget that the caller may use elsewhere.
+    #[must_use]
+    pub fn most_aside(max_memory: usize, workers: usize, may_be_helped: bool) -> usize {
+        start::shares(max_memory, workers, may_be_helped).map_or(0, |shares| pool::most_aside(shares.pool))
+    }
 }
 
 /// What the threads share.
@@ -234,6 +244,12 @@ impl Pipeline {
     #[must_use]
     pub fn reserve_now(&self, bytes: usize) -> Option<Buffer> {
         self.shared.pool.take(bytes).ok()
+    }
+
+    /// The caller uses so many bytes of the budget elsewhere from now on. False, and nothing is changed, if they are in use here.
+    #[must_use]
+    pub fn set_aside(&self, bytes: usize) -> bool {
+        self.shared.pool.set_aside(bytes)
     }
 
     /// The codec and its bound.

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
@@ -27,6 +28,15 @@ const SMALLEST: usize = 4096;
 /// Buffers that may be out at the same time; what bounds the queue behind them.
 pub(super) const MOST_OUT: usize = 1024;
 
+/// Bytes that a host asks for at a time where it does not ask for a single tensor: larger ones would come back late, when all that is in them is
+/// encoded.
+pub const ENOUGH: usize = 16 << 20;
+
+/// Bytes of such a budget that may be set aside: two of the largest buffers are left.
+pub(super) const fn most_aside(budget: usize) -> usize {
+    budget / 2
+}
+
 /// How long a waiting host may look at memory that only hosts hold before it gives up: two threads that each wait for the other's.
 const STANDSTILL: Duration = Duration::from_secs(5);
 
@@ -37,6 +47,8 @@ pub(super) struct Pool {
     freed: Condvar,
     budget: usize,
     largest: usize,
+    /// Of the budget, what somebody else uses at this moment ([`Pool::set_aside`]).
+    aside: Arc<AtomicUsize>,
 }
 
 #[derive(Debug, Default)]
@@ -57,11 +69,50 @@ impl State {
     fn free_bytes(&self) -> usize {
         self.free.iter().map(|(class, list)| class * list.len()).sum()
     }
+
+    /// Bytes that are out.
+    fn used(&self) -> usize {
+        self.allocated - self.free_bytes() + self.beside
+    }
+
+    /// Gives free memory back to the system until `more` bytes fit into the budget.
+    fn shrink(&mut self, budget: usize, more: usize) -> bool {
+        while self.allocated + self.beside + more > budget {
+            // The largest free one first: the fewest calls.
+            let Some((&freed, list)) = self.free.iter_mut().rev().find(|(_, list)| !list.is_empty()) else {
+                return false;
+            };
+            list.pop();
+            self.allocated -= freed;
+        }
+        true
+    }
 }
 
 impl Pool {
-    pub(super) fn new(budget: usize, largest: usize) -> Arc<Self> {
-        Arc::new(Self { state: Mutex::default(), freed: Condvar::new(), budget, largest })
+    pub(super) fn new(budget: usize, largest: usize, aside: Arc<AtomicUsize>) -> Arc<Self> {
+        Arc::new(Self { state: Mutex::default(), freed: Condvar::new(), budget, largest, aside })
+    }
+
+    fn budget(&self) -> usize {
+        self.budget.saturating_sub(self.aside.load(Ordering::Relaxed))
+    }
+
+    /// So much of the budget is somebody else's from now on. False, and nothing is changed, if that is in use.
+    pub(super) fn set_aside(&self, bytes: usize) -> bool {
+        let mut state = self.state.lock();
+        let budget = self.budget.saturating_sub(bytes);
+        let fewer = bytes <= self.aside.load(Ordering::Relaxed);
+        if !fewer && (bytes > most_aside(self.budget) || state.used() > budget) {
+            return false;
+        }
+        self.aside.store(bytes, Ordering::Relaxed);
+        let fits = state.shrink(budget, 0);
+        drop(state);
+        if fewer {
+            self.freed.notify_all();
+        }
+        fewer || fits
     }
 
     /// The largest buffer that can ever be had.
@@ -72,8 +123,14 @@ impl Pool {
     /// Share of the budget that is out, in 1/1024, or of the buffers that there may be: small steps use these up first.
     pub(super) fn fill(&self) -> usize {
         let state = self.state.lock();
-        let bytes = (state.allocated - state.free_bytes() + state.beside) * 1024 / self.budget.max(1);
+        let bytes = state.used() * 1024 / self.budget().max(1);
         bytes.max(state.out * 1024 / MOST_OUT)
+    }
+
+    /// From which [`Self::fill`] on the next few buffers may be refused: an eighth, or more where that is less than a large one.
+    pub(super) fn nearly_full(&self) -> usize {
+        let one = (self.largest.min(ENOUGH) * 1024).div_ceil(self.budget().max(1));
+        1024 - one.clamp(128, 256)
     }
 
     /// Whether a host's thread waits for memory.
@@ -135,14 +192,9 @@ impl Pool {
     }
 
     fn allocate(&self, state: &mut State, class: usize) -> Option<Pages> {
-        if state.allocated - state.free_bytes() + state.beside + class > self.budget {
+        let budget = self.budget();
+        if state.used() + class > budget || !state.shrink(budget, class) {
             return None;
-        }
-        while state.allocated + state.beside + class > self.budget {
-            // The largest free one first: the fewest calls.
-            let (&freed, list) = state.free.iter_mut().rev().find(|(_, list)| !list.is_empty())?;
-            list.pop();
-            state.allocated -= freed;
         }
         let pages = Pages::new(class).ok()?;
         state.allocated += class;
@@ -233,9 +285,14 @@ impl Drop for Buffer {
 #[cfg(test)]
 mod tests {
     use super::{Pool, Refused, SMALLEST, class_of, largest_class};
+    use std::sync::Arc;
     use std::time::{Duration, Instant};
 
     const MB: usize = 1 << 20;
+
+    fn pool(budget: usize, largest: usize) -> Arc<Pool> {
+        Pool::new(budget, largest, Arc::default())
+    }
 
     #[test]
     fn classes_hold_their_sizes_and_waste_little() {
@@ -251,7 +308,7 @@ mod tests {
 
     #[test]
     fn the_budget_is_never_passed_and_sizes_share_it() {
-        let pool = Pool::new(8 * MB, 2 * MB);
+        let pool = pool(8 * MB, 2 * MB);
         let held: Vec<_> = (0..4).map(|_| pool.take(2 * MB).unwrap()).collect();
         assert_eq!(pool.take(1).unwrap_err(), Refused::Full);
         assert_eq!(pool.take(2 * MB + 1).unwrap_err(), Refused::TooLarge);
@@ -267,7 +324,7 @@ mod tests {
 
     #[test]
     fn what_comes_with_a_job_counts_as_well() {
-        let pool = Pool::new(MB, MB / 4);
+        let pool = pool(MB, MB / 4);
         let mut one = pool.take(MB / 4).unwrap();
         one.handed_over(MB / 2 + 1);
         assert_eq!(pool.take(MB / 4).unwrap_err(), Refused::Full);
@@ -276,8 +333,52 @@ mod tests {
     }
 
     #[test]
+    fn what_is_set_aside_is_nobodys_until_it_is_given_back() {
+        let pool = pool(8 * MB, 2 * MB);
+        let held: Vec<_> = (0..2).map(|_| pool.take(2 * MB).unwrap()).collect();
+        assert!(!pool.set_aside(4 * MB + 1), "more than half");
+        assert!(pool.set_aside(4 * MB));
+        assert_eq!(pool.take(1).unwrap_err(), Refused::Full);
+        assert_eq!((pool.fill(), pool.set_aside(MB)), (1024, true));
+        let more = pool.take(2 * MB).unwrap();
+        // It is in use, and then free: memory that nobody uses goes back to the system.
+        assert!(!pool.set_aside(4 * MB));
+        drop((held, more));
+        assert_eq!(pool.allocated(), 6 * MB);
+        assert!(pool.set_aside(4 * MB));
+        assert_eq!(pool.allocated(), 4 * MB);
+    }
+
+    #[test]
+    fn a_waiting_host_gets_what_was_set_aside() {
+        let pool = pool(4 * MB, 2 * MB);
+        assert!(pool.set_aside(2 * MB));
+        let _held = pool.take(2 * MB).unwrap();
+        std::thread::scope(|s| {
+            let waiter = s.spawn(|| pool.wait(2 * MB, || {}).map(|b| b.len()));
+            while !pool.is_awaited() {
+                std::thread::yield_now();
+            }
+            assert!(pool.set_aside(0));
+            assert_eq!(waiter.join().unwrap(), Ok(2 * MB));
+        });
+    }
+
+    #[test]
+    fn before_the_pool_is_full_there_is_room_for_a_buffer() {
+        for budget in [4 * MB, 17 * MB, 34 * MB, 200 * MB, 868 * MB, 8 << 30] {
+            let pool = pool(budget, largest_class(budget / 4));
+            let room = budget * (1024 - pool.nearly_full()) / 1024;
+            assert!(
+                (budget / 8..=budget / 4 + 1).contains(&room) && room + 1024 >= pool.largest().min(super::ENOUGH),
+                "{budget}"
+            );
+        }
+    }
+
+    #[test]
     fn a_buffer_is_used_again() {
-        let pool = Pool::new(MB, MB / 2);
+        let pool = pool(MB, MB / 2);
         let mut first = pool.take(100_000).unwrap();
         assert_eq!(first.len(), 100_000);
         first[99_999] = 7;
@@ -289,7 +390,7 @@ mod tests {
 
     #[test]
     fn a_waiting_host_gets_what_comes_back_or_the_failure() {
-        let pool = Pool::new(MB, MB);
+        let pool = pool(MB, MB);
         let mut held = pool.take(MB).unwrap();
         held.handed_over(0);
         std::thread::scope(|s| {
@@ -315,7 +416,7 @@ mod tests {
 
     #[test]
     fn hosts_that_wait_for_each_other_are_let_go() {
-        let pool = Pool::new(MB, MB);
+        let pool = pool(MB, MB);
         let _filling = pool.take(MB).unwrap();
         let began = Instant::now();
         assert_eq!(pool.wait(MB, || {}).unwrap_err(), Refused::Full);

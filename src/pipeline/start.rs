@@ -47,8 +47,7 @@ struct Opened {
 
 pub(super) fn start(options: Options) -> Result<Pipeline> {
     clock::init();
-    let workers = options.workers.max(1);
-    let shares = Shares::of(options.max_memory, workers, helpers(&options))?;
+    let shares = shares(options.max_memory, options.workers, options.may_be_helped)?;
     let checkpoint = checkpoint::path_of(&options.path);
     if options.tokens_path.as_ref().is_some_and(|p| *p == options.path || *p == checkpoint) {
         let subject = options.path.display().to_string();
@@ -68,13 +67,18 @@ pub(super) fn start(options: Options) -> Result<Pipeline> {
 #[cfg(test)]
 pub(super) fn start_with(options: Options, disk: Box<dyn Disk>) -> Result<Pipeline> {
     clock::init();
-    let shares = Shares::of(options.max_memory, options.workers.max(1), helpers(&options))?;
+    let shares = shares(options.max_memory, options.workers, options.may_be_helped)?;
     start_on(options, &shares, Opened { disk, from: None, index: IndexBuilder::default(), head: Vec::new() })
 }
 
+/// How the budget is divided.
+pub(super) fn shares(max_memory: usize, workers: usize, may_be_helped: bool) -> Result<Shares> {
+    Shares::of(max_memory, workers.max(1), helpers(max_memory, may_be_helped))
+}
+
 /// Threads of the host that have room to work in.
-fn helpers(options: &Options) -> usize {
-    if options.may_be_helped { Gang::size(options.max_memory) } else { 0 }
+fn helpers(max_memory: usize, may_be_helped: bool) -> usize {
+    if may_be_helped { Gang::size(max_memory) } else { 0 }
 }
 
 fn open(path: &Path, resume: bool) -> Result<Opened> {
@@ -123,7 +127,7 @@ fn start_on(options: Options, shares: &Shares, opened: Opened) -> Result<Pipelin
         .map_err(|e| Error::new("opening the stream", options.path.display().to_string(), e, "allow more memory"))?;
     let shared = Arc::new(Shared {
         account: from.map_or_else(Account::default, |c| Account::resumed(&c.account)),
-        pool: Pool::new(shares.pool, shares.largest),
+        pool: Pool::new(shares.pool, shares.largest, Arc::clone(&options.aside)),
         policy: options.policy,
         failed: false.into(),
         problem: Mutex::default(),
@@ -172,7 +176,7 @@ fn start_on(options: Options, shares: &Shares, opened: Opened) -> Result<Pipelin
         chosen_tokens: c.total_tokens,
         count: c.resume_count + 1,
     });
-    let helpers = helpers(&options);
+    let helpers = helpers(options.max_memory, options.may_be_helped);
     let fields = header(options.header, from)?;
     host::without_write_signals(|| writer.header(&fields))?;
     let collector = Collector {

@@ -116,6 +116,7 @@ fn options(policy: Policy, mib: usize) -> Options {
         header: serde_json::json!({}),
         params: Params { codec: Codec::None, error_bound: 1e-3 },
         max_memory: mib * MIB,
+        aside: Arc::default(),
         policy,
         workers: 2,
         may_be_helped: false,

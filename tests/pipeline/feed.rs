@@ -44,6 +44,7 @@ pub fn options(path: &Path, codec: Codec, mib: usize, policy: Policy) -> Options
         header: serde_json::json!({"session_id": "test"}),
         params: Params { codec, error_bound: 1e-3 },
         max_memory: mib << 20,
+        aside: std::sync::Arc::default(),
         policy,
         workers: 1,
         may_be_helped: false,
