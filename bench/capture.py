@@ -6,6 +6,7 @@
     bench/capture.py --modes residual,FULL_TENSOR --codec zstd --pairs 60
     bench/capture.py --modes FULL_TENSOR,FULL_TENSOR:none,FULL_TENSOR/callback     another codec, another route
     bench/capture.py --markdown --json OUT    the table of docs, and every pair
+    bench/capture.py --from-json A B          results of before, together
     bench/capture.py --check                  exit 1 if a mode misses its goal beyond doubt
 
 A mode is what is captured (LLAMA_RESOURCE_TENSORS). `memcpy residual` is the cheapest tool that can be written with llama.cpp's eval
@@ -33,6 +34,8 @@ from overhead import TOP, harness, number
 # Speed that must be kept, per cent.
 GOAL = {"residual": 98.5, "ATTENTION_ONLY": 96.0, "MLP_ONLY": 96.0, "FULL_TENSOR": 92.0}
 SHIM = "memcpy "
+# What runs that are shown together (--from-json A B) have in common beside the machine.
+ALIKE = ["modes", "codec", "max_memory", "policy", "log_level"]
 MODES = ["plain", *GOAL, *(SHIM + preset for preset in GOAL)]
 
 
@@ -309,7 +312,7 @@ def measured(options):
 def main(argv):
     options = parse(argv)
     try:
-        result = evaluate(json.loads(Path(options.from_json).read_text()) if options.from_json else measured(options))
+        result = evaluate(overhead.older(options.from_json, ALIKE) if options.from_json else measured(options))
     except harness.ServerError as error:
         print(f"capture: {error}", file=sys.stderr)
         return 2

@@ -511,26 +511,27 @@ def measured(options):
             "accounts_of_rounds": rounds, "busy": busy, "log_rate": options.log_rate, "different_text": different, "measurements": pairs}
 
 
-def pooled(results):
-    """Several runs on one machine as one: their rounds are numbered on. Whether the builds were alike is for the reader: they are named."""
+def older(paths, alike):
+    """Results of before, as one: on one machine, and with the same `alike`. Their rounds are numbered on. Whether the builds were alike is for the
+    reader: they are named."""
+    results = [json.loads(Path(path).read_text()) for path in paths]
     first, *others = results
-    same = lambda r: [r["machine"][key] for key in ("cpu", "cores", "model", "threads", "llama_cpp_commit")] + [r["request_tokens"]]
+    same = lambda r: [r["machine"][key] for key in ("cpu", "cores", "model", "threads", "llama_cpp_commit")] + [r[key] for key in alike]
     for other in others:
         if same(other) != same(first):
-            raise SystemExit(f"overhead: --from-json: the runs of {first['machine']['date']} and {other['machine']['date']} were not of the same "
-                             "machine, model and requests, and say nothing together")
+            raise SystemExit(f"--from-json: the runs of {first['machine']['date']} and {other['machine']['date']} were not of the same machine, "
+                             f"model and {', '.join(key.replace('_', ' ') for key in alike)}, and say nothing together")
     result = {**first, "pairs": sum(r["pairs"] for r in results), "rounds": sum(r["rounds"] for r in results), "measurements": []}
     result["machine"] = {**first["machine"], **{key: ", ".join(str(r["machine"][key]) for r in results)
                                                 for key in ("date", "library", "library_sha256")},
                          **{key: max(r["machine"][key] for r in results) for key in ("load_before", "load_after")}}
-    for key in ("accounts_of_rounds", "busy"):
-        result[key] = {}
+    result["accounts_of_rounds"], result["busy"] = {}, {}
     rounds, began_s = 0, 0.0
     for r in results:
         result["measurements"] += [{**p, "round": rounds + p["round"], "at_s": began_s + p["at_s"]} for p in r["measurements"]]
         for mode, accounts in r["accounts_of_rounds"].items():
             result["accounts_of_rounds"].setdefault(mode, []).extend(accounts)
-        result["busy"] |= r["busy"]
+        result["busy"] |= r.get("busy", {})
         rounds, began_s = rounds + r["rounds"], began_s + r["took_s"]
     result["different_text"] = sorted({text for r in results for text in r["different_text"]})
     return result
@@ -553,8 +554,7 @@ def evaluate(result):
 def main(argv):
     options = parse(argv)
     try:
-        older = [json.loads(Path(path).read_text()) for path in options.from_json or ()]
-        result = evaluate(pooled(older) if older else measured(options))
+        result = evaluate(older(options.from_json, ["request_tokens"]) if options.from_json else measured(options))
     except harness.ServerError as error:
         print(f"overhead: {error}", file=sys.stderr)
         return 2

@@ -28,7 +28,10 @@ pub(super) const MOST: usize = 4;
 pub(super) const LEAST_MEMORY: usize = 64 << 20;
 
 /// A heap of tasks is worked off in about so many steps, so that no single one takes much longer than its neighbours.
-const STEPS: usize = 16;
+const STEPS: usize = 32;
+
+/// The same when what waits fills a quarter of the memory.
+const STEPS_IF_FULL: usize = 16;
 
 /// A thread of the host that has helped so long begins no other packet in this step. One that was begun is finished: at most a mebibyte,
 /// which zstd may take longer for.
@@ -66,15 +69,19 @@ impl Gang {
 
     /// A step begins on so many threads. True if there is something to do for them.
     pub(super) fn assemble(&self, threads: usize) -> bool {
-        let look = |kit: &Kit| (kit.worker.tasks.len(), kit.worker.shared.large_tasks.load(Ordering::Relaxed));
-        let Some((waiting, large)) = self.kits().and_then(|kits| Some(look(&*kits.first()?.try_lock()?))) else {
+        let look = |kit: &Kit| {
+            let (waiting, shared) = (kit.worker.tasks.len(), &kit.worker.shared);
+            let steps = if waiting > 0 && shared.pool.fill() >= 256 { STEPS_IF_FULL } else { STEPS };
+            (waiting, shared.large_tasks.load(Ordering::Relaxed), steps)
+        };
+        let Some((waiting, large, steps)) = self.kits().and_then(|kits| Some(look(&*kits.first()?.try_lock()?))) else {
             return false;
         };
         // What a prompt left would hold a step for too long: it is for our own threads, and what stands behind it comes after it.
         if large > 0 {
             return false;
         }
-        let most = waiting.div_ceil(STEPS).max(2 * threads).min(waiting);
+        let most = waiting.div_ceil(steps).max(2 * threads).min(waiting);
         self.left.store(most as isize, Ordering::Release);
         most > 0
     }

@@ -154,6 +154,12 @@ impl Job {
         self.data.iter().map(|buffer| buffer.len()).sum()
     }
 
+    /// Bytes of its values that are not encoded.
+    pub(super) fn raw(&self) -> usize {
+        let raw = |(piece, at): (&Piece, &Place)| if at.form == Form::Values { piece.len } else { 0 };
+        self.table.pieces.iter().zip(&self.places).map(raw).sum()
+    }
+
     /// Leaves out what cannot be: pieces outside of their buffers, without a place, or of another size than their shape's. `lost`: each of them.
     pub(super) fn keep_sound(&mut self, mut lost: impl FnMut(Amount)) {
         let table = &self.table;

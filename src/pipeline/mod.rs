@@ -281,7 +281,8 @@ impl Pipeline {
         job.data.iter_mut().for_each(|buffer| buffer.handed_over(std::mem::take(&mut beside)));
         let bytes = job.bytes();
         let before = self.shared.unseen.fetch_add(bytes, Ordering::AcqRel);
-        if self.inbox.try_put(Message::Job(job, amount.bytes as usize)).is_err() {
+        let raw = job.raw();
+        if self.inbox.try_put(Message::Job(job, raw)).is_err() {
             // Only when the collector is gone.
             self.shared.account.lost(if self.shared.failed() { Reason::IoError } else { Reason::Internal }, amount);
         } else if before < self.worth_a_look && before + bytes >= self.worth_a_look {

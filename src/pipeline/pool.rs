@@ -26,7 +26,7 @@ pub enum Refused {
 const SMALLEST: usize = 4096;
 
 /// Buffers that may be out at the same time; what bounds the queue behind them.
-pub(super) const MOST_OUT: usize = 1024;
+pub(super) const MOST_OUT: usize = 2048;
 
 /// Bytes that a host asks for at a time where it does not ask for a single tensor: larger ones would come back late, when all that is in them is
 /// encoded.

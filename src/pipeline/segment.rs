@@ -36,7 +36,7 @@ const MOST_TOKENS: usize = 4096;
 /// What the collector can be told.
 #[derive(Debug)]
 pub(super) enum Message {
-    /// A step, and the bytes of its values.
+    /// A step, and the bytes of its values that are not encoded.
     Job(Job, usize),
     /// A token was chosen.
     Token(SampledToken, Option<Box<str>>),
@@ -78,9 +78,11 @@ pub(super) struct Gathering {
     /// Which tensors these are of.
     tensors: HashSet<String>,
     tokens: Vec<Told>,
-    bytes: usize,
-    /// Buffers of the jobs.
+    /// Bytes of values that are not encoded.
+    raw: usize,
+    /// Buffers of the jobs, and their bytes.
     buffers: usize,
+    bytes: usize,
     since: Option<Instant>,
     /// Tokens of steps since the last checkpoint.
     unchecked: u64,
@@ -97,7 +99,7 @@ impl Collector {
                 self.shared.pool.is_awaited().then(|| Instant::now() + UNDER_PRESSURE).filter(|_| seal.is_some());
             let message = self.inbox.take(seal.into_iter().chain(checkpoint).chain(pressed).min());
             match message {
-                Ok(Message::Job(job, values)) => self.job(job, values),
+                Ok(Message::Job(job, raw)) => self.job(job, raw),
                 Ok(Message::Token(token, text)) => {
                     self.shared.tokens_queued.fetch_sub(1, Ordering::AcqRel);
                     self.gathering.tokens.push((token, text));
@@ -132,7 +134,8 @@ impl Collector {
         let enough = self.shares.segment.min(self.gathering.tensors.len().saturating_mul(self.shares.gather));
         let crowded = self.gathering.buffers >= MOST_OUT / 4;
         if crowded
-            || self.gathering.bytes >= enough.max(1)
+            || self.gathering.raw >= enough.max(1)
+            || self.gathering.bytes >= self.shares.gathered
             || self.gathering.tokens.len() >= MOST_TOKENS
             || idle_workers()
         {
@@ -143,7 +146,7 @@ impl Collector {
         }
     }
 
-    fn job(&mut self, job: Job, values: usize) {
+    fn job(&mut self, job: Job, raw: usize) {
         if job.step != self.progress.last_step {
             // Between two steps, so that a resumed stream goes on with a whole one.
             self.checkpoint_if_due();
@@ -167,7 +170,8 @@ impl Collector {
                 }
             }
         }
-        g.bytes = g.bytes.saturating_add(values.max(bytes));
+        g.raw = g.raw.saturating_add(raw);
+        g.bytes += bytes;
         g.buffers += job.data.len();
         g.unbundled += bytes;
         g.jobs.push(job);
@@ -203,7 +207,7 @@ impl Collector {
         }
         let g = &mut self.gathering;
         g.tensors.clear();
-        (g.bytes, g.buffers, g.since) = (0, 0, None);
+        (g.raw, g.buffers, g.bytes, g.since) = (0, 0, 0, None);
     }
 
     /// The pieces of a tensor as packets that are neither too large nor too small.

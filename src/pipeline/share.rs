@@ -32,6 +32,8 @@ pub(super) struct Shares {
     pub(super) largest: usize,
     /// Raw bytes that are gathered before they become packets.
     pub(super) segment: usize,
+    /// Bytes of buffers that are. Rows that are encoded already gain nothing by being put into packets soon.
+    pub(super) gathered: usize,
     /// Raw bytes of a packet, at most.
     pub(super) packet: usize,
     /// Raw bytes up to which small pieces are put together.
@@ -74,9 +76,9 @@ impl Shares {
                 "allow more memory or fewer workers",
             ));
         }
-        let segment = (pool / 4).min(64 * MIB);
+        let (segment, gathered) = ((pool / 4).min(64 * MIB), pool / 4);
         let (largest, gather) = (largest_class(pool / 4), packet.min(WORTH));
-        Ok(Self { pool, largest, segment, packet, gather, outputs, helpers_outputs, block })
+        Ok(Self { pool, largest, segment, gathered, packet, gather, outputs, helpers_outputs, block })
     }
 }
 

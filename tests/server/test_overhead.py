@@ -1,4 +1,5 @@
-"""bench/overhead.py --from-json: several runs together are what one long run would have been. Its figures are made up; no server runs."""
+"""--from-json of bench/overhead.py and bench/capture.py: several runs together are what one long run would have been. Their figures are made up; no
+server runs."""
 
 import json
 import subprocess
@@ -7,7 +8,7 @@ import sys
 import pytest
 from server import REPOSITORY
 
-PROGRAM = REPOSITORY / "bench" / "overhead.py"
+BENCH = REPOSITORY / "bench"
 
 
 def result(slower, cores=2):
@@ -22,14 +23,24 @@ def result(slower, cores=2):
             "accounts_of_rounds": {"patched-off": []}, "busy": {}, "log_rate": None, "different_text": [], "measurements": pairs}
 
 
+def captured(slower, codec="bounded"):
+    """The same of a capture."""
+    run = result(slower)
+    account = {"captured": {"bytes": 300}, "seen": {"bytes": 300}, "dropped": {}}
+    run |= {"modes": ["residual"], "codec": codec, "max_memory": "1G", "policy": "block", "log_level": "DETAILED"}
+    run["accounts_of_rounds"] = {"residual": [{"busy_s": 1.0, "account": {**account, "captured": {"bytes": 300, "tensors": 3}}, "stream_bytes": 100}]}
+    del run["busy"], run["request_tokens"]
+    return run | {"measurements": [{**pair, "mode": "residual"} for pair in run["measurements"]]}
+
+
 @pytest.fixture
 def show(tmp_path):
-    def show(*results):
+    def show(*results, program="overhead.py"):
         files = [tmp_path / f"{n}.json" for n in range(len(results))]
         for file, content in zip(files, results):
             file.write_text(json.dumps(content))
         together = tmp_path / "together.json"
-        command = [sys.executable, str(PROGRAM), "--from-json", *map(str, files), "--json", str(together)]
+        command = [sys.executable, str(BENCH / program), "--from-json", *map(str, files), "--json", str(together)]
         done = subprocess.run(command, capture_output=True, text=True)
         return done, json.loads(together.read_text()) if done.returncode == 0 else None
     return show
@@ -47,3 +58,16 @@ def test_runs_together_are_all_their_pairs_in_all_their_rounds(show):
 def test_runs_of_other_machines_are_refused(show):
     done, _ = show(result([0, 1, 2, 3]), result([4, 5, 6, 7], cores=4))
     assert done.returncode != 0 and "say nothing together" in done.stderr
+
+
+def test_captures_together_are_all_their_pairs_and_bytes(show):
+    done, together = show(captured([0, 25, 25, 25]), captured([0, 25, 25, 25]), program="capture.py")
+    assert done.returncode == 0, done.stderr
+    (row,) = together["rows"]
+    assert row["pairs"] == 8 and row["kept"] == pytest.approx(80)
+    assert (together["flow"]["residual"]["raw_bytes"], together["flow"]["residual"]["ratio"]) == (600, 3)
+
+
+def test_captures_with_another_codec_are_refused(show):
+    done, _ = show(captured([0, 1, 2, 3]), captured([4, 5, 6, 7], codec="fast"), program="capture.py")
+    assert done.returncode != 0 and "codec" in done.stderr and "say nothing together" in done.stderr
