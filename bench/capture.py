@@ -35,7 +35,7 @@ from overhead import TOP, harness, number
 GOAL = {"residual": 98.5, "ATTENTION_ONLY": 96.0, "MLP_ONLY": 96.0, "FULL_TENSOR": 92.0}
 SHIM = "memcpy "
 # What runs that are shown together (--from-json A B) have in common beside the machine.
-ALIKE = ["modes", "codec", "max_memory", "policy", "log_level"]
+ALIKE = ["codec", "max_memory", "policy", "log_level"]
 MODES = ["plain", *GOAL, *(SHIM + preset for preset in GOAL)]
 
 
@@ -235,6 +235,9 @@ def short(mode):
 def notes(result):
     drift = result["drift_percent"]
     lines = ["drift of plain, second half against first: " + ", ".join(f"{p} {number(drift[p], 1)} %" for p in drift)]
+    counts = {r["mode"]: r["pairs"] for r in result["rows"]}
+    if len(set(counts.values())) > 1:
+        lines.append("not every mode has all pairs: " + ", ".join(f"{mode} {n}" for mode, n in counts.items()))
     if result["different_text"]:
         lines.append("WARNING: other text than the plain server: " + ", ".join(result["different_text"]))
     for mode, accounts in result["accounts_of_rounds"].items():

@@ -526,6 +526,8 @@ def older(paths, alike):
                                                 for key in ("date", "library", "library_sha256")},
                          **{key: max(r["machine"][key] for r in results) for key in ("load_before", "load_after")}}
     result["accounts_of_rounds"], result["busy"] = {}, {}
+    if "modes" in first:
+        result["modes"] = list(dict.fromkeys(mode for r in results for mode in r["modes"]))
     rounds, began_s = 0, 0.0
     for r in results:
         result["measurements"] += [{**p, "round": rounds + p["round"], "at_s": began_s + p["at_s"]} for p in r["measurements"]]

@@ -23,14 +23,14 @@ def result(slower, cores=2):
             "accounts_of_rounds": {"patched-off": []}, "busy": {}, "log_rate": None, "different_text": [], "measurements": pairs}
 
 
-def captured(slower, codec="bounded"):
+def captured(slower, codec="bounded", mode="residual"):
     """The same of a capture."""
     run = result(slower)
     account = {"captured": {"bytes": 300}, "seen": {"bytes": 300}, "dropped": {}}
-    run |= {"modes": ["residual"], "codec": codec, "max_memory": "1G", "policy": "block", "log_level": "DETAILED"}
-    run["accounts_of_rounds"] = {"residual": [{"busy_s": 1.0, "account": {**account, "captured": {"bytes": 300, "tensors": 3}}, "stream_bytes": 100}]}
+    run |= {"modes": [mode], "codec": codec, "max_memory": "1G", "policy": "block", "log_level": "DETAILED"}
+    run["accounts_of_rounds"] = {mode: [{"busy_s": 1.0, "account": {**account, "captured": {"bytes": 300, "tensors": 3}}, "stream_bytes": 100}]}
     del run["busy"], run["request_tokens"]
-    return run | {"measurements": [{**pair, "mode": "residual"} for pair in run["measurements"]]}
+    return run | {"measurements": [{**pair, "mode": mode} for pair in run["measurements"]]}
 
 
 @pytest.fixture
@@ -66,6 +66,14 @@ def test_captures_together_are_all_their_pairs_and_bytes(show):
     (row,) = together["rows"]
     assert row["pairs"] == 8 and row["kept"] == pytest.approx(80)
     assert (together["flow"]["residual"]["raw_bytes"], together["flow"]["residual"]["ratio"]) == (600, 3)
+
+
+def test_captures_of_other_tensors_have_rows_of_their_own(show):
+    runs = captured([0, 25, 25, 25]), captured([25] * 4, mode="MLP_ONLY"), captured([0, 25, 25, 25])
+    done, together = show(*runs, program="capture.py")
+    assert done.returncode == 0, done.stderr
+    assert {row["mode"]: row["pairs"] for row in together["rows"]} == {"residual": 8, "MLP_ONLY": 4}
+    assert "not every mode has all pairs: residual 8, MLP_ONLY 4" in done.stdout
 
 
 def test_captures_with_another_codec_are_refused(show):
