@@ -74,6 +74,7 @@ pub fn graph_allocated(sched: Ptr) {
         let live = live.without_retention(capture.config.route);
         graphs.live.insert(sched as usize, Arc::new(live));
     }
+    graphs.keeping.freed(sched as usize, capture.start.started());
 }
 
 static RETENTION_REFUSED: std::sync::atomic::AtomicBool = std::sync::atomic::AtomicBool::new(false);
