@@ -209,7 +209,7 @@ def show(result):
     print(f"{m['cpu']}, {m['cores']} cores, Linux {m['kernel']}, -t {m['threads']}")
     print(f"llama.cpp {m['llama_cpp'] or (m['llama_cpp_commit'] or '?')[:9]}, {m['model']}")
     print(f"library {m['library']} ({m['library_sha256']}), {m['date']}")
-    print(f"codec {result['codec']}, budget {result['max_memory']}, policy {result['policy']}, {result['pairs']} pairs a mode")
+    print(f"codec {result['codec']}, budget {result['max_memory']}, policy {result['policy']}, {overhead.pairs_a_mode(result)}")
     print(f"load average before {m['load_before']}, after {m['load_after']}" + ("  - NOT A QUIET MACHINE" if m["load_before"] > 0.5 else ""))
     print("\nspeed kept, per cent of the plain server (pair by pair)")
     print(f"{'mode':<25}{'phase':<8}{'median':>7}  {'95 % interval':^17}{'CPU %':>7}  goal")
@@ -254,7 +254,7 @@ def markdown(result):
     m = result["machine"]
     print(f"{m['date']}, {m['cpu']}, {m['cores']} cores, Linux {m['kernel']}; llama.cpp {(m['llama_cpp_commit'] or '?')[:9]}, {m['model']}, "
           f"`-t {m['threads']}`; library {m['library']} (sha256 {m['library_sha256']}); codec {result['codec']}, budget {result['max_memory']}, "
-          f"policy {result['policy']}; load average {m['load_before']} before, {m['load_after']} after; {result['pairs']} pairs a mode in "
+          f"policy {result['policy']}; load average {m['load_before']} before, {m['load_after']} after; {overhead.pairs_a_mode(result)} in "
           f"{result['rounds']} rounds.")
     if m["load_before"] > 0.5:
         print("\n**The machine was not quiet: a trial, not a result.**")

@@ -401,7 +401,7 @@ def markdown(result, out=sys.stdout):
     m = result["machine"]
     say(f"{m['date']}, {m['cpu']}, {m['cores']} cores, Linux {m['kernel']}; llama.cpp {(m['llama_cpp_commit'] or '?')[:9]}, {m['model']}, "
         f"`-t {m['threads']}`; library {m['library']} (sha256 {m['library_sha256']}); load average {m['load_before']} before, "
-        f"{m['load_after']} after; {result['pairs']} pairs a mode in {result['rounds']} rounds.")
+        f"{m['load_after']} after; {pairs_a_mode(result)} in {result['rounds']} rounds.")
     if m["load_before"] > 0.5:
         say("\n**The machine was not quiet: a trial, not a result.**")
     used, other = clocks(m)
@@ -537,6 +537,12 @@ def older(paths, alike):
         rounds, began_s = rounds + r["rounds"], began_s + r["took_s"]
     result["different_text"] = sorted({text for r in results for text in r["different_text"]})
     return result
+
+
+def pairs_a_mode(result):
+    """In words; results of before that are shown together need not have the same modes."""
+    counts = {sum(p["mode"] == r["mode"] and p["phase"] == r["phase"] for p in result["measurements"]) for r in result["rows"]}
+    return f"{min(counts)} to {max(counts)} pairs a mode" if len(counts) > 1 else f"{result['pairs']} pairs a mode"
 
 
 def evaluate(result):

@@ -59,7 +59,7 @@ impl Start {
     }
 }
 
-/// Bytes of the memory budget that may be kept outside of the pipeline, which has the rest: by the host's allocator for the route `retain`,
+/// Bytes of the memory budget that may be kept outside of the pipeline, which has what is not: by the host's allocator for the route `retain`,
 /// and by us where the eval callback of the C API is all we have. A quarter, but what the pipeline needs comes first.
 fn retained(config: &CaptureConfig) -> u64 {
     (config.max_memory / 4).min(config.max_memory.saturating_sub(LEAST_MEMORY))

@@ -76,7 +76,7 @@ pub struct Options {
     pub params: codec::Params,
     /// Bytes that the pipeline may use, everything included.
     pub max_memory: usize,
-    /// Of these, what the caller uses elsewhere; up to [`Options::most_aside`], then [`Pipeline::set_aside`].
+    /// Of these, what the caller uses elsewhere, at most [`Options::most_aside`]. Once the pipeline has started, [`Pipeline::set_aside`] changes it.
     pub aside: Arc<AtomicUsize>,
     /// What to do when they are used up.
     pub policy: Policy,

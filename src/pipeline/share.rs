@@ -32,7 +32,7 @@ pub(super) struct Shares {
     pub(super) largest: usize,
     /// Raw bytes that are gathered before they become packets.
     pub(super) segment: usize,
-    /// Bytes of buffers that are. Rows that are encoded already gain nothing by being put into packets soon.
+    /// Bytes of buffers that are gathered at most: rows that are encoded already gain nothing by being put into packets sooner.
     pub(super) gathered: usize,
     /// Raw bytes of a packet, at most.
     pub(super) packet: usize,

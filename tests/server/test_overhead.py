@@ -73,6 +73,7 @@ def test_captures_of_other_tensors_have_rows_of_their_own(show):
     done, together = show(*runs, program="capture.py")
     assert done.returncode == 0, done.stderr
     assert {row["mode"]: row["pairs"] for row in together["rows"]} == {"residual": 8, "MLP_ONLY": 4}
+    assert "4 to 8 pairs a mode" in done.stdout
     assert "not every mode has all pairs: residual 8, MLP_ONLY 4" in done.stdout
 
 

@@ -219,6 +219,43 @@ fn rows_that_were_encoded_before_make_the_same_packets() {
 }
 
 #[test]
+fn encoded_rows_are_gathered_for_longer_than_values() {
+    let params = Params { codec: Codec::Bounded, error_bound: 1e-3 };
+    let (specs, len) = ([spec()].into(), 1 << 20);
+    let values = vec![0; len];
+    let mut rows = Vec::new();
+    let errors = Encoder::default().rows(&params, Codec::Bounded, 1024, &values, &mut rows);
+    let encoded = (Form::Rows(rows.len(), Codec::Bounded, errors), &rows);
+    for ((form, from), wait) in [(encoded, false), ((Form::Values, &values), true)] {
+        let options = Options { params, ..options(Policy::Block, 64) };
+        let pipeline = start::start_with(options, Box::new(Fake::default())).unwrap();
+        let packets = || pipeline.written().0;
+        let (first, began) = (packets(), Instant::now());
+        // A third of the memory in values, little of it in rows.
+        for step in 1..13 {
+            pipeline.account().seen(1, len as u64);
+            let mut data = vec![pipeline.reserve(from.len()).unwrap()];
+            data[0].copy_from_slice(from);
+            let (ne, route) = ([1024, 256, 1, 1], Route::Retain);
+            let piece = Piece { spec: 0, len, ne, token_dim: 1, rows: None, route, completes: true };
+            let table = Arc::new(Table::new(Arc::clone(&specs), vec![piece]));
+            let places = vec![Place { buffer: 0, offset: 0, form }];
+            pipeline.push(Job { step, t_ns: 0, table, places, row_sets: vec![], data, tokens: 256 });
+        }
+        while wait && packets() == first && began.elapsed() < Duration::from_secs(20) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        std::thread::sleep(Duration::from_millis(300));
+        // After 0.8 s either may go on.
+        let now = packets();
+        assert!(began.elapsed() > Duration::from_millis(750) || (now > first) == wait, "{wait}: {now}");
+        let totals = pipeline.finish(Duration::from_secs(30));
+        check(&totals);
+        assert!(totals.clean && totals.account.captured == totals.account.seen);
+    }
+}
+
+#[test]
 fn work_is_put_off_while_the_host_computes_and_there_is_room() {
     let disk = Fake::default();
     let options = Options { may_be_helped: true, ..options(Policy::Block, 64) };
