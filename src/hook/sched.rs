@@ -10,14 +10,15 @@ hooks! {
     /// A graph was built and gets its memory. Not called for a graph that runs again as it is.
     fn ggml_backend_sched_alloc_graph(sched: Ptr, graph: Ptr) -> bool;
     before {
-        observe::host().buffers.graph_begins(sched);
+        let placing = observe::host().buffers.graph_begins(sched);
         if capture::is_on() {
             capture::run::graph_begins(sched, graph);
         }
+        Some(placing)
     }
-    after |(), _| {
+    after |placing, _| {
+        drop(placing);
         let mut host = observe::host();
-        host.buffers.graph_ends();
         host.schedulers.graph_allocated(sched);
         drop(host);
         if capture::is_on() {
