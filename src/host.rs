@@ -2,7 +2,7 @@
 //!
 //! Nothing here keeps state; `session` decides when to call what.
 
-use std::ffi::{CStr, OsStr, OsString};
+use std::ffi::{CStr, CString, OsStr, OsString};
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
@@ -82,6 +82,64 @@ pub fn object_of(address: usize) -> Option<PathBuf> {
     // SAFETY: dladdr: dli_fname is a NUL-terminated string owned by the loader, valid while the object is loaded.
     let name = unsafe { CStr::from_ptr(info.dli_fname) };
     Some(PathBuf::from(OsString::from_vec(name.to_bytes().to_vec())))
+}
+
+/// A loaded object, or the part of it that an address lies in.
+#[derive(Clone, Debug)]
+pub(crate) struct LoadedObject {
+    /// Where the segment begins that holds the address.
+    pub(crate) start: usize,
+    /// Its bytes.
+    pub(crate) length: usize,
+    /// Path as the loader knows it, empty for the program itself.
+    pub(crate) path: CString,
+    /// How many objects were loaded before it.
+    pub(crate) order: usize,
+}
+
+impl LoadedObject {
+    /// Whether `address` lies in the same segment.
+    pub(crate) const fn contains(&self, address: usize) -> bool {
+        address.wrapping_sub(self.start) < self.length
+    }
+}
+
+/// The loaded object that `address` lies in.
+#[must_use]
+pub(crate) fn object_at(address: usize) -> Option<LoadedObject> {
+    struct Search {
+        address: usize,
+        seen: usize,
+        found: Option<LoadedObject>,
+    }
+    unsafe extern "C" fn each(info: *mut libc::dl_phdr_info, _size: usize, data: *mut libc::c_void) -> libc::c_int {
+        // SAFETY: dl_iterate_phdr passes a valid info for the length of the call.
+        let info = unsafe { &*info };
+        // SAFETY: `data` is the search below, ours alone during the iteration.
+        let search = unsafe { &mut *data.cast::<Search>() };
+        // SAFETY: dlpi_phdr has dlpi_phnum entries.
+        let headers = unsafe { std::slice::from_raw_parts(info.dlpi_phdr, usize::from(info.dlpi_phnum)) };
+        let order = search.seen;
+        search.seen += 1;
+        for h in headers.iter().filter(|h| h.p_type == libc::PT_LOAD) {
+            let (start, length) = ((info.dlpi_addr + h.p_vaddr) as usize, h.p_memsz as usize);
+            if search.address.wrapping_sub(start) < length {
+                let path = if info.dlpi_name.is_null() {
+                    CString::default()
+                } else {
+                    // SAFETY: dlpi_name is a NUL-terminated string of the loader.
+                    unsafe { CStr::from_ptr(info.dlpi_name) }.to_owned()
+                };
+                search.found = Some(LoadedObject { start, length, path, order });
+                return 1;
+            }
+        }
+        0
+    }
+    let mut search = Search { address, seen: 0, found: None };
+    // SAFETY: `each` matches the callback's type and does not unwind; `search` outlives the call.
+    unsafe { libc::dl_iterate_phdr(Some(each), (&raw mut search).cast()) };
+    search.found
 }
 
 /// Whether this library stands in LD_PRELOAD: that is how we know that we were preloaded.

@@ -12,6 +12,7 @@ use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::format::session::SessionStart;
 use crate::format::{LOG_VERSION, Line};
+use crate::ggml::copies::{self, MOST_COPIES, News};
 use crate::ggml::symbol;
 use crate::mailbox::{Outbox, mailbox};
 use crate::observe::{self, state, steps};
@@ -173,6 +174,7 @@ pub fn start(config: &Config, mode: Mode) -> Result<Started> {
     if config.disabled {
         return Ok(Started::Disabled);
     }
+    copies::on_news(further_copy);
     clock::init();
     let now = clock::now_ns();
     let program = program_name();
@@ -215,6 +217,31 @@ pub fn start(config: &Config, mode: Mode) -> Result<Started> {
     begin_capture(config, &session, now);
     log::info(format!("recording at {} into {}", config.level.name(), path.display()));
     Ok(Started::Now)
+}
+
+/// A further copy of ggml has made a call.
+fn further_copy(news: News, library: &str) {
+    if !boundary::recording() {
+        return;
+    }
+    boundary::guard((), || match news {
+        News::Another => {
+            state::tell(
+                "hooks",
+                "ok",
+                format!("{library} is of another copy of ggml in this process; it is recorded too"),
+                None,
+            );
+        }
+        News::OneTooMany => state::tell(
+            "hooks",
+            "degraded",
+            format!(
+                "{library} is of one more copy of ggml than the {MOST_COPIES} that are told apart; its calls are only handed on"
+            ),
+            Some("everything of that copy"),
+        ),
+    });
 }
 
 /// Begins to capture, if the settings ask for it. What is wrong with them is told; events are recorded all the same.

@@ -4,22 +4,25 @@ use super::Ptr;
 use crate::boundary::observe as guarded;
 use crate::capture;
 use crate::ggml::api::EvalCallback;
-use crate::ggml::symbol::Symbol;
+use crate::ggml::copies::{self, Caller, Hooked, Target};
 use crate::observe;
 
-/// Places a graph in memory by the plan that the allocator holds. The plan knows sizes, not flags: for a graph with nodes that we want kept
-/// it is refused once, without a call of the real function, and the scheduler plans that very graph anew. This is the one hook that
-/// answers in place of the real function.
-///
+exported! {
+    /// Places a graph in memory by the plan that the allocator holds. The plan knows sizes, not flags: for a graph with nodes that we want
+    /// kept it is refused once, without a call of the real function, and the scheduler plans that very graph anew. This is the one hook
+    /// that answers in place of the real function.
+    fn ggml_gallocr_alloc_graph(allocator: Ptr, graph: Ptr) -> bool => alloc_graph;
+}
+
 /// # Safety
-/// Called by ggml with a live allocator and graph.
-#[unsafe(no_mangle)]
-pub unsafe extern "C-unwind" fn ggml_gallocr_alloc_graph(allocator: Ptr, graph: Ptr) -> bool {
-    static REAL: Symbol = Symbol::new(c"ggml_gallocr_alloc_graph");
-    if capture::is_on() && guarded(false, capture::run::must_replan) {
+/// As for the hook.
+unsafe extern "C-unwind" fn alloc_graph(allocator: Ptr, graph: Ptr, caller: Caller) -> bool {
+    static REAL: Hooked = Hooked::new(c"ggml_gallocr_alloc_graph");
+    let Target { address, copy, .. } = REAL.of(caller);
+    let _entered = copies::enter(copy);
+    if copy.is_observed() && capture::is_on() && guarded(false, capture::run::must_replan) {
         return false;
     }
-    let address = REAL.address();
     if address.is_null() {
         observe::state::missing("ggml_gallocr_alloc_graph");
         return false;

@@ -3,7 +3,7 @@
 use super::Ptr;
 use crate::boundary::observe as guarded;
 use crate::capture::{self, share};
-use crate::ggml::symbol::Symbol;
+use crate::ggml::copies::{self, Caller, Hooked, Target};
 use crate::observe::{self, splits, steps, timer};
 
 hooks! {
@@ -65,21 +65,31 @@ hooks! {
     }
 }
 
-/// A graph runs: one ubatch. Written out because the timer must run exactly while the real call does, and must stop when a C++
-/// exception comes out of it (its guard is dropped then, since the hook is `C-unwind`).
+exported! {
+    /// A graph runs: one ubatch.
+    fn ggml_backend_sched_graph_compute_async(sched: Ptr, graph: Ptr) -> i32 => graph_compute;
+}
+
+/// Written out because the timer must run exactly while the real call does, and must stop when a C++ exception comes out of it (its guard
+/// is dropped then, since the hook is `C-unwind`).
 ///
 /// # Safety
-/// Called by the host with a live scheduler and graph.
-#[unsafe(no_mangle)]
-pub unsafe extern "C-unwind" fn ggml_backend_sched_graph_compute_async(sched: Ptr, graph: Ptr) -> i32 {
-    static REAL: Symbol = Symbol::new(c"ggml_backend_sched_graph_compute_async");
-    let step = guarded(None, || {
-        observe::state::call_seen();
-        steps::begin(sched, graph)
-    });
-    let captured = capture::is_on()
+/// As for the hook.
+unsafe extern "C-unwind" fn graph_compute(sched: Ptr, graph: Ptr, caller: Caller) -> i32 {
+    static REAL: Hooked = Hooked::new(c"ggml_backend_sched_graph_compute_async");
+    let Target { address, copy, .. } = REAL.of(caller);
+    let _entered = copies::enter(copy);
+    let step = if copy.is_observed() {
+        guarded(None, || {
+            observe::state::call_seen();
+            steps::begin(sched, graph)
+        })
+    } else {
+        None
+    };
+    let captured = copy.is_observed()
+        && capture::is_on()
         && guarded(false, || capture::run::begins(sched, graph, step.as_ref().and_then(steps::Step::number)));
-    let address = REAL.address();
     if address.is_null() {
         observe::state::missing("ggml_backend_sched_graph_compute_async");
         return -1;

@@ -504,6 +504,47 @@ def test_an_exception_of_the_hosts_passes_through_and_recording_goes_on(what, mo
     assert [e["operation"] for e in computed[-2:]] == [e["operation"] for e in computed[:2]]
 
 
+# --- Several copies of llama.cpp in one process ---------------------------------------------------------------------------------------
+
+@pytest.fixture(scope="session")
+def copies(build):
+    """Function from a verb and a number of copies to the command of tests/host/copies.cpp; every copy of the MOCK has its own plugin."""
+    def with_plugins(verb, n):
+        plugins = []
+        for i in range(n):
+            mock = build("mock_llama.cpp", "-shared", "-fPIC", "-DMOCK_PLAIN", name=f"libllama-copy{i}.so")
+            plugins.append(build("mock_plugin.cpp", "-shared", "-fPIC", mock, name=f"plugin{i}.so"))
+        return [build("copies.cpp", "-ldl"), verb, *plugins]
+
+    return with_plugins
+
+
+@pytest.mark.parametrize("disabled", ["", "1"])
+@pytest.mark.parametrize("verb", ["in-turn", "at-once", "reload", "by-handle"])
+def test_every_copy_of_llama_gets_its_own_calls(verb, disabled, copies, run):
+    """A mock aborts when it is given what another copy has made."""
+    outcome = run(copies(verb, 3), LLAMA_RESOURCE_DISABLED=disabled, **RECORD_ALL)
+    outcome.is_untouched().said_nothing()
+    if disabled:
+        return
+    events = outcome.events
+    assert is_whole(events)
+    ends = [e["generated_tokens"] for e in events if e["event"] == "request_end"]
+    steps = sum(e["steps"] for e in events if e["event"] == "step_summary")
+    told = [e for e in events if e["event"] == "instrumentation_state" and "another copy of ggml" in e["reason"]]
+    # Three tokens and a graph a run. What is called by handle is one definition of each name, and the first copy has them all.
+    expected = {"in-turn": 9, "at-once": 120, "reload": 15, "by-handle": 1}[verb]
+    assert ends == [3] * expected
+    assert steps == 4 * expected + (2 if verb == "by-handle" else 0)
+    assert len(told) == (0 if verb == "reload" else 2), told
+
+
+def test_more_copies_than_are_told_apart_are_left_alone_and_said_once(copies, run):
+    outcome = run(copies("in-turn", 5), **RECORD_ALL)
+    outcome.is_untouched().said_once("one more copy of ggml than the 4", "not recorded: everything of that copy")
+    assert [e["generated_tokens"] for e in outcome.events if e["event"] == "request_end"] == [3] * 12
+
+
 # --- Names --------------------------------------------------------------------------------------------------------------------------
 
 def test_names_of_any_bytes_are_escaped(names, run):
