@@ -39,7 +39,7 @@ pub struct Live {
     pub retains: bool,
     /// Bytes of all wanted nodes.
     pub bytes: u64,
-    /// Those that are read of a step all of whose rows are kept; `None` if nodes are left out.
+    /// What those take in buffers that are read of a step all of whose rows are kept; `None` if nodes are left out.
     pub stored: Option<usize>,
     /// The nodes that all threads of the CPU backend begin together and do not fuse: number and address.
     stops: Vec<(usize, TensorPtr)>,
@@ -164,7 +164,7 @@ impl Live {
 
 fn stored(wanted: &[Wanted], ways: &[Way]) -> Option<usize> {
     let all = ways.iter().all(|way| matches!(way, Way::By(_))) && wanted.iter().all(|w| w.bytes > 0);
-    all.then(|| wanted.iter().map(|w| copy::bytes(w, None)).sum())
+    all.then(|| wanted.iter().map(|w| copy::padded(copy::bytes(w, None))).sum())
 }
 
 /// Bytes that the allocator has to keep so that everything that can be retained is.
