@@ -1,7 +1,7 @@
 //! The scheduler: graphs allocated, graphs run.
 
 use super::Ptr;
-use crate::boundary::observe as guarded;
+use crate::boundary::{observe as guarded, track as tracked};
 use crate::capture::{self, share};
 use crate::ggml::symbol::Symbol;
 use crate::observe::{self, splits, steps, timer};
@@ -12,27 +12,20 @@ hooks! {
     before {
         observe::host().buffers.graph_begins(sched);
         if capture::is_on() {
-            capture::run::graph_begins(sched, graph);
+            capture::run::graph_begins(sched, graph)
+        } else {
+            capture::allocator::begin_without(sched)
         }
     }
-    after |(), _| {
+    after |allocating, done| {
         let mut host = observe::host();
         host.buffers.graph_ends();
         host.schedulers.graph_allocated(sched);
         drop(host);
         if capture::is_on() {
-            capture::run::graph_allocated(sched);
+            capture::run::graph_allocated(sched, !done);
         }
-    }
-
-    /// A scheduler is freed; before the real call, so that its address is not taken for a new one's.
-    fn ggml_backend_sched_free(sched: Ptr);
-    before {
-        let mut host = observe::host();
-        host.buffers.sched_freed(sched);
-        host.schedulers.remove(sched);
-        drop(host);
-        capture::sched_freed(sched);
+        drop(allocating);
     }
 
     /// One backend runs its part of a graph: on the CPU backend the last operation ends here.
@@ -63,6 +56,29 @@ hooks! {
         // SAFETY: the host has just written to it.
         unsafe { splits::uploaded(start_ns, tensor, size) }
     }
+}
+
+/// A scheduler is freed; before the real call, so that its address is not taken for a new one's. Its callback is forgotten whether or not anything
+/// is recorded now: a recording that begins later must not give it to another scheduler.
+///
+/// # Safety
+/// Called by the host with a live scheduler, or null.
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn ggml_backend_sched_free(sched: Ptr) {
+    static REAL: Symbol = Symbol::new(c"ggml_backend_sched_free");
+    guarded((), || {
+        observe::state::call_seen();
+        let mut host = observe::host();
+        host.buffers.sched_freed(sched);
+        host.schedulers.remove(sched);
+    });
+    tracked((), || capture::sched_freed(sched));
+    let address = REAL.address();
+    if address.is_null() {
+        return observe::state::missing("ggml_backend_sched_free");
+    }
+    // SAFETY: the signature of this function in ggml-backend.h, and the host's own argument.
+    unsafe { std::mem::transmute::<Ptr, unsafe extern "C-unwind" fn(Ptr)>(address)(sched) };
 }
 
 /// A graph runs: one ubatch. Written out because the timer must run exactly while the real call does, and must stop when a C++
