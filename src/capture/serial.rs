@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 
 use super::copy::{self, Read};
 use super::graph::{self, Hit, Wanted};
+use super::inputs::{self, Input, Role};
 use super::shape::{self, Rows};
 use super::{Capture, names, rows};
 use crate::clock;
@@ -44,6 +45,8 @@ struct Taken {
 struct Run {
     number: u64,
     n_tokens: usize,
+    /// The first table that its tokens are looked up in, and the ids.
+    begins: [usize; 2],
     tokens: Option<Vec<i32>>,
     positions: Option<Vec<i32>>,
     outputs: Option<Vec<i32>>,
@@ -150,26 +153,29 @@ impl State {
             return false;
         }
         self.settle(capture);
-        let source =
-            |name: &str| (0..t.n_src()).filter_map(|k| t.src(k)).find(|s| s.name() == name && s.op() == "NONE");
-        if let Some(ids) = source("inp_tokens") {
+        let inputs: Vec<Input> = inputs::of_node(t).collect();
+        let of = |role| inputs.iter().find(|i| i.role == role);
+        if let Some(ids) = of(Role::Tokens).map(|i| i.tensor)
+            && self.run.as_ref().is_none_or(|run| !run.looks_up_more(t, ids))
+        {
             // A graph begins with the look-up of its tokens.
             self.finish(capture);
             let n_tokens = usize::try_from(ids.ne()[0]).unwrap_or(0);
             // A resumed stream has steps of an earlier run: its numbers go on.
             let before = capture.pipeline().and_then(|p| p.resumed()).map_or(0, |r| r.last_step);
             let number = next_step() + before;
-            self.run = Some(Run { n_tokens, number, tokens: rows::integers(ids), ..Run::default() });
+            let begins = [t.src(0), Some(ids)].map(|s| s.map_or(0, |s| s.address() as usize));
+            self.run = Some(Run { n_tokens, number, begins, tokens: rows::integers(ids), ..Run::default() });
         }
         let Some(run) = &mut self.run else { return false };
         if run.positions.is_none()
-            && let Some(positions) = source("inp_pos")
+            && let Some(positions) = of(Role::Positions)
         {
-            run.positions = rows::integers(positions);
+            run.positions = rows::integers(positions.tensor);
         }
-        if let Some(ids) = source("out_ids").or_else(|| source("inp_out_ids")) {
-            run.selector = ids.address() as usize;
-            run.outputs = rows::integers(ids);
+        if let Some(ids) = of(Role::Outputs).filter(|i| i.named || run.chooses_outputs(t, i.tensor)) {
+            run.selector = ids.tensor.address() as usize;
+            run.outputs = rows::integers(ids.tensor);
         }
         let selects = op == "GET_ROWS" && t.src(1).is_some_and(|s| s.address() as usize == run.selector);
         let follows = (0..t.n_src()).filter_map(|k| t.src(k)).any(|s| run.behind.contains(&(s.address() as usize)));
@@ -255,6 +261,19 @@ impl State {
 }
 
 impl Run {
+    /// Whether node `t` looks up the tokens of this graph in a further table (embeddings of each block, as Gemma has them).
+    fn looks_up_more(&self, t: TensorPtr, ids: TensorPtr) -> bool {
+        let [table, first] = self.begins;
+        ids.address() as usize == first && t.src(0).is_none_or(|s| s.address() as usize != table)
+    }
+
+    /// Whether node `t` chooses the rows `ids` that have an output. What pools results comes behind them.
+    fn chooses_outputs(&self, t: TensorPtr, ids: TensorPtr) -> bool {
+        self.outputs.is_none()
+            && inputs::is_choice_of_outputs(t, ids, self.n_tokens)
+            && t.src(0).is_some_and(|s| !s.name().starts_with("result_"))
+    }
+
     /// A node that ggml numbered itself is called after the view that the model goes on with (`kqv_out-3`).
     fn name_after(&mut self, view: TensorPtr) {
         let automatic = |name: &str| name::is_automatic(name::parse(name).base);

@@ -95,6 +95,10 @@ api! {
     fn ggml_backend_dev_type(device: Ptr) -> i32;
     /// Backend that a scheduler gave a node to.
     fn ggml_backend_sched_get_tensor_backend(sched: Ptr, node: *mut ggml_tensor) -> Ptr;
+    /// Number of a scheduler's backends.
+    fn ggml_backend_sched_get_n_backends(sched: Ptr) -> i32;
+    /// One of a scheduler's backends.
+    fn ggml_backend_sched_get_backend(sched: Ptr, i: i32) -> Ptr;
     /// Waits until a backend has done its work.
     fn ggml_backend_synchronize(backend: Ptr);
     /// Waits until a scheduler's backends have done their work.

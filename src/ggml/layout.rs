@@ -41,7 +41,7 @@ impl Layout {
             // SAFETY: a result that one of the two threads has put there, which is never freed.
             unsafe { &*first.map_or_else(|theirs| theirs, |_| new) }
         });
-        known.as_ref().map(|()| ()).map_err(String::as_str)
+        known.as_ref().copied().map_err(String::as_str)
     }
 }
 

@@ -12,27 +12,20 @@ hooks! {
     before {
         observe::host().buffers.graph_begins(sched);
         if capture::is_on() {
-            capture::run::graph_begins(sched, graph);
+            capture::run::graph_begins(sched, graph)
+        } else {
+            capture::allocator::begin_without(sched)
         }
     }
-    after |(), _| {
+    after |allocating, done| {
         let mut host = observe::host();
         host.buffers.graph_ends();
         host.schedulers.graph_allocated(sched);
         drop(host);
         if capture::is_on() {
-            capture::run::graph_allocated(sched);
+            capture::run::graph_allocated(sched, !done);
         }
-    }
-
-    /// A scheduler is freed; before the real call, so that its address is not taken for a new one's.
-    fn ggml_backend_sched_free(sched: Ptr);
-    before {
-        let mut host = observe::host();
-        host.buffers.sched_freed(sched);
-        host.schedulers.remove(sched);
-        drop(host);
-        capture::sched_freed(sched);
+        drop(allocating);
     }
 
     /// One backend runs its part of a graph: on the CPU backend the last operation ends here.
@@ -62,6 +55,18 @@ hooks! {
     after |start_ns, ()| {
         // SAFETY: the host has just written to it.
         unsafe { splits::uploaded(start_ns, tensor, size) }
+    }
+}
+
+hooks! {
+    /// A scheduler is freed; before the real call, so that its address is not taken for a new one's. Its callback is forgotten whether
+    /// or not anything is recorded now: a recording that begins later must not give it to another scheduler.
+    fn ggml_backend_sched_free(sched: Ptr);
+    always { capture::sched_freed(sched) }
+    before {
+        let mut host = observe::host();
+        host.buffers.sched_freed(sched);
+        host.schedulers.remove(sched);
     }
 }
 

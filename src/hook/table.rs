@@ -38,10 +38,11 @@ macro_rules! exported {
 /// Defines interposed functions.
 ///
 /// `before { .. }` runs ahead of the real call and gives a value (its type's default when we are off); `after |value, ret| { .. }` gets
-/// it and the real result. Both run inside `boundary::observe`.
+/// it and the real result. Both run inside `boundary::observe`. `always { .. }` runs ahead of both, also while nothing is recorded: for what
+/// a recording that begins later has to know.
 macro_rules! hooks {
     ($($(#[$doc:meta])* fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)?;
-       $(before $before:block)? $(after |$value:pat_param, $result:pat_param| $after:block)?)*) => {
+       $(always $always:block)? $(before $before:block)? $(after |$value:pat_param, $result:pat_param| $after:block)?)*) => {
         $(
             /// The body of the function of this name.
             #[allow(non_camel_case_types, reason = "named as the function is")]
@@ -57,6 +58,7 @@ macro_rules! hooks {
                     );
                     let crate::ggml::copies::Target { address, copy, .. } = REAL.of(caller);
                     let _entered = crate::ggml::copies::enter(copy);
+                    hooks!(@always copy, $($always)?);
                     #[allow(unused_variables, clippy::let_unit_value, reason = "hooks without a `before` or an `after`")]
                     let value = hooks!(@before copy, $($before)?);
                     let ret = if address.is_null() {
@@ -80,6 +82,12 @@ macro_rules! hooks {
                 fn $name($($arg: $ty),*) $(-> $ret)? => $name::body;
             }
         )*
+    };
+    (@always $copy:ident,) => {};
+    (@always $copy:ident, $always:block) => {
+        if $copy.is_observed() {
+            crate::boundary::track((), || $always);
+        }
     };
     (@before $copy:ident,) => { () };
     (@before $copy:ident, $before:block) => {
