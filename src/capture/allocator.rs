@@ -256,12 +256,15 @@ pub fn buffer_made(buffer: Ptr) {
 }
 
 /// A buffer is about to be freed, by whomever.
-pub fn buffer_freed(buffer: Ptr) {
+///
+/// # Safety
+/// `buffer` is a live buffer of the host's ggml.
+pub unsafe fn buffer_freed(buffer: Ptr) {
     with_planning(|p| {
         if p.again || p.made.contains(&(buffer as usize)) {
             return;
         }
-        // SAFETY: the host frees it after this, so it is there.
+        // SAFETY: the caller's promise.
         let (buft, size) =
             unsafe { (api::ggml_backend_buffer_get_type(buffer), api::ggml_backend_buffer_get_size(buffer)) };
         if let (Some(buft), Some(size)) = (buft, size) {

@@ -1,7 +1,7 @@
 //! Begins and ends a capture: the settings are checked when recording starts, the stream begins with the first step, when the model is known.
 
 use std::cell::Cell;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -13,7 +13,7 @@ use super::ran::Ran;
 use super::{Capture, Graphs};
 use crate::config::capture::LEAST_MEMORY;
 use crate::config::{CaptureConfig, RouteChoice};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::format::summary::{CaptureAmount, CaptureLoss, CaptureSummary};
 use crate::ggml::api;
 use crate::observe::models::About;
@@ -141,7 +141,8 @@ pub(super) fn tell_no_room_to_keep(capture: &Capture, bytes: usize) {
 /// Begins to capture into `path` by `config`. Nothing is read before the first step.
 pub fn begin(config: &CaptureConfig, path: PathBuf, session: Session, text: bool, list: Option<PathBuf>) -> Result<()> {
     if list.is_none() {
-        check(&path, config.resume)?;
+        // A path that cannot be written is told now, not after the model was loaded.
+        Pipeline::check(&path, config.resume)?;
     }
     let capture = Capture {
         config: config.clone(),
@@ -160,29 +161,6 @@ pub fn begin(config: &CaptureConfig, path: PathBuf, session: Session, text: bool
         graphs: parking_lot::Mutex::new(Graphs::default()),
     };
     super::begin(capture);
-    Ok(())
-}
-
-/// A path that cannot be written is told now, not after the model was loaded.
-fn check(path: &Path, resume: bool) -> Result<()> {
-    use std::os::unix::fs::OpenOptionsExt;
-    std::fs::OpenOptions::new().create(true).append(true).mode(0o600).open(path).map_err(|e| {
-        Error::new(
-            "opening the stream",
-            path.display().to_string(),
-            e,
-            "name a file in a directory that exists and can be written",
-        )
-    })?;
-    let written = std::fs::metadata(path).map_or(0, |m| m.len());
-    if written > 0 && !resume {
-        return Err(Error::new(
-            "opening the stream",
-            path.display().to_string(),
-            format!("it holds {written} bytes already"),
-            "name another file, or set LLAMA_RESOURCE_CAPTURE_RESUME=1 to go on behind its last checkpoint",
-        ));
-    }
     Ok(())
 }
 

@@ -83,7 +83,8 @@ hooks! {
     fn ggml_backend_buffer_free(buffer: Ptr);
     before {
         if !buffer.is_null() {
-            allocator::buffer_freed(buffer);
+            // SAFETY: the host frees it after this, so it is there.
+            unsafe { allocator::buffer_freed(buffer) };
             observe::host().buffers.freed(buffer);
         }
     }

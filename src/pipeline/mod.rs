@@ -47,6 +47,7 @@ use parking_lot::Mutex;
 pub use crate::config::Policy;
 pub use account::{Account, Amount, Counts, Reason};
 pub use cut::row_len;
+pub use disk::replace;
 pub use job::{Form, Job, Piece, Place, Spec, Table};
 pub use pool::{Buffer, ENOUGH, Refused};
 pub use share::LEAST_PACKET;
@@ -191,6 +192,15 @@ pub struct Pipeline {
 }
 
 impl Pipeline {
+    /// Whether [`Self::start`] would find a file at `path` that it can write: what is wrong with the path is told before there is anything to
+    /// write. Never waits, whatever stands there.
+    ///
+    /// # Errors
+    /// As for [`Self::start`], as far as the file is concerned.
+    pub fn check(path: &std::path::Path, resume: bool) -> Result<()> {
+        start::check(path, resume)
+    }
+
     /// Opens the stream, writes its first packet (which shows whether it can be written at all) and starts the threads.
     ///
     /// # Errors

@@ -160,6 +160,9 @@ impl Writer {
         };
         writer.put(options.first);
         writer.try_write_out()?;
+        if let Some(sink) = &writer.sink {
+            sink.wait_from_now_on();
+        }
         Ok(writer)
     }
 
