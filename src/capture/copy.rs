@@ -7,7 +7,7 @@ use crate::ggml::view::TensorPtr;
 use super::graph::Wanted;
 
 /// Values begin at a multiple of so many bytes in a buffer, so that codecs read them as what they are.
-pub const ALIGNMENT: usize = 16;
+pub(crate) const ALIGNMENT: usize = 16;
 
 /// Bytes that so many take in a buffer, with the gap behind them.
 #[must_use]
