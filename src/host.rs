@@ -313,9 +313,22 @@ pub fn without_write_signals<T>(body: impl FnOnce() -> T) -> T {
     result
 }
 
-/// Writes a short line to stderr in one piece, so that the host's own output does not tear it. A stderr that is closed, broken or full
-/// is nobody's problem: the host must not wait for, or die of, our message.
+/// Bytes of a line on stderr: what a pipe that says that it has room takes in one piece and without waiting.
+pub const LONGEST_LINE: usize = libc::PIPE_BUF;
+
+/// Writes a line to stderr in one piece, so that the host's own output does not tear it; a longer one than [`LONGEST_LINE`] is cut. A stderr
+/// that is closed, broken or full is nobody's problem: the host must not wait for, or die of, our message.
 pub fn write_stderr(line: &[u8]) {
+    const CUT: &[u8] = b" [...]\n";
+    let mut short = [0; LONGEST_LINE];
+    let line = if line.len() > LONGEST_LINE {
+        let kept = utf8_prefix(line, LONGEST_LINE - CUT.len());
+        short[..kept.len()].copy_from_slice(kept);
+        short[kept.len()..kept.len() + CUT.len()].copy_from_slice(CUT);
+        &short[..kept.len() + CUT.len()]
+    } else {
+        line
+    };
     let mut stderr = libc::pollfd { fd: libc::STDERR_FILENO, events: libc::POLLOUT, revents: 0 };
     // SAFETY: one valid pollfd. 100 ms for what reads the host's output.
     if unsafe { libc::poll(&raw mut stderr, 1, 100) } == 0 {
@@ -323,6 +336,15 @@ pub fn write_stderr(line: &[u8]) {
     }
     // SAFETY: `line` is valid for its length.
     without_write_signals(|| unsafe { libc::write(libc::STDERR_FILENO, line.as_ptr().cast(), line.len()) });
+}
+
+/// At most `most` bytes of a text, no character of it cut in two.
+fn utf8_prefix(text: &[u8], most: usize) -> &[u8] {
+    let mut end = most.min(text.len());
+    while end > 0 && text.get(end).is_some_and(|b| b & 0xC0 == 0x80) {
+        end -= 1;
+    }
+    &text[..end]
 }
 
 /// Makes writes to `file` wait.
@@ -418,4 +440,16 @@ pub fn page_and_ticks() -> (u64, u64) {
     // SAFETY: as above.
     let ticks = unsafe { libc::sysconf(libc::_SC_CLK_TCK) };
     (page.max(1) as u64, ticks.max(1) as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::utf8_prefix;
+
+    #[test]
+    fn a_text_is_cut_between_characters() {
+        let text = "aé€𝄞".as_bytes();
+        let lengths: Vec<_> = (0..=text.len() + 1).map(|most| utf8_prefix(text, most).len()).collect();
+        assert_eq!(lengths, [0, 1, 1, 3, 3, 3, 6, 6, 6, 6, 10, 10]);
+    }
 }

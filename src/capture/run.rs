@@ -144,6 +144,7 @@ pub fn begins(sched: Ptr, graph: Ptr, number: Option<u64>) -> bool {
 fn step_begins(capture: &Arc<Capture>, live: Arc<Live>, sched: Ptr, number: Option<u64>) -> bool {
     let Some(pipeline) = capture.pipeline() else { return false };
     let account = pipeline.account();
+    let in_step = account.step_begins();
     let bytes = live.bytes;
     account.seen(live.plan.wanted.len() as u64, bytes);
     for r in &live.plan.refused {
@@ -173,7 +174,7 @@ fn step_begins(capture: &Arc<Capture>, live: Arc<Live>, sched: Ptr, number: Opti
     let number = number.unwrap_or_else(|| steps::TOTALS.last_step.load(std::sync::atomic::Ordering::Relaxed));
     // A resumed stream has steps of an earlier run: its numbers go on.
     let number = number + pipeline.resumed().map_or(0, |r| r.last_step);
-    let step = Step::new(capture.clone(), live, sched, number, rows);
+    let step = Step::new(capture.clone(), live, sched, number, rows, in_step);
     STEP.set(Some(step));
     true
 }

@@ -8,6 +8,7 @@ use std::collections::{HashMap, HashSet};
 use std::ffi::c_void;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
@@ -23,7 +24,7 @@ use crate::ggml::layout;
 use crate::ggml::view::TensorPtr;
 use crate::graph::{class, name};
 use crate::observe::steps::{self, TOTALS};
-use crate::pipeline::{Form, Job, Piece, Place, Reason, Spec, Table};
+use crate::pipeline::{Form, InStep, Job, Piece, Place, Reason, Spec, Table};
 
 /// A node that was wanted and copied.
 #[derive(Debug)]
@@ -60,6 +61,8 @@ struct Run {
     taken: Vec<Taken>,
     data: Vec<u8>,
     told: bool,
+    /// What it has seen may still be open in the account.
+    _in_step: Option<InStep>,
 }
 
 /// A thread's graphs.
@@ -70,6 +73,9 @@ struct State {
     /// This build marks the nodes that are computed.
     uses_flag: bool,
 }
+
+/// The longest that the end of a capture waits for threads that are in their callbacks.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 static ALL: Mutex<Vec<Weak<Mutex<State>>>> = Mutex::new(Vec::new());
 
@@ -127,8 +133,10 @@ pub unsafe fn shown(t: *const c_void) {
 /// The capture ends: the last graph of every thread is over.
 pub fn finish_all(capture: &Capture) {
     let all: Vec<_> = ALL.lock().iter().filter_map(Weak::upgrade).collect();
+    // All of them together: a thread that is held up in its callback is left alone.
+    let until = Instant::now() + PATIENCE;
     for state in all {
-        if let Some(mut state) = state.try_lock_for(std::time::Duration::from_secs(1)) {
+        if let Some(mut state) = state.try_lock_until(until) {
             state.finish(capture);
         }
     }
@@ -165,7 +173,8 @@ impl State {
             let before = capture.pipeline().and_then(|p| p.resumed()).map_or(0, |r| r.last_step);
             let number = next_step() + before;
             let begins = [t.src(0), Some(ids)].map(|s| s.map_or(0, |s| s.address() as usize));
-            self.run = Some(Run { n_tokens, number, begins, tokens: rows::integers(ids), ..Run::default() });
+            let _in_step = capture.pipeline().map(|p| p.account().step_begins());
+            self.run = Some(Run { n_tokens, number, begins, tokens: rows::integers(ids), _in_step, ..Run::default() });
         }
         let Some(run) = &mut self.run else { return false };
         if run.positions.is_none()

@@ -232,6 +232,15 @@ fn about() -> Option<About> {
     Some(unsafe { About::of(model) })
 }
 
+/// Whether a capture is on that can still be written: it needs the hooks even where there is no log.
+#[must_use]
+pub fn goes_on() -> bool {
+    super::current().is_some_and(|capture| {
+        let start = &capture.start;
+        capture.list.is_none() && !start.has_failed() && !start.started().is_some_and(Pipeline::has_failed)
+    })
+}
+
 /// Blocks of the model that runs on this thread.
 #[must_use]
 pub fn n_layer() -> Option<i32> {

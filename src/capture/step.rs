@@ -13,7 +13,7 @@ use super::rows::StepRows;
 use crate::clock;
 use crate::format::stream::{Route, Row};
 use crate::ggml::api::{self, Ptr};
-use crate::pipeline::{Account, Buffer, ENOUGH, Form, Job, Piece, Pipeline, Place, Reason, Refused, Table};
+use crate::pipeline::{Account, Buffer, ENOUGH, Form, InStep, Job, Piece, Pipeline, Place, Reason, Refused, Table};
 
 /// A step that is being captured.
 #[derive(Debug)]
@@ -36,6 +36,8 @@ pub struct Step {
     work: Option<Arc<Work>>,
     /// What they have encoded and is not handed on.
     encoded: Encoded,
+    /// What the step has seen may still be open in the account.
+    _in_step: InStep,
 }
 
 #[derive(Debug)]
@@ -95,7 +97,14 @@ impl Filling {
 impl Step {
     /// A step of the graph `live` begins, whose rows are `rows`.
     #[must_use]
-    pub fn new(capture: Arc<Capture>, live: Arc<Live>, sched: Ptr, number: u64, rows: StepRows) -> Self {
+    pub fn new(
+        capture: Arc<Capture>,
+        live: Arc<Live>,
+        sched: Ptr,
+        number: u64,
+        rows: StepRows,
+        in_step: InStep,
+    ) -> Self {
         let mut step = Self {
             open: vec![true; live.plan.wanted.len()],
             capture,
@@ -109,6 +118,7 @@ impl Step {
             tokens_told: false,
             work: None,
             encoded: Encoded::default(),
+            _in_step: in_step,
         };
         step.leave_out();
         step

@@ -92,8 +92,7 @@ fn open_free(path: &Path, resume: bool) -> Result<(FileDisk, u64)> {
     let disk = FileDisk::open(path)?;
     let length = disk.length().map_err(fail)?;
     if length > 0 && !resume {
-        let remedy =
-            "name another file, remove it, or set LLAMA_RESOURCE_CAPTURE_RESUME=1 to go on behind its last checkpoint";
+        let remedy = "choose another path, remove the file, or ask to resume it (LLAMA_RESOURCE_CAPTURE_RESUME=1)";
         return Err(Error::new(
             "opening the stream",
             path.display().to_string(),
@@ -139,9 +138,10 @@ fn tell_what_is_cut_off(path: &Path, found: &resume::Found) {
     if packets == 0 && torn == 0 {
         return;
     }
+    let torn = if torn > 0 { format!(", and {torn} bytes of one that is not whole") } else { String::new() };
     log::warn(format!(
         "{} goes on behind its last checkpoint, of step {}: {packets} packets of values and tokens ({bytes} bytes) that an earlier run has \
-         written after it, and {torn} bytes of one that is not whole, are cut off. LLAMA_RESOURCE_CHECKPOINT_TOKENS makes checkpoints closer",
+         written after it{torn}, are cut off. LLAMA_RESOURCE_CHECKPOINT_TOKENS sets how far checkpoints are apart",
         path.display(),
         found.checkpoint.last_step
     ));
@@ -162,6 +162,7 @@ fn start_on(options: Options, shares: &Shares, opened: Opened) -> Result<Pipelin
         steps: 0.into(),
         packets: from.map_or(0, |c| c.next_packet).into(),
         bytes: offset.into(),
+        keeping: false.into(),
         unseen: 0.into(),
         tokens_queued: 0.into(),
         tokens_lost: 0.into(),
