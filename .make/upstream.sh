@@ -33,5 +33,15 @@ while read -r name files; do
   if [[ $files == *.c ]]; then ${CC:-cc} "${flags[@]:1}" "${paths[@]}" -o "$part" "${libraries[@]}" >>"$log" 2>&1 && mv "$part" "$out/bin/$name" || failed+=("$name")
   else $compiler "${flags[@]}" "${paths[@]}" -o "$part" "${libraries[@]}" >>"$log" 2>&1 && mv "$part" "$out/bin/$name" || failed+=("$name"); fi
 done <"$top/tests/upstream/programs.txt"
+# The server tests' own imports, on top of the project's environment.
+packages=$top/target/upstream-venv want=$(cat "$top/tests/upstream/requirements.txt")
+if [ $# = 0 ] && [ "$(cat "$packages/.requirements" 2>/dev/null)" != "$want" ]; then
+  say "Python wheels for llama.cpp's server tests"
+  "$venv/bin/python" -m venv "$packages"
+  site=$("$packages/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+  "$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))' >"$site/project.pth"
+  "$packages/bin/pip" install --quiet --disable-pip-version-check -r "$top/tests/upstream/requirements.txt"
+  printf '%s\n' "$want" >"$packages/.requirements"
+fi
 [ "$(readlink "$top/target/upstream-bin" 2>/dev/null)" = "$out/bin" ] || ln -sfn "$out/bin" "$top/target/upstream-bin"
 [ ${#failed[@]} = 0 ] || die "not compiled: ${failed[*]}; whole log: $log"

@@ -81,13 +81,15 @@ class Ended:
         return [line for line in self.stderr.splitlines() if line.startswith("llama-resource: ")]
 
 
-def run(command, mode, folder, limit, extra=None, stdin=b"", cwd=None):
-    """Runs `command` in a new `folder`/files, with logs and streams in `folder`."""
+def run(command, mode, folder, limit, extra=None, stdin=b"", files=None):
+    """Runs `command` in a new `folder`/files, where `files` (name -> content) lie, with logs and streams in `folder`."""
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "files").mkdir(parents=True)
+    for name, content in (files or {}).items():
+        (folder / "files" / name).write_text(content)
     began = time.monotonic()
     with open(folder / "stdout", "wb") as out, open(folder / "stderr", "wb") as err:
-        process = subprocess.Popen([str(word) for word in command], stdin=subprocess.PIPE, stdout=out, stderr=err, cwd=cwd or folder / "files",
+        process = subprocess.Popen([str(word) for word in command], stdin=subprocess.PIPE, stdout=out, stderr=err, cwd=folder / "files",
                                    env=environment(mode, folder, extra), start_new_session=True, preexec_fn=_die_with_parent)
         try:
             process.communicate(stdin, timeout=limit)
