@@ -4,6 +4,7 @@ the tests would download comes from generated files. Settings: environment varia
 
 import json
 import os
+import random
 import re
 import signal
 import sys
@@ -167,6 +168,7 @@ def pytest_runtest_protocol(item):
     item.lri = {"test": item.nodeid, "outcome": "passed"}
     signal.signal(signal.SIGALRM, _too_long)
     signal.alarm(TEST_SECONDS)
+    random.seed(item.nodeid)  # some tests make up their prompts
     (OUT / "current").write_text(item.nodeid)
     yield
     signal.alarm(0)
