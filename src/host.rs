@@ -55,9 +55,19 @@ pub fn local_time(unix_s: i64) -> LocalTime {
 /// CPU time of the calling thread in nanoseconds.
 #[must_use]
 pub fn thread_cpu_ns() -> u64 {
+    cpu_ns(libc::CLOCK_THREAD_CPUTIME_ID)
+}
+
+/// CPU time of all threads of the process in nanoseconds: to the nanosecond, where /proc counts in hundredths of a second.
+#[must_use]
+pub fn process_cpu_ns() -> u64 {
+    cpu_ns(libc::CLOCK_PROCESS_CPUTIME_ID)
+}
+
+fn cpu_ns(clock: libc::clockid_t) -> u64 {
     let mut t = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: POSIX: clock_gettime writes one timespec to the valid pointer.
-    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut t) };
+    unsafe { libc::clock_gettime(clock, &raw mut t) };
     t.tv_sec as u64 * 1_000_000_000 + t.tv_nsec as u64
 }
 
@@ -432,14 +442,12 @@ impl Drop for Pages {
     }
 }
 
-/// Bytes of a page and ticks of a second, for /proc.
+/// Bytes of a page, for /proc.
 #[must_use]
-pub fn page_and_ticks() -> (u64, u64) {
+pub fn page_bytes() -> u64 {
     // SAFETY: sysconf only reads a constant.
     let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
-    // SAFETY: as above.
-    let ticks = unsafe { libc::sysconf(libc::_SC_CLK_TCK) };
-    (page.max(1) as u64, ticks.max(1) as u64)
+    page.max(1) as u64
 }
 
 #[cfg(test)]

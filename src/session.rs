@@ -188,15 +188,13 @@ pub fn start(config: &Config, mode: Mode) -> Result<Started> {
     let path = config.resolved_log_path(std::process::id(), clock::unix_us(now) / 1_000_000, &program);
     let sink = Sink::open(&path)?;
     record::set_level(config.level);
-    record::rate::open(config.bytes_per_second().is_some());
+    record::begin(config.bytes_per_second().is_some());
     record::set_paused(false);
     observe::splits::set_serialize(config.split_times);
     observe::reset();
     state::reset();
     steps::reset();
     mark::reset();
-    // What was pushed while the last recording ended.
-    record::queue().drain(drop);
     let session_id = clock::session_id(now);
     let session = capture::start::Session { id: session_id.clone(), program: program.clone() };
     let first = first_line(config, mode, now, &session_id, program);
@@ -362,13 +360,13 @@ fn tell_the_end(running: &Running) {
     let now = clock::now_ns();
     {
         let mut host = observe::host();
-        host.buffers.settle(false);
+        host.buffers.settle_all();
         host.contexts.iter_mut().for_each(observe::contexts::Context::flush_batch);
         host.settle_samples();
         host.requests.end_all(None, "unfinished", now);
     }
     if matches!(running.mode, Mode::Preload | Mode::Linked) && !state::any_call_seen() {
-        let lived_s = (now - running.began_ns) as f64 / 1e9;
+        let lived_s = now.saturating_sub(running.began_ns) as f64 / 1e9;
         state::tell(
             "hooks",
             "unavailable",
