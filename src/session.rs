@@ -79,12 +79,63 @@ pub fn start_preloaded() {
     }
 }
 
+/// Set by a llama-server that starts other ones, a server for each model, in their environment.
+const ROUTER: &str = "LLAMA_SERVER_ROUTER_PORT";
+
+/// Whether a program may turn out to start servers instead of being one (llama-server's router mode). Its arguments do not tell: a
+/// repository may hold a model or a list of models. What tells is that a router never loads a model.
+fn may_route(program: &str) -> bool {
+    program.starts_with("llama-server") || program == "llama"
+}
+
+/// The process may still be a router: LD_PRELOAD stays, and a capture has to wait.
+static MODEL_AWAITED: AtomicBool = AtomicBool::new(false);
+
+/// The capture of a process that has not loaded a model yet.
+static PUT_OFF: Mutex<Option<PutOff>> = Mutex::new(None);
+
+struct PutOff {
+    config: Config,
+    session: capture::start::Session,
+    began_ns: u64,
+}
+
+/// The process loads a model, or computes: it is no router, and what it starts from here on is not recorded.
+#[inline]
+pub fn is_no_router() {
+    if MODEL_AWAITED.load(Ordering::Relaxed) && MODEL_AWAITED.swap(false, Ordering::AcqRel) {
+        host::leave_ld_preload();
+        let put_off = PUT_OFF.lock().take();
+        if let Some(PutOff { config, session, began_ns }) = put_off {
+            begin_capture(&config, &session, began_ns);
+        }
+    }
+}
+
+/// A forked child of a recording process computes. It is told on stderr, since the log is the parent's.
+#[inline]
+pub fn child_computes() {
+    if boundary::child_is_untold() {
+        log::warn(format!(
+            "process {} was forked from one that is recorded (gunicorn --preload and other prefork servers do so), and what it computes is \
+             not: let each worker load the model itself",
+            std::process::id()
+        ));
+    }
+}
+
 /// The process turned out to be a llama.cpp host: the first hooked call of a preloaded library that waits, or the constructor.
 /// Nothing fails here: the host comes first.
 pub fn begin_in_host() {
-    let (config, warnings) = from_environment();
-    if !config.follow_children {
+    let (mut config, warnings) = from_environment();
+    let may_route = config.follow_children.is_none() && !config.disabled && may_route(&program_name());
+    MODEL_AWAITED.store(may_route, Ordering::Release);
+    if !may_route && config.follow_children != Some(true) {
         host::leave_ld_preload();
+    }
+    if std::env::var_os(ROUTER).is_some() {
+        // One of several servers with the same settings: a stream is one process's.
+        config.capture.path = config.capture.path.as_deref().map(crate::config::apart);
     }
     warnings.iter().for_each(log::warn);
     if let Err(e) = start(&config, Mode::Preload) {
@@ -114,12 +165,21 @@ extern "C" fn at_exit_unseen() {
     }
     boundary::guard((), || {
         let (config, _) = from_environment();
-        if boundary::phase() == Phase::Waiting && !config.disabled && host::carries_ggml() {
-            log::warn(format!(
-                "{} is statically linked with llama.cpp, so none of its calls can be seen; nothing was recorded. Use a build with shared libraries, or the C API",
-                program_name()
-            ));
+        if boundary::phase() != Phase::Waiting || config.disabled || !host::carries_ggml() {
+            return;
         }
+        let program = program_name();
+        log::warn(if symbol::any_llama_object() {
+            format!(
+                "{program} has loaded llama.cpp's shared libraries, but no call that is recorded was seen: it made none, or its calls are bound inside \
+                 them; nothing was recorded (`llama-resource doctor` says what can be seen of a library)"
+            )
+        } else {
+            format!(
+                "{program} is statically linked with llama.cpp, so none of its calls can be seen; nothing was recorded. Use a build with shared \
+                 libraries, or the C API"
+            )
+        });
     });
 }
 
@@ -220,7 +280,11 @@ pub fn start(config: &Config, mode: Mode) -> Result<Started> {
     *running = Some(Running { commands, thread: Some(thread), mode, began_ns: now });
     // A callback that gets the message may call us again.
     drop(running);
-    begin_capture(config, &session, now);
+    if MODEL_AWAITED.load(Ordering::Acquire) {
+        *PUT_OFF.lock() = Some(PutOff { config: config.clone(), session, began_ns: now });
+    } else {
+        begin_capture(config, &session, now);
+    }
     log::info(format!("recording at {} into {}", config.level.name(), path.display()));
     Ok(Started::Now)
 }
@@ -365,7 +429,12 @@ fn tell_the_end(running: &Running) {
         host.settle_samples();
         host.requests.end_all(None, "unfinished", now);
     }
-    if matches!(running.mode, Mode::Preload | Mode::Linked) && !state::any_call_seen() {
+    PUT_OFF.lock().take();
+    if MODEL_AWAITED.load(Ordering::Acquire) {
+        let why =
+            "no model was loaded in this process; servers that it started (router mode) have recordings of their own";
+        state::tell("process", "ok", why, None);
+    } else if matches!(running.mode, Mode::Preload | Mode::Linked) && !state::any_call_seen() {
         let lived_s = now.saturating_sub(running.began_ns) as f64 / 1e9;
         state::tell(
             "hooks",

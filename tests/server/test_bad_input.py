@@ -448,6 +448,27 @@ def test_a_statically_linked_host_is_told_at_its_end(run, tmp_path):
     assert not outcome.log_path.exists()
 
 
+SHARED = r"""
+#include <dlfcn.h>
+#include <stdio.h>
+int main(int argc, char **argv) {
+    if (argc > 1 && !dlopen(argv[1], RTLD_NOW | RTLD_LOCAL)) { puts(dlerror()); return 1; }
+    puts("done");
+    return 0;
+}
+"""
+
+
+def test_a_host_of_shared_libraries_that_was_not_seen_is_not_called_static(run, mock, tmp_path):
+    """It loads them, as Node.js loads an addon, and makes no call that is recorded. (node-llama-cpp 3.1.1 loads models by a name of 2024.)"""
+    program = tmp_path / "shared-host"
+    subprocess.run(["cc", "-o", program, "-x", "c", "-", "-ldl"], input=SHARED, text=True, check=True)
+    library = Path(mock("MOCK_BIGGER")[1]["LD_LIBRARY_PATH"]) / "libllama.so"
+    outcome = run([program, library])
+    outcome.is_untouched().said_once("warning: shared-host has loaded llama.cpp's shared libraries", "doctor")
+    assert not outcome.log_path.exists()
+
+
 def test_a_program_without_ggml_is_left_alone(run, tmp_path):
     """It may be the shell that starts the server: no message, no log, no thread. The launcher, which was asked to record it, says so."""
     assert run(["sh", "-c", "true; cat /proc/$$/task/*/comm; echo done"]).is_untouched().said_nothing().out == "sh\ndone\n"
@@ -642,7 +663,10 @@ def test_a_fork_is_told_once_and_the_child_is_not_recorded(how, run, host):
     begun = time.monotonic()
     outcome = run([*host, "load", "context", "decode=3", f"fork={how}", f"fork={how}", "decode=2"], **RECORD_ALL)
     assert time.monotonic() - begun < 2.5, "a child waited at its end"
-    outcome.is_untouched().said_nothing()
+    outcome.is_untouched()
+    # Each child computes, as the workers of a prefork server do, and says once that this is recorded nowhere.
+    assert len(outcome.ours) == 2, outcome.ours
+    assert all("was forked from one that is recorded" in line and "load the model itself" in line for line in outcome.ours), outcome.ours
     assert outcome.out.count(f"child {how} ended with 0") == 2
     events = outcome.events
     assert is_whole(events)
