@@ -4,6 +4,7 @@ use super::{ByValue, Ptr};
 use crate::ggml::bindings::llama_batch;
 use crate::observe::contexts::Row;
 use crate::observe::{self, steps};
+use crate::session;
 
 /// A batch of the older API, by value; its first seven fields have been at the same place in all versions.
 type Batch = ByValue<16>;
@@ -20,7 +21,20 @@ impl Drop for Call {
     }
 }
 
-fn begin(ctx: Ptr, rows: Vec<Row>, encodes: bool) -> Option<Call> {
+/// What a hook begins with. Without a value, which is made at every call in case there is none, a child that was forked from a recording
+/// process says that it is not recorded.
+struct Begun(Option<Call>);
+
+impl Default for Begun {
+    fn default() -> Self {
+        session::child_computes();
+        Self(None)
+    }
+}
+
+fn begin(ctx: Ptr, rows: Vec<Row>, encodes: bool) -> Begun {
+    // Builds whose loading we do not see.
+    session::is_no_router();
     {
         let mut host = observe::host();
         let host = &mut *host;
@@ -31,7 +45,7 @@ fn begin(ctx: Ptr, rows: Vec<Row>, encodes: bool) -> Option<Call> {
         host.contexts.get(ctx).batch_begins(rows, encodes);
     }
     steps::set_context(ctx);
-    Some(Call)
+    Begun(Some(Call))
 }
 
 fn end(call: Call, ctx: Ptr, status: i32) {
@@ -98,17 +112,17 @@ hooks! {
         let rows = observe::host().contexts.builder(batch).clone();
         begin(ctx, rows, kind == ENCODES)
     }
-    after |begun, status| { if let Some(call) = begun { end(call, ctx, *status) } }
+    after |begun, status| { if let Begun(Some(call)) = begun { end(call, ctx, *status) } }
 
     /// The older call.
     fn llama_decode(ctx: Ptr, batch: Batch) -> i32;
     before { begin(ctx, rows_of(&batch), false) }
-    after |begun, status| { if let Some(call) = begun { end(call, ctx, *status) } }
+    after |begun, status| { if let Begun(Some(call)) = begun { end(call, ctx, *status) } }
 
     /// The older call for encoders.
     fn llama_encode(ctx: Ptr, batch: Batch) -> i32;
     before { begin(ctx, rows_of(&batch), true) }
-    after |begun, status| { if let Some(call) = begun { end(call, ctx, *status) } }
+    after |begun, status| { if let Begun(Some(call)) = begun { end(call, ctx, *status) } }
 
     /// The host waits for the backends: after it, the last call's time is known.
     fn llama_synchronize(ctx: Ptr);

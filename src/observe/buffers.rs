@@ -264,10 +264,10 @@ impl Buffers {
     /// that runs it, see [`Self::graph_of`]: a busy server builds many graphs a second.
     pub fn tensor_placed(&mut self, buffer: Ptr, t: TensorPtr, level: Level) -> Option<Placement> {
         let key = buffer as usize;
-        if self.live.get(&key)?.kind.is_none() {
-            if let Some(kind) = Kind::of_tensor(t.name()) {
-                self.set_kind(key, kind);
-            }
+        if self.live.get(&key)?.kind.is_none()
+            && let Some(kind) = Kind::of_tensor(t.name())
+        {
+            self.set_kind(key, kind);
         }
         if PLACING.get() != 0 {
             self.graphs.entry(PLACING.get()).or_default().tensors.push((key, t.address() as usize));

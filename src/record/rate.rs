@@ -31,6 +31,8 @@ pub struct Permit {
     slot: usize,
     /// The recording that it was given in.
     recording: u64,
+    /// The writer has said when the gate opens.
+    is_paid: bool,
 }
 
 impl Permit {
@@ -45,7 +47,7 @@ impl Permit {
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        if NEXT_NS[self.slot].load(Ordering::Relaxed) == CLOSED {
+        if !self.is_paid && NEXT_NS[self.slot].load(Ordering::Relaxed) == CLOSED {
             self.open_at(clock::now_ns().saturating_add(AFTER_A_LOSS_NS));
         }
     }
@@ -58,7 +60,7 @@ pub fn may_sample(prefill: bool, now_ns: u64) -> Option<Permit> {
     // Unlimited is 0 and stays 0; otherwise closed until the writer knows what this one cost.
     let open =
         due == 0 || (due <= now_ns && next.compare_exchange(due, CLOSED, Ordering::Relaxed, Ordering::Relaxed).is_ok());
-    open.then(|| Permit { slot: slot(prefill), recording: recording() })
+    open.then(|| Permit { slot: slot(prefill), recording: recording(), is_paid: false })
 }
 
 /// Opens the gates when recording starts: a moment in the past if limited, 0 if not.
@@ -112,13 +114,13 @@ impl Budget {
     }
 
     /// A sampled step took `bytes`: says when the next of its phase may come. Each phase has half of the rate.
-    pub fn spent_on_step(&mut self, permit: Permit, bytes: u64, now_ns: u64) {
+    pub fn spent_on_step(&mut self, mut permit: Permit, bytes: u64, now_ns: u64) {
         let Some(rate) = self.bytes_per_second else { return };
         let owed = std::mem::take(&mut self.owed_ns[permit.slot]);
         let pays_off = (bytes as f64 / (rate / 2.0) * 1e9) as u64;
         permit.open_at(now_ns.saturating_add(pays_off).saturating_add(owed));
         // Somebody may have closed the gate again, which is none of this one's business any more.
-        std::mem::forget(permit);
+        permit.is_paid = true;
     }
 
     /// Whether `bytes` of per-token events still fit (they are the only ones that a busy server could flood the log with).

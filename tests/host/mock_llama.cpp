@@ -114,13 +114,22 @@ int64_t ggml_blck_size(int32_t) { return 1; }
 size_t ggml_type_size(int32_t) { return 4; }
 size_t ggml_nbytes(const ggml_tensor *t) { return 4 * t->ne[0] * t->ne[1] * t->ne[2] * t->ne[3]; }
 bool ggml_cpu_extra_compute_forward(void *, ggml_tensor *) { return false; }
-void ggml_barrier(void *) {}
-int ggml_backend_sched_graph_compute_async(void *, graph *g) {
+void ggml_barrier(void *pool) {
+    if (pool != logits) {
+        std::fputs("MOCK: threads of another copy meet\n", stderr);
+        std::abort();
+    }
+}
+int ggml_backend_sched_graph_compute_async(void *sched, graph *g) {
+    if (sched != logits) {
+        std::fputs("MOCK: a scheduler of another copy was asked\n", stderr);
+        std::abort();
+    }
     for (int i = 0; i < g->n; i++) {
         ggml_cpu_extra_compute_forward(nullptr, g->nodes[i]);
         if (mock_throw == 4) { throw std::runtime_error("compute"); }
         usleep(mock_sleep_us);
-        ggml_barrier(nullptr);
+        ggml_barrier(logits);
     }
     return 0;
 }
@@ -144,7 +153,7 @@ void mock_picture() {
     std::strcpy(t.name, "patches");
     static graph g = {1, {&t}};
     mock_sleep_us = 2000;
-    ggml_backend_sched_graph_compute_async(logits + 1, &g);
+    ggml_backend_sched_graph_compute_async(logits, &g);
     mock_sleep_us = 0;
 }
 #else
@@ -223,12 +232,13 @@ int32_t llama_batch_ext_add_token(void *, int32_t, int32_t) { return rows++; }
 bool llama_batch_ext_set_output_logits(void *, int32_t, bool) { return true; }
 void llama_batch_ext_clear(void *) { rows = 0; }
 int32_t llama_process(void *, int32_t, void *) { mock_compute(); return 0; }
-int32_t llama_decode(void *, llama_batch) {
+int32_t llama_decode(void *ctx, llama_batch) {
+    alive(ctx);
     if (mock_throw == 1) { throw std::runtime_error("decode"); }
     mock_compute();
     return 0;
 }
-float *llama_get_logits_ith(void *, int32_t) { return logits; }
+float *llama_get_logits_ith(void *ctx, int32_t) { return alive(ctx) ? logits : nullptr; }
 void llama_sampler_apply(void *, void *) { if (mock_throw == 3) { throw std::runtime_error("apply"); } }
 void llama_sampler_accept(void *, int32_t) { if (mock_throw == 2) { throw std::runtime_error("accept"); } }
 }

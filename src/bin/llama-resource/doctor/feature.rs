@@ -31,7 +31,7 @@ pub struct Feature {
 
 /// How a set of symbols makes a feature.
 #[derive(Clone, Copy, Debug)]
-enum Rule {
+pub(super) enum Rule {
     /// One of these is enough: the API changed over time, and each build calls one of them.
     AnyOf(&'static [&'static str]),
     /// All of these, each called from one library into another.
@@ -74,8 +74,11 @@ const FEATURES: [(&str, Rule); 8] = [
         ]),
     ),
     ("graphs", Rule::AllOf(&["ggml_backend_sched_graph_compute_async", "ggml_backend_sched_alloc_graph"])),
-    ("op times (CPU)", Rule::AllInside(&["ggml_barrier", "ggml_cpu_extra_compute_forward"])),
+    (OP_TIMES, Rule::AllInside(&["ggml_barrier", "ggml_cpu_extra_compute_forward"])),
 ];
+
+/// Whether calls of a host are seen that may look functions up by handle: `dlsym` is answered on x86-64 alone.
+const BY_HANDLE: Works = if cfg!(target_arch = "x86_64") { Works::Yes } else { Works::Depends };
 
 /// How one symbol is reached.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -109,7 +112,7 @@ impl Reach {
             Self::Absent => Works::No,
             Self::Across(..) if inside => Works::Partly,
             Self::Across(..) | Self::Own(_) => Works::Yes,
-            Self::Unseen(_) if for_host && !inside => Works::Depends,
+            Self::Unseen(_) if for_host && !inside => BY_HANDLE,
             Self::Unseen(_) => Works::No,
         }
     }
@@ -127,6 +130,9 @@ impl Reach {
                     "{symbol}: calls within {library} are bound inside it (-Bsymbolic, LTO or -fno-semantic-interposition)"
                 )
             }
+            Self::Unseen(library) if for_host && BY_HANDLE == Works::Yes => {
+                format!("{symbol}: in {library}; seen in a host that links it and in one that looks it up (dlsym)")
+            }
             Self::Unseen(library) if for_host => {
                 format!(
                     "{symbol}: in {library}; a host that links it is seen, one that uses dlsym (Python's ctypes) is not"
@@ -137,9 +143,23 @@ impl Reach {
     }
 }
 
+/// Name of the feature that needs the CPU backend.
+pub(super) const OP_TIMES: &str = "op times (CPU)";
+
 /// The verdict on every feature.
 pub fn features(objects: &[Object], for_host: bool) -> Vec<Feature> {
-    FEATURES.iter().map(|&(feature, rule)| judge(feature, rule, objects, for_host)).collect()
+    const CPU: [&str; 2] = ["ggml_barrier", "ggml_backend_cpu_init"];
+    let is_cpu = |o: &Object| o.name().starts_with("libggml-cpu") || CPU.iter().any(|name| o.defines.contains(*name));
+    let has_cpu = objects.iter().any(is_cpu);
+    let of = |&(feature, rule): &(&'static str, Rule)| match feature {
+        OP_TIMES if !has_cpu => Feature {
+            feature,
+            works: Works::Depends,
+            why: "no CPU backend was found where ggml looks for one: the host may load it from elsewhere".to_owned(),
+        },
+        _ => judge(feature, rule, objects, for_host),
+    };
+    FEATURES.iter().map(of).collect()
 }
 
 /// The same verdict on every feature, where nothing of the binary can tell them apart.
@@ -147,7 +167,7 @@ pub fn all(works: Works, why: &str) -> Vec<Feature> {
     FEATURES.iter().map(|&(feature, _)| Feature { feature, works, why: why.to_owned() }).collect()
 }
 
-fn judge(feature: &'static str, rule: Rule, objects: &[Object], for_host: bool) -> Feature {
+pub(super) fn judge(feature: &'static str, rule: Rule, objects: &[Object], for_host: bool) -> Feature {
     let (symbols, inside, any): (Vec<&str>, bool, bool) = match rule {
         Rule::AnyOf(symbols) => (symbols.to_vec(), false, true),
         Rule::AllOf(symbols) => (symbols.to_vec(), false, false),
@@ -217,7 +237,8 @@ mod tests {
         let llama = object("libllama.so", &["llama_decode"], &[], &[]);
         assert_eq!(works(&[server, llama.clone()], "decode", false), Works::Yes);
         assert_eq!(works(std::slice::from_ref(&llama), "decode", false), Works::No);
-        assert_eq!(works(&[llama], "decode", true), Works::Depends);
+        // Python's ctypes looks it up by handle, which is answered here.
+        assert_eq!(works(&[llama], "decode", true), super::BY_HANDLE);
     }
 
     #[test]
