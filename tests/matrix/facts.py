@@ -330,7 +330,8 @@ def check(run, plain, log, applies):
         "told": lambda f: check_told(f, facts, log, run),
     }
     facts = {"exit": Fact()}
-    facts["exit"].that(run.death is None, run.death)
+    if run.death:
+        facts["exit"].nothing(run.death)
     for name in FACTS:
         if name in applies and name != "exit":
             facts[name] = Fact()
