@@ -41,7 +41,9 @@ def debian_server():
     libraries = root / "usr/lib/x86_64-linux-gnu"
     launcher = [libraries / "ld-linux-x86-64.so.2", "--library-path", f"{libraries}:{libraries / 'llama'}"]
     server, backends = root / "usr/bin/llama-server", next((libraries / "ggml").glob("backends*"))
-    return llama_server([*launcher, server], cwd=backends), {"path": server, "launcher": launcher, "cwd": backends}
+    # doctor looks where LD_LIBRARY_PATH says; with these libraries it only runs on their own C library, too.
+    find = {"LD_LIBRARY_PATH": f"{libraries}:{libraries / 'llama'}"}
+    return llama_server([*launcher, server], cwd=backends), {"path": server, "launcher": launcher, "cwd": backends, "extra": find}
 
 
 def router():
@@ -132,7 +134,7 @@ ENTRIES = [
     Entry("llama-server as router", router, PIN, "2026-10-01", "linked shared libraries, in a child process a model"),
     Entry("llama-cpp-python", python_host, f"0.3.36 on {PIN}", "2026-10-01", "ctypes, with dlsym", fast=True),
     Entry("llama-cpp-python, vocab_only", vocabulary_host, f"0.3.36 on {PIN}", "2026-10-01", "ctypes, with dlsym", fast=True, without={
-        **{fact: NO_GRAPH for fact in ("requests", "KV", "memory", "operation times", "capture", "labels")}, "doctor": NOT_ASKED}),
+        **{fact: NO_GRAPH for fact in ("requests", "KV", "memory", "tensors", "operation times", "capture", "labels")}, "doctor": NOT_ASKED}),
     Entry("gunicorn --preload", gunicorn, f"llama-cpp-python 0.3.36 on {PIN}", "2026-10-01", "ctypes, before a fork", without={"doctor": NOT_ASKED}),
     Entry("node-llama-cpp 3.22.1", node_host("node"), "v0.5.0, ggml 0.25.1", "2026-09-28", "an addon that links shared libraries; CPU backend opened with dlopen"),
     Entry("node-llama-cpp 3.14.5", node_host("node-3.14"), "b7347", "2026-03-22", "as above", fast=True),
