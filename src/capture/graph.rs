@@ -10,7 +10,7 @@ use super::shape::{self, Known, Shape};
 use crate::codec::DType;
 use crate::format::stream::Slice;
 use crate::ggml::view::TensorPtr;
-use crate::graph::{Node, Tensor, class, name};
+use crate::graph::{Node, Tensor, class, name, origin};
 use crate::pipeline::{Reason, Spec};
 use crate::select::{Candidate, SAMPLED_ELEMENTS, Selection};
 
@@ -260,7 +260,7 @@ pub(super) fn hit(
     let views: Vec<Tensor<'_>> =
         sources.iter().map(|s| s.as_ref().map_or_else(Tensor::default, TensorPtr::view)).collect();
     let node = Node { out: t.view(), src: &views };
-    let class = class::classify(&node);
+    let class = origin::classify_by_origin(&node, *t);
     let stored = names::stable(name, op, views.first().map(|v| v.name), class.layer);
     let candidate = Candidate {
         name: &stored,

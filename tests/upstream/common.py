@@ -49,7 +49,8 @@ class Mode:
 PLAIN, AGAIN = Mode("plain", preload=False), Mode("plain-again", preload=False)
 DETAILED = Mode("detailed", {"log_level": "DETAILED"})
 VERBOSE = Mode("verbose", {"log_level": "VERBOSE"})
-CAPTURE = Mode("capture", {"log_level": "VERBOSE", "tensors": "FULL_TENSOR", "codec": "lz4"})
+# Programs that the host starts (the router's servers, tools) are recorded too.
+CAPTURE = Mode("capture", {"log_level": "VERBOSE", "tensors": "FULL_TENSOR", "codec": "lz4", "follow_children": "1"})
 
 
 def environment(mode, folder, extra=None):
