@@ -141,6 +141,17 @@ def test_a_second_recording_counts_its_own_work(linked, run, tmp_path):  # noqa:
         assert summary["component_flows"] == sum(t["component_flows"] for t in totals)
 
 
+def test_graphs_without_tokens_are_in_the_whole_as_in_its_parts(mock, run):  # noqa: F811
+    """Such as an encoder of pictures: 50 graphs of 2 ms beside a few short steps. A share is a part over the whole."""
+    command, more = mock("MOCK_PLAIN")
+    outcome = run([*command, "context", "steps=3", "pictures=50"], **more, **RECORD_ALL)
+    outcome.is_untouched().said_nothing()
+    totals = of_kind(outcome.events, "step_summary")
+    whole, parts = sum(t["timed_graph_us"] for t in totals), sum(c["timed_us"] for t in totals for c in t["components"])
+    assert 50 * 2_000 <= parts <= whole, (parts, whole)
+    assert sum(t["steps"] for t in totals) == 3, "they are no steps"
+
+
 # --- Older names --------------------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("verbs", [["older"], ["overwrite"] * 3], ids=["by name", "by position"])
