@@ -256,12 +256,15 @@ pub fn buffer_made(buffer: Ptr) {
 }
 
 /// A buffer is about to be freed, by whomever.
-pub fn buffer_freed(buffer: Ptr) {
+///
+/// # Safety
+/// It is there until this returns.
+pub unsafe fn buffer_freed(buffer: Ptr) {
     with_planning(|p| {
         if p.again || p.made.contains(&(buffer as usize)) {
             return;
         }
-        // SAFETY: the host frees it after this, so it is there.
+        // SAFETY: the caller's promise.
         let (buft, size) =
             unsafe { (api::ggml_backend_buffer_get_type(buffer), api::ggml_backend_buffer_get_size(buffer)) };
         if let (Some(buft), Some(size)) = (buft, size) {
@@ -287,4 +290,69 @@ fn with_planning<T>(f: impl FnOnce(&mut Planning) -> T) -> Option<T> {
         return None;
     }
     PLANNING.try_with(|p| p.try_borrow_mut().ok()?.as_mut().map(f)).ok().flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        Buffers, Outcome, Ptr, begin, freed, may_plan, must_plan, outcome, plan_begins, plan_ended, size_before,
+    };
+
+    const NULL: Ptr = std::ptr::null_mut();
+
+    fn arrays(found: Option<Buffers>) -> Option<(usize, usize)> {
+        found.map(|b| (b.nodes as usize, b.leafs as usize))
+    }
+
+    fn plans(allocator: usize, nodes: usize, planned: bool) {
+        plan_begins(allocator as Ptr, Buffers { nodes: nodes as Ptr, leafs: (nodes + 1) as Ptr });
+        plan_ended(allocator as Ptr, planned);
+    }
+
+    #[test]
+    fn an_allocator_that_has_lost_memory_plans_before_it_places() {
+        const ALLOCATOR: usize = 0x1000;
+        plans(ALLOCATOR, 64, true);
+        let call = begin(NULL, Vec::new());
+        assert_eq!(arrays(must_plan(ALLOCATOR as Ptr)), None, "nothing is flagged, and its memory is there");
+        assert_eq!(arrays(may_plan(ALLOCATOR as Ptr)), None, "its plan is the host's own: so is what follows");
+        drop(call);
+        plans(ALLOCATOR, 64, false);
+        assert_eq!(arrays(must_plan(ALLOCATOR as Ptr)), None, "no scheduler's graph: none of our business");
+        let call = begin(NULL, Vec::new());
+        assert_eq!(arrays(must_plan(ALLOCATOR as Ptr)), Some((64, 65)));
+        // Planned, by whomever, it is not planned again.
+        plans(ALLOCATOR, 64, true);
+        assert_eq!(arrays(must_plan(ALLOCATOR as Ptr)), None);
+        drop(call);
+        // It has planned for us: where it refuses to place a graph, we do what its scheduler would.
+        let call = begin(NULL, Vec::new());
+        assert_eq!(arrays(may_plan(ALLOCATOR as Ptr)), Some((64, 65)));
+        freed(ALLOCATOR as Ptr);
+        assert_eq!(arrays(may_plan(ALLOCATOR as Ptr)), None, "another may have its address");
+        drop(call);
+    }
+
+    #[test]
+    fn the_arrays_are_those_of_the_scheduler() {
+        const ALLOCATOR: usize = 0x2000;
+        plans(ALLOCATOR, 64, true);
+        // One kind of buffer: it plans by itself, and then goes by none.
+        plan_begins(ALLOCATOR as Ptr, Buffers { nodes: NULL, leafs: NULL });
+        plan_ended(ALLOCATOR as Ptr, false);
+        let _call = begin(NULL, Vec::new());
+        assert_eq!(arrays(must_plan(ALLOCATOR as Ptr)), Some((64, 65)));
+        freed(ALLOCATOR as Ptr);
+    }
+
+    #[test]
+    fn nothing_is_left_of_a_call_that_an_exception_ends() {
+        const ALLOCATOR: usize = 0x3000;
+        let call = begin(NULL, Vec::new());
+        plan_begins(ALLOCATOR as Ptr, Buffers { nodes: 64 as Ptr, leafs: NULL });
+        drop(call);
+        assert_eq!(outcome(), Outcome::Untouched);
+        assert_eq!(size_before(NULL, 1), None);
+        freed(ALLOCATOR as Ptr);
+    }
 }

@@ -76,7 +76,8 @@ hooks! {
     fn ggml_backend_buffer_free(buffer: Ptr);
     before {
         if !buffer.is_null() {
-            allocator::buffer_freed(buffer);
+            // SAFETY: the host frees it by the real call, after this.
+            unsafe { allocator::buffer_freed(buffer) };
             observe::host().buffers.freed(buffer);
         }
     }
