@@ -10,7 +10,7 @@ LIBRARY := target/release/libllama_resource_instrumentation.so
 # bindgen's test needs libclang, which comes as a wheel.
 LIBCLANG = $$($(PYTHON) -c 'import clang.native, os; print(os.path.dirname(clang.native.__file__))')
 
-.PHONY: help venv submodule llama llama-cuda llama-patched patch-check model lib demo test test-rust test-server test-version test-patched test-cuda test-bench test-matrix lint docs-check bench bench-short install clean
+.PHONY: help venv submodule llama llama-cuda llama-patched patch-check model lib demo test test-rust test-server test-version test-patched test-cuda test-bench test-matrix test-upstream test-architectures lint docs-check bench bench-short install clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -73,6 +73,15 @@ test-bench: llama model lib ## The benchmark judges a slowed library; needs a qu
 
 test-matrix: llama model lib ## The main facts on old and new builds, in Python and Node.js hosts
 	$(PYTHON) tests/matrix/run.py
+
+test-upstream: llama model lib ## llama.cpp's own server tests and programs, plain beside preloaded, every answer and file compared (20 minutes)
+	@.make/upstream.sh
+	$(PYTHON) tests/upstream/programs.py
+	$(PYTHON) tests/upstream/server_suite.py
+
+test-architectures: llama lib ## Every architecture of llama.cpp's generated models: output, classes, capture by both routes
+	@.make/upstream.sh test-llama-archs
+	$(PYTHON) tests/upstream/architectures.py
 
 bench: llama llama-patched model lib ## What it costs: slow-down by level and of the patched server, interleaved pairs; ns per event
 	$(PYTHON) bench/overhead.py $(BENCH)

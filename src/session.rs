@@ -1,8 +1,10 @@
 //! Starts and stops recording: the one place that knows all the parts.
 
+mod children;
+
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{RecvTimeoutError, SendTimeoutError, bounded};
 use parking_lot::Mutex;
@@ -12,6 +14,7 @@ use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::format::session::SessionStart;
 use crate::format::{LOG_VERSION, Line};
+use crate::ggml::copies::{self, MOST_COPIES, News};
 use crate::ggml::symbol;
 use crate::mailbox::{Outbox, mailbox};
 use crate::observe::{self, state, steps};
@@ -19,10 +22,13 @@ use crate::record::sink::Sink;
 use crate::record::writer::{self, Command, Options};
 use crate::{capture, clock, gpu, host, log, mark, record};
 
+pub use self::children::{child_computes, is_no_router};
+
 /// The longest that the end of the host may wait for a slow disk.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// The longest that it may wait until the activations in memory are in their file: they were asked for, and there may be a gigabyte.
+/// The longest that it may wait until the activations in memory are in their file: they were asked for, and there may be a gigabyte. A disk
+/// that takes nothing at all is left alone much sooner (`pipeline`).
 const CAPTURE_PATIENCE: Duration = Duration::from_secs(30);
 
 /// How recording came about.
@@ -77,64 +83,11 @@ pub fn start_preloaded() {
     }
 }
 
-/// Set by a llama-server that starts other ones, a server for each model, in their environment.
-const ROUTER: &str = "LLAMA_SERVER_ROUTER_PORT";
-
-/// Whether a program may turn out to start servers instead of being one (llama-server's router mode). Its arguments do not tell: a
-/// repository may hold a model or a list of models. What tells is that a router never loads a model.
-fn may_route(program: &str) -> bool {
-    program.starts_with("llama-server") || program == "llama"
-}
-
-/// The process may still be a router: LD_PRELOAD stays, and a capture has to wait.
-static MODEL_AWAITED: AtomicBool = AtomicBool::new(false);
-
-/// The capture of a process that has not loaded a model yet.
-static PUT_OFF: Mutex<Option<PutOff>> = Mutex::new(None);
-
-struct PutOff {
-    config: Config,
-    session: capture::start::Session,
-    began_ns: u64,
-}
-
-/// The process loads a model, or computes: it is no router, and what it starts from here on is not recorded.
-#[inline]
-pub fn is_no_router() {
-    if MODEL_AWAITED.load(Ordering::Relaxed) && MODEL_AWAITED.swap(false, Ordering::AcqRel) {
-        host::leave_ld_preload();
-        let put_off = PUT_OFF.lock().take();
-        if let Some(PutOff { config, session, began_ns }) = put_off {
-            begin_capture(&config, &session, began_ns);
-        }
-    }
-}
-
-/// A forked child of a recording process computes. It is told on stderr, since the log is the parent's.
-#[inline]
-pub fn child_computes() {
-    if boundary::child_is_untold() {
-        log::warn(format!(
-            "process {} was forked from one that is recorded (gunicorn --preload and other prefork servers do so), and what it computes is \
-             not: let each worker load the model itself",
-            std::process::id()
-        ));
-    }
-}
-
 /// The process turned out to be a llama.cpp host: the first hooked call of a preloaded library that waits, or the constructor.
 /// Nothing fails here: the host comes first.
 pub fn begin_in_host() {
     let (mut config, warnings) = from_environment();
-    let may_route = config.follow_children.is_none() && !config.disabled && may_route(&program_name());
-    MODEL_AWAITED.store(may_route, Ordering::Release);
-    if !may_route && config.follow_children != Some(true) {
-        host::leave_ld_preload();
-    }
-    if std::env::var_os(ROUTER).is_some() {
-        // One of several servers with the same settings: a stream is one process's.
-        config.capture.path = config.capture.path.as_deref().map(crate::config::apart);
-    }
+    children::settle(&mut config, &program_name());
     warnings.iter().for_each(log::warn);
     if let Err(e) = start(&config, Mode::Preload) {
         log::error(format!("{e}. Nothing is recorded; the host goes on"));
@@ -223,31 +176,36 @@ pub fn start(config: &Config, mode: Mode) -> Result<Started> {
         let problem = "an internal failure, or a fork, has ended recording in this process";
         return Err(Error::new("starting", "the recording", problem, "restart the host"));
     }
+    // In any other phase, and where the log is over, the writer could not write any more, has told so, and ends. Its stream is closed in order,
+    // so that a new one may have its name; not under the lock, for a callback that gets a message may call us again.
+    let is_over = |_: &mut Running| !boundary::recording() || record::is_over();
+    let old = RUNNING.lock().take_if(is_over);
+    if old.is_some() {
+        end_capture();
+    }
     let mut running = RUNNING.lock();
-    // In any other phase the writer could not write any more, has told so, and ends.
-    if running.is_some() && boundary::phase() == Phase::Running {
+    if running.is_some() {
         return Ok(Started::Already);
     }
-    *running = None;
+    record::set_over(false);
     record::set_disabled(config.disabled);
     if config.disabled {
         return Ok(Started::Disabled);
     }
+    copies::on_news(further_copy);
     clock::init();
     let now = clock::now_ns();
     let program = program_name();
     let path = config.resolved_log_path(std::process::id(), clock::unix_us(now) / 1_000_000, &program);
     let sink = Sink::open(&path)?;
     record::set_level(config.level);
-    record::rate::open(config.bytes_per_second().is_some());
+    record::begin(config.bytes_per_second().is_some());
     record::set_paused(false);
     observe::splits::set_serialize(config.split_times);
     observe::reset();
     state::reset();
     steps::reset();
     mark::reset();
-    // What was pushed while the last recording ended.
-    record::queue().drain(drop);
     let session_id = clock::session_id(now);
     let session = capture::start::Session { id: session_id.clone(), program: program.clone() };
     let first = first_line(config, mode, now, &session_id, program);
@@ -258,6 +216,7 @@ pub fn start(config: &Config, mode: Mode) -> Result<Started> {
         text: config.text,
         first,
         at_first_step,
+        at_failure,
     };
     let (commands, inbox) = mailbox::<Command>(8, Duration::ZERO);
     boundary::claim_process();
@@ -272,13 +231,38 @@ pub fn start(config: &Config, mode: Mode) -> Result<Started> {
     *running = Some(Running { commands, thread: Some(thread), mode, began_ns: now });
     // A callback that gets the message may call us again.
     drop(running);
-    if MODEL_AWAITED.load(Ordering::Acquire) {
-        *PUT_OFF.lock() = Some(PutOff { config: config.clone(), session, began_ns: now });
+    if children::may_be_router() {
+        children::put_off(config, session, now);
     } else {
         begin_capture(config, &session, now);
     }
     log::info(format!("recording at {} into {}", config.level.name(), path.display()));
     Ok(Started::Now)
+}
+
+/// A further copy of ggml has made a call.
+fn further_copy(news: News, library: &str) {
+    if !boundary::recording() {
+        return;
+    }
+    boundary::guard((), || match news {
+        News::Another => {
+            state::tell(
+                "hooks",
+                "ok",
+                format!("{library} is of another copy of ggml in this process; it is recorded too"),
+                None,
+            );
+        }
+        News::OneTooMany => state::tell(
+            "hooks",
+            "degraded",
+            format!(
+                "{library} is of one more copy of ggml than the {MOST_COPIES} that are told apart; its calls are only handed on"
+            ),
+            Some("everything of that copy"),
+        ),
+    });
 }
 
 /// Begins to capture, if the settings ask for it. What is wrong with them is told; events are recorded all the same.
@@ -333,6 +317,7 @@ pub fn stop() -> bool {
 }
 
 fn close(mut running: Running) {
+    children::forget();
     if boundary::recording() {
         mark::before_the_end();
         tell_the_end(&running);
@@ -347,8 +332,9 @@ fn close(mut running: Running) {
     }
     let (done, answer) = bounded(1);
     // A writer that is stuck in a write of a dead disk must not hold the host's exit for ever.
+    let until = Instant::now() + PATIENCE;
     let closed = match running.commands.put_within(Command::Stop(done), PATIENCE) {
-        Ok(()) => answer.recv_timeout(PATIENCE) != Err(RecvTimeoutError::Timeout),
+        Ok(()) => answer.recv_deadline(until) != Err(RecvTimeoutError::Timeout),
         Err(e) => matches!(e, SendTimeoutError::Disconnected(_)),
     };
     if closed {
@@ -390,18 +376,15 @@ fn tell_the_end(running: &Running) {
     let now = clock::now_ns();
     {
         let mut host = observe::host();
-        host.buffers.settle(false);
+        host.buffers.settle_all();
         host.contexts.iter_mut().for_each(observe::contexts::Context::flush_batch);
         host.settle_samples();
         host.requests.end_all(None, "unfinished", now);
     }
-    PUT_OFF.lock().take();
-    if MODEL_AWAITED.load(Ordering::Acquire) {
-        let why =
-            "no model was loaded in this process; servers that it started (router mode) have recordings of their own";
-        state::tell("process", "ok", why, None);
+    if children::may_be_router() {
+        state::tell("process", "ok", children::NO_MODEL, None);
     } else if matches!(running.mode, Mode::Preload | Mode::Linked) && !state::any_call_seen() {
-        let lived_s = (now - running.began_ns) as f64 / 1e9;
+        let lived_s = now.saturating_sub(running.began_ns) as f64 / 1e9;
         state::tell(
             "hooks",
             "unavailable",
@@ -427,7 +410,8 @@ pub fn flush() -> bool {
         return false;
     }
     let (done, answer) = bounded(1);
-    commands.put_within(Command::Flush(done), PATIENCE).is_ok() && answer.recv_timeout(PATIENCE).is_ok()
+    let until = Instant::now() + PATIENCE;
+    commands.put_within(Command::Flush(done), PATIENCE).is_ok() && answer.recv_deadline(until).is_ok()
 }
 
 /// Whether a recording is on.
@@ -454,6 +438,17 @@ fn install_handlers() {
 fn at_first_step() {
     static ONCE: std::sync::Once = std::sync::Once::new();
     ONCE.call_once(|| host::at_exit(at_exit));
+}
+
+/// The log cannot be written any more. A capture is on another disk, or needs no more of this one: it goes on.
+fn at_failure() -> bool {
+    let goes_on = capture::start::goes_on();
+    if goes_on {
+        record::set_over(true);
+    } else {
+        boundary::set_phase(Phase::Stopped);
+    }
+    goes_on
 }
 
 extern "C" fn at_exit() {

@@ -16,7 +16,7 @@ pub struct ModelLoad {
     pub t_ns: u64,
     /// Path as the host gave it; `null` when it loaded from something else than a path.
     pub path: Option<String>,
-    /// `load` for a real load, `probe` for one that reads no weights (`--fit`), `failed`.
+    /// `load` for a real load, `probe` for one that reads no weights (`--fit`), `vocabulary` for one of the vocabulary only, `failed`.
     pub outcome: String,
     /// Time the load took.
     pub duration_ms: f64,

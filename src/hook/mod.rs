@@ -20,6 +20,7 @@ pub mod decode;
 pub mod lookup;
 pub mod memory;
 pub mod model;
+pub mod older;
 pub mod sampler;
 pub mod sched;
 pub mod start;

@@ -58,7 +58,9 @@ hooks! {
         // Null is allowed, as for `free`.
         if !ctx.is_null() {
             let mut host = observe::host();
-            host.settle_sample(ctx);
+            if let Some(serial) = host.contexts.known(ctx).map(|c| c.serial) {
+                host.settle_sample(serial);
+            }
             if let Some(mut old) = host.contexts.remove(ctx) {
                 old.flush_batch();
                 host.requests.end_all(Some(old.id), "context_freed", clock::now_ns());
