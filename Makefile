@@ -10,10 +10,10 @@ LIBRARY := target/release/libllama_resource_instrumentation.so
 # bindgen's test needs libclang, which comes as a wheel.
 LIBCLANG = $$($(PYTHON) -c 'import clang.native, os; print(os.path.dirname(clang.native.__file__))')
 
-.PHONY: help venv submodule llama llama-cuda llama-patched patch-check model lib demo test test-rust test-server test-version test-patched test-cuda test-bench test-matrix test-matrix-all compatibility lint docs-check bench bench-short install clean
+.PHONY: help venv submodule llama llama-cuda llama-patched patch-check model lib demo test test-rust test-server test-version test-patched test-cuda test-bench test-matrix test-matrix-all compatibility test-upstream test-architectures lint docs-check bench bench-short install clean
 
 help: ## Show this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
 
 venv:
 	@.make/venv.sh
@@ -79,6 +79,15 @@ test-matrix-all: llama model lib ## The same with every host: nightly (6 minutes
 
 compatibility: llama model lib ## The same, and docs/COMPATIBILITY.md written from it
 	$(PYTHON) tests/matrix/run.py --all --write docs/COMPATIBILITY.md
+
+test-upstream: llama model lib ## llama.cpp's own server tests and programs, plain beside preloaded, every answer and file compared (20 minutes)
+	@.make/upstream.sh
+	$(PYTHON) tests/upstream/programs.py
+	$(PYTHON) tests/upstream/server_suite.py
+
+test-architectures: llama lib ## Every architecture of llama.cpp's generated models: output, classes, capture by both routes
+	@.make/upstream.sh test-llama-archs
+	$(PYTHON) tests/upstream/architectures.py
 
 bench: llama llama-patched model lib ## What it costs: slow-down by level and of the patched server, interleaved pairs; ns per event
 	$(PYTHON) bench/overhead.py $(BENCH)

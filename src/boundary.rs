@@ -103,6 +103,20 @@ pub fn observe<T>(fallback: T, body: impl FnOnce() -> T) -> T {
     })
 }
 
+/// Runs what must be known of the host whether or not it is recorded just now, because a recording that begins later needs it. Like [`observe`] in
+/// every phase but [`Phase::Poisoned`].
+pub fn track<T>(fallback: T, body: impl FnOnce() -> T) -> T {
+    if phase() == Phase::Poisoned || OBSERVING.replace(true) {
+        return fallback;
+    }
+    let result = catch_unwind(AssertUnwindSafe(body));
+    OBSERVING.set(false);
+    result.unwrap_or_else(|_| {
+        poison();
+        fallback
+    })
+}
+
 /// Runs the body of an exported function: a panic becomes `fallback`.
 pub fn guard<T>(fallback: T, body: impl FnOnce() -> T) -> T {
     catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|_| {

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{RecvTimeoutError, SendTimeoutError, bounded};
 use parking_lot::Mutex;
@@ -12,6 +12,7 @@ use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::format::session::SessionStart;
 use crate::format::{LOG_VERSION, Line};
+use crate::ggml::copies::{self, MOST_COPIES, News};
 use crate::ggml::symbol;
 use crate::mailbox::{Outbox, mailbox};
 use crate::observe::{self, state, steps};
@@ -22,7 +23,8 @@ use crate::{capture, clock, gpu, host, log, mark, record};
 /// The longest that the end of the host may wait for a slow disk.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// The longest that it may wait until the activations in memory are in their file: they were asked for, and there may be a gigabyte.
+/// The longest that it may wait until the activations in memory are in their file: they were asked for, and there may be a gigabyte. A disk
+/// that takes nothing at all is left alone much sooner (`pipeline`).
 const CAPTURE_PATIENCE: Duration = Duration::from_secs(30);
 
 /// How recording came about.
@@ -163,16 +165,23 @@ pub fn start(config: &Config, mode: Mode) -> Result<Started> {
         let problem = "an internal failure, or a fork, has ended recording in this process";
         return Err(Error::new("starting", "the recording", problem, "restart the host"));
     }
+    // In any other phase, and where the log is over, the writer could not write any more, has told so, and ends. Its stream is closed in order,
+    // so that a new one may have its name; not under the lock, for a callback that gets a message may call us again.
+    let is_over = |_: &mut Running| !boundary::recording() || record::is_over();
+    let old = RUNNING.lock().take_if(is_over);
+    if old.is_some() {
+        end_capture();
+    }
     let mut running = RUNNING.lock();
-    // In any other phase the writer could not write any more, has told so, and ends.
-    if running.is_some() && boundary::phase() == Phase::Running {
+    if running.is_some() {
         return Ok(Started::Already);
     }
-    *running = None;
+    record::set_over(false);
     record::set_disabled(config.disabled);
     if config.disabled {
         return Ok(Started::Disabled);
     }
+    copies::on_news(further_copy);
     clock::init();
     let now = clock::now_ns();
     let program = program_name();
@@ -198,6 +207,7 @@ pub fn start(config: &Config, mode: Mode) -> Result<Started> {
         text: config.text,
         first,
         at_first_step,
+        at_failure,
     };
     let (commands, inbox) = mailbox::<Command>(8, Duration::ZERO);
     boundary::claim_process();
@@ -215,6 +225,31 @@ pub fn start(config: &Config, mode: Mode) -> Result<Started> {
     begin_capture(config, &session, now);
     log::info(format!("recording at {} into {}", config.level.name(), path.display()));
     Ok(Started::Now)
+}
+
+/// A further copy of ggml has made a call.
+fn further_copy(news: News, library: &str) {
+    if !boundary::recording() {
+        return;
+    }
+    boundary::guard((), || match news {
+        News::Another => {
+            state::tell(
+                "hooks",
+                "ok",
+                format!("{library} is of another copy of ggml in this process; it is recorded too"),
+                None,
+            );
+        }
+        News::OneTooMany => state::tell(
+            "hooks",
+            "degraded",
+            format!(
+                "{library} is of one more copy of ggml than the {MOST_COPIES} that are told apart; its calls are only handed on"
+            ),
+            Some("everything of that copy"),
+        ),
+    });
 }
 
 /// Begins to capture, if the settings ask for it. What is wrong with them is told; events are recorded all the same.
@@ -283,8 +318,9 @@ fn close(mut running: Running) {
     }
     let (done, answer) = bounded(1);
     // A writer that is stuck in a write of a dead disk must not hold the host's exit for ever.
+    let until = Instant::now() + PATIENCE;
     let closed = match running.commands.put_within(Command::Stop(done), PATIENCE) {
-        Ok(()) => answer.recv_timeout(PATIENCE) != Err(RecvTimeoutError::Timeout),
+        Ok(()) => answer.recv_deadline(until) != Err(RecvTimeoutError::Timeout),
         Err(e) => matches!(e, SendTimeoutError::Disconnected(_)),
     };
     if closed {
@@ -358,7 +394,8 @@ pub fn flush() -> bool {
         return false;
     }
     let (done, answer) = bounded(1);
-    commands.put_within(Command::Flush(done), PATIENCE).is_ok() && answer.recv_timeout(PATIENCE).is_ok()
+    let until = Instant::now() + PATIENCE;
+    commands.put_within(Command::Flush(done), PATIENCE).is_ok() && answer.recv_deadline(until).is_ok()
 }
 
 /// Whether a recording is on.
@@ -385,6 +422,17 @@ fn install_handlers() {
 fn at_first_step() {
     static ONCE: std::sync::Once = std::sync::Once::new();
     ONCE.call_once(|| host::at_exit(at_exit));
+}
+
+/// The log cannot be written any more. A capture is on another disk, or needs no more of this one: it goes on.
+fn at_failure() -> bool {
+    let goes_on = capture::start::goes_on();
+    if goes_on {
+        record::set_over(true);
+    } else {
+        boundary::set_phase(Phase::Stopped);
+    }
+    goes_on
 }
 
 extern "C" fn at_exit() {

@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::ffi::c_void;
 use std::sync::Arc;
 
+use super::inputs::{self, At, Inputs};
 use super::names;
 use super::shape::{self, Known, Shape};
 use crate::codec::DType;
@@ -46,9 +47,6 @@ pub struct Refusal {
     /// Bytes.
     pub bytes: u64,
 }
-
-/// A source of a node: node and source number.
-type At = (usize, usize);
 
 /// What is wanted of a graph.
 #[derive(Clone, Debug)]
@@ -100,13 +98,13 @@ pub(super) fn root_of(t: TensorPtr) -> TensorPtr {
     root
 }
 
-/// Makes the plan; `n_layer`: blocks of the model, where known. `None` if the graph processes no tokens.
+/// Makes the plan; `n_layer`: blocks of the model whose graph it is, where known. `None` if the graph processes no tokens.
 #[must_use]
 pub fn plan(nodes: &[TensorPtr], wish: &Wish, n_layer: Option<i32>, memory: &mut Memory) -> Option<GraphPlan> {
     let uses_flag = nodes.iter().any(TensorPtr::has_compute_flag);
-    let inputs = Inputs::find(nodes, uses_flag)?;
+    let inputs = Inputs::find(nodes, uses_flag, n_layer.is_some())?;
     let index: HashMap<*const c_void, usize> = nodes.iter().enumerate().map(|(i, t)| (t.address(), i)).collect();
-    let selected = behind_selection(nodes, inputs.outputs.map(|(_, t)| t));
+    let selected = inputs::behind(nodes, inputs.outputs.map(|(_, t)| t));
     let overwritten = overwritten(nodes, uses_flag);
     let mut out = GraphPlan {
         n_tokens: inputs.n_tokens,
@@ -316,53 +314,6 @@ impl Memory {
         }
         kept.clone()
     }
-}
-
-struct Inputs {
-    n_tokens: usize,
-    tokens: Option<(At, TensorPtr)>,
-    positions: Option<(At, TensorPtr)>,
-    outputs: Option<(At, TensorPtr)>,
-}
-
-impl Inputs {
-    /// The graph's inputs are found as sources of the nodes that are computed; a graph that has both a token path and an embedding path
-    /// computes only one.
-    fn find(nodes: &[TensorPtr], uses_flag: bool) -> Option<Self> {
-        let (mut tokens, mut positions, mut outputs, mut embeddings) = (None, None, None, None);
-        for (i, t) in nodes.iter().enumerate().filter(|(_, t)| t.is_computed(uses_flag)) {
-            for k in 0..t.n_src() {
-                let Some(s) = t.src(k) else { continue };
-                let slot = match s.name() {
-                    "inp_tokens" => &mut tokens,
-                    "inp_pos" => &mut positions,
-                    "out_ids" | "inp_out_ids" => &mut outputs,
-                    "inp_embd" => &mut embeddings,
-                    _ => continue,
-                };
-                if slot.is_none() && s.op() == "NONE" {
-                    *slot = Some(((i, k), s));
-                }
-            }
-        }
-        let count = |t: TensorPtr, dim: usize| usize::try_from(t.ne()[dim]).ok();
-        let n_tokens = tokens.and_then(|(_, t)| count(t, 0)).or_else(|| embeddings.and_then(|(_, t)| count(t, 1)))?;
-        (n_tokens > 0).then_some(Self { n_tokens, tokens, positions, outputs })
-    }
-}
-
-/// Nodes behind the choice of the rows that have an output.
-fn behind_selection(nodes: &[TensorPtr], outputs: Option<TensorPtr>) -> HashSet<*const c_void> {
-    let mut behind = HashSet::new();
-    let Some(outputs) = outputs else { return behind };
-    for t in nodes {
-        let selects = t.op() == "GET_ROWS" && t.src(1) == Some(outputs);
-        let follows = || (0..t.n_src()).filter_map(|k| t.src(k)).any(|s| behind.contains(&s.address()));
-        if selects || follows() {
-            behind.insert(t.address());
-        }
-    }
-    behind
 }
 
 /// Tensors that some node writes into after they were computed: kept memory would hold the later values.

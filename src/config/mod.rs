@@ -5,6 +5,7 @@ mod path;
 mod settings;
 mod value;
 
+use std::ffi::OsStr;
 use std::path::PathBuf;
 
 use self::path::Placeholders;
@@ -62,6 +63,12 @@ impl Default for Config {
             capture: CaptureConfig::default(),
         }
     }
+}
+
+/// Whether a file of this name can be what a path's last part, placeholders and all, becomes in some process.
+#[must_use]
+pub fn fits(pattern: &OsStr, name: &OsStr) -> bool {
+    path::fits(pattern.as_encoded_bytes(), name.as_encoded_bytes())
 }
 
 /// Whether the variable would take the value; the error says what is wrong with it, or what was expected.

@@ -1,6 +1,9 @@
 //! Backend buffers and the tensors placed in them.
 
 use super::Ptr;
+use crate::boundary::observe as guarded;
+use crate::capture::allocator;
+use crate::ggml::copies::{self, Caller, Hooked, Target};
 use crate::ggml::view::TensorPtr;
 use crate::{observe, record};
 
@@ -13,17 +16,50 @@ fn tensor_placed(buffer: Ptr, tensor: Ptr) {
     }
 }
 
-hooks! {
-    /// A buffer is allocated. Its kind shows later; see `observe::buffers`.
-    fn ggml_backend_buft_alloc_buffer(buft: Ptr, size: usize) -> Ptr;
-    before {}
-    after |(), buffer| {
-        if !buffer.is_null() {
-            // SAFETY: the real function has just made it.
-            unsafe { observe::host().buffers.allocated(*buffer, false) }
-        }
-    }
+exported! {
+    /// A buffer is allocated. Its kind shows later; see `observe::buffers`. One that comes in the place of a larger one, which was given
+    /// up in vain for what we wanted kept, gets that one's size where there is room.
+    fn ggml_backend_buft_alloc_buffer(buft: Ptr, size: usize) -> Ptr => allocate;
+}
 
+/// # Safety
+/// As for the hook.
+unsafe extern "C-unwind" fn allocate(buft: Ptr, size: usize, caller: Caller) -> Ptr {
+    type Allocate = unsafe extern "C-unwind" fn(Ptr, usize) -> Ptr;
+    static REAL: Hooked = Hooked::new(c"ggml_backend_buft_alloc_buffer");
+    let Target { address, copy, .. } = REAL.of(caller);
+    let _entered = copies::enter(copy);
+    if address.is_null() {
+        observe::state::missing("ggml_backend_buft_alloc_buffer");
+        return std::ptr::null_mut();
+    }
+    // SAFETY: the signature of this function in ggml-backend.h; the host called us by it.
+    let real = unsafe { std::mem::transmute::<Ptr, Allocate>(address) };
+    if !copy.is_observed() {
+        // SAFETY: the host's own arguments.
+        return unsafe { real(buft, size) };
+    }
+    let before = guarded(None, || {
+        observe::state::call_seen();
+        allocator::size_before(buft, size)
+    });
+    // SAFETY: the host's own argument, and a size that this kind of buffer has had.
+    let mut buffer = before.map_or(std::ptr::null_mut(), |before| unsafe { real(buft, before) });
+    if buffer.is_null() {
+        // SAFETY: the host's own arguments.
+        buffer = unsafe { real(buft, size) };
+    }
+    guarded((), || {
+        if !buffer.is_null() {
+            allocator::buffer_made(buffer);
+            // SAFETY: the real function has just made it.
+            unsafe { observe::host().buffers.allocated(buffer, false) }
+        }
+    });
+    buffer
+}
+
+hooks! {
     /// A buffer over a mapped file: weights that take no memory of their own.
     fn ggml_backend_dev_buffer_from_host_ptr(device: Ptr, ptr: Ptr, size: usize, max_tensor_size: usize) -> Ptr;
     before {}
@@ -45,5 +81,11 @@ hooks! {
 
     /// A buffer is freed; before the real call, while it can still be asked.
     fn ggml_backend_buffer_free(buffer: Ptr);
-    before { if !buffer.is_null() { observe::host().buffers.freed(buffer) } }
+    before {
+        if !buffer.is_null() {
+            // SAFETY: the host frees it after this, so it is there.
+            unsafe { allocator::buffer_freed(buffer) };
+            observe::host().buffers.freed(buffer);
+        }
+    }
 }

@@ -223,13 +223,33 @@ impl Context {
     }
 
     /// A call begins with these rows.
-    pub fn batch_begins(&mut self, rows: Vec<Row>) {
+    pub fn batch_begins(&mut self, mut rows: Vec<Row>) {
         self.flush_batch();
+        self.fill_positions(&mut rows);
         self.remaining.begin(rows.len());
         self.rows = rows;
         self.samplers_of_row.clear();
         self.batches += 1;
         self.running = Some(Running { begun_ns: clock::now_ns(), ..Running::default() });
+    }
+
+    /// Rows without a position go on behind what the cache holds of their sequence, as llama.cpp has it, which is asked before it processes them.
+    fn fill_positions(&self, rows: &mut [Row]) {
+        if self.memory == 0 || rows.iter().all(|r| r.pos.is_some()) {
+            return;
+        }
+        let asked = 0..i32::try_from(self.n_seq_max).unwrap_or(i32::MAX);
+        let mut next: HashMap<i32, i32> = HashMap::new();
+        for row in rows {
+            if row.pos.is_none() && asked.contains(&row.seq) {
+                // SAFETY: the memory of a live context, and a sequence that it can have.
+                let last = || unsafe { api::llama_memory_seq_pos_max(self.memory as Ptr, row.seq) };
+                row.pos = next.get(&row.seq).copied().or_else(|| Some(last()? + 1));
+            }
+            if let Some(pos) = row.pos {
+                next.extend(row.more.iter().chain([&row.seq]).map(|&seq| (seq, pos.saturating_add(1))));
+            }
+        }
     }
 
     /// Whether a step of the running call may be written event by event. Not a warm-up: llama.cpp makes up to two batches before it

@@ -158,7 +158,7 @@ impl Schedulers {
                     self.plans.remove(0);
                 }
                 self.plans.push(plan.clone());
-                PLANS.lock().push(plan.clone());
+                hand_to_the_writer(&plan);
                 plan
             }
         };
@@ -168,6 +168,13 @@ impl Schedulers {
             Scheduler { plan: plan.clone(), nodes: nodes.clone(), graph: graph as usize, changed: false },
         );
         Some((plan, nodes, false))
+    }
+}
+
+/// The writer reads the counters of `plan` until nobody can run it any more; where there is no writer, nobody would forget it.
+pub(crate) fn hand_to_the_writer(plan: &Arc<Plan>) {
+    if !record::is_over() {
+        PLANS.lock().push(plan.clone());
     }
 }
 

@@ -73,6 +73,12 @@ static long resident_kb(void) {
 
 static void *exit_here(void *code) { exit((int) (long) code); }
 
+static void *decode_on(void *nothing) {
+    (void) nothing;
+    while (1) { decode(4); }
+    return NULL;
+}
+
 static void on_alarm(int signal) {
     (void) signal;
     exit(0);  // as llama-server does at the second Ctrl-C
@@ -145,6 +151,14 @@ static void run(char **argv, const char *verb, const char *path) {
         pthread_t thread;
         check(pthread_create(&thread, NULL, exit_here, (void *) (long) n) == 0, "pthread_create");
         while (1) { pause(); }
+    } else if (IS("exit-beside")) {
+        // Another thread computes while this one ends the process, some microseconds later.
+        puts("done");
+        fflush(stdout);
+        pthread_t thread;
+        check(pthread_create(&thread, NULL, decode_on, NULL) == 0, "pthread_create");
+        usleep((useconds_t) n);
+        exit(0);
     } else if (IS("exit-in-handler")) {
         // The signal meets the host in llama.cpp, in the library, or in between.
         puts("done");

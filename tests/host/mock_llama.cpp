@@ -107,12 +107,21 @@ int64_t ggml_blck_size(int32_t) { return 1; }
 size_t ggml_type_size(int32_t) { return 4; }
 size_t ggml_nbytes(const ggml_tensor *t) { return 4 * t->ne[0] * t->ne[1] * t->ne[2] * t->ne[3]; }
 bool ggml_cpu_extra_compute_forward(void *, ggml_tensor *) { return false; }
-void ggml_barrier(void *) {}
-int ggml_backend_sched_graph_compute_async(void *, graph *g) {
+void ggml_barrier(void *pool) {
+    if (pool != logits) {
+        std::fputs("MOCK: threads of another copy meet\n", stderr);
+        std::abort();
+    }
+}
+int ggml_backend_sched_graph_compute_async(void *sched, graph *g) {
+    if (sched != logits) {
+        std::fputs("MOCK: a scheduler of another copy was asked\n", stderr);
+        std::abort();
+    }
     for (int i = 0; i < g->n; i++) {
         ggml_cpu_extra_compute_forward(nullptr, g->nodes[i]);
         if (mock_throw == 4) { throw std::runtime_error("compute"); }
-        ggml_barrier(nullptr);
+        ggml_barrier(logits);
     }
     return 0;
 }
@@ -136,12 +145,13 @@ void *llama_init_from_model(void *, params) { live = true; return &live; }
 void *llama_get_memory(void *ctx) { return alive(ctx); }
 uint32_t llama_n_ctx(void *ctx) { return alive(ctx) ? 64 : 0; }
 void llama_free(void *ctx) { if (ctx) { live = false; } }
-int32_t llama_decode(void *, llama_batch) {
+int32_t llama_decode(void *ctx, llama_batch) {
+    alive(ctx);
     if (mock_throw == 1) { throw std::runtime_error("decode"); }
     mock_compute();
     return 0;
 }
-float *llama_get_logits_ith(void *, int32_t) { return logits; }
+float *llama_get_logits_ith(void *ctx, int32_t) { return alive(ctx) ? logits : nullptr; }
 void llama_sampler_apply(void *, void *) { if (mock_throw == 3) { throw std::runtime_error("apply"); } }
 void llama_sampler_accept(void *, int32_t) { if (mock_throw == 2) { throw std::runtime_error("accept"); } }
 }

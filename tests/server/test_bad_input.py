@@ -504,6 +504,55 @@ def test_an_exception_of_the_hosts_passes_through_and_recording_goes_on(what, mo
     assert [e["operation"] for e in computed[-2:]] == [e["operation"] for e in computed[:2]]
 
 
+# --- Several copies of llama.cpp in one process ---------------------------------------------------------------------------------------
+
+@pytest.fixture(scope="session")
+def copies(build):
+    """Function from a verb and a number of copies to the command of tests/host/copies.cpp; every copy of the MOCK has its own plugin."""
+    def with_plugins(verb, n):
+        plugins = []
+        for i in range(n):
+            mock = build("mock_llama.cpp", "-shared", "-fPIC", "-DMOCK_PLAIN", name=f"libllama-copy{i}.so")
+            plugins.append(build("mock_plugin.cpp", "-shared", "-fPIC", mock, name=f"plugin{i}.so"))
+        return [build("copies.cpp", "-ldl"), verb, *plugins]
+
+    return with_plugins
+
+
+@pytest.mark.parametrize("disabled", ["", "1"])
+@pytest.mark.parametrize("verb", ["in-turn", "at-once", "reload", "by-handle"])
+def test_every_copy_of_llama_gets_its_own_calls(verb, disabled, copies, run):
+    """A mock aborts when it is given what another copy has made."""
+    outcome = run(copies(verb, 3), LLAMA_RESOURCE_DISABLED=disabled, **RECORD_ALL)
+    outcome.is_untouched().said_nothing()
+    if disabled:
+        return
+    events = outcome.events
+    assert is_whole(events)
+    ends = [e["generated_tokens"] for e in events if e["event"] == "request_end"]
+    steps = sum(e["steps"] for e in events if e["event"] == "step_summary")
+    told = [e for e in events if e["event"] == "instrumentation_state" and "another copy of ggml" in e["reason"]]
+    # Three tokens and a graph a run. What is called by handle is one definition of each name, and the first copy has them all.
+    expected = {"in-turn": 9, "at-once": 123, "reload": 15, "by-handle": 1}[verb]
+    assert ends == [3] * expected
+    assert steps == 4 * expected + (2 if verb == "by-handle" else 0)
+    assert len(told) == (0 if verb == "reload" else 2), told
+
+
+@pytest.mark.parametrize("disabled", ["", "1"])
+def test_plugins_that_are_bound_to_themselves_are_not_seen_and_not_disturbed(disabled, copies, run):
+    """RTLD_DEEPBIND: the plugin's calls pass the preload by."""
+    outcome = run(copies("deep-bound", 2), LLAMA_RESOURCE_DISABLED=disabled, **RECORD_ALL)
+    outcome.is_untouched()
+    assert not outcome.log_path.exists() or not {"request_end", "batch"} & set(kinds(outcome.events))
+
+
+def test_more_copies_than_are_told_apart_are_left_alone_and_said_once(copies, run):
+    outcome = run(copies("in-turn", 5), **RECORD_ALL)
+    outcome.is_untouched().said_once("one more copy of ggml than the 4", "not recorded: everything of that copy")
+    assert [e["generated_tokens"] for e in outcome.events if e["event"] == "request_end"] == [3] * 12
+
+
 # --- Names --------------------------------------------------------------------------------------------------------------------------
 
 def test_names_of_any_bytes_are_escaped(names, run):
@@ -698,3 +747,36 @@ def test_no_access_outside_our_memory(mock, run):
     outcome = run([*memcheck, *command, "plain", "accept", "apply", "plain"], timeout=60, **more, **RECORD_ALL)
     assert outcome.code == 0 and outcome.others == [], "\n".join(outcome.others)
     assert is_whole(outcome.said_nothing().events)
+
+
+# --- Far more often than anybody would -----------------------------------------------------------------------------------------------
+
+LONG = os.environ.get("LRI_LONG") == "1"  # rounds of the nightly run
+
+
+@pytest.fixture(scope="session")
+def lifecycle(build, library):
+    """Function from a verb of tests/host/lifecycle.cpp and a number of rounds to a command and its environment."""
+    def with_verb(verb, rounds):
+        mock = build("mock_llama.cpp", "-shared", "-fPIC", "-DMOCK_PLAIN", name="libllama.so")
+        linked = [library] if verb == "recordings" else []
+        program = build("lifecycle.cpp", *linked, mock, "-ldl")
+        for name in ["libllama_resource_instrumentation.so.1"] * len(linked):
+            (program.parent / name).unlink(missing_ok=True)
+            (program.parent / name).symlink_to(library.resolve())
+        return [program, verb, rounds], {"LD_LIBRARY_PATH": program.parent}
+
+    return with_verb
+
+
+@pytest.mark.parametrize("verb, rounds", [("contexts", 20_000), ("threads", 3_000), ("forks", 90), ("recordings", 10_000 if LONG else 200)])
+def test_memory_does_not_grow_with_what_has_gone(verb, rounds, lifecycle, run, tmp_path):
+    """Contexts, threads, children and recordings come and go; what they took is given back."""
+    command, more = lifecycle(verb, rounds)
+    preload = {"LD_PRELOAD": None, "A_LOG": tmp_path / "log.jsonl"} if verb == "recordings" else {}
+    outcome = run(command, timeout=900, LLAMA_RESOURCE_LOG_LEVEL="DETAILED", **more, **preload)
+    outcome.is_untouched().said_nothing()
+    early, late = map(int, outcome.out.split()[:2])
+    print(f"{verb}: {early} KiB after half of {rounds} rounds, {late} at their end")
+    assert late - early < 1500, "the allocator keeps a megabyte; a kilobyte a round would be more"
+    assert [e["event"] for e in outcome.events][-1] == "resource_session_end"

@@ -143,7 +143,7 @@ fn places(arrays: &[Array]) -> Result<Vec<Place>, Error> {
         let width = u64::from(array.width);
         place("", array.element, vec![array.rows, width], array.bytes()?, Kind::Values);
         place(".rows", DType::I32, vec![array.rows, 4], array.rows.saturating_mul(16), Kind::Rows);
-        if array.slice.is_some() {
+        if array.has_columns() {
             place(".columns", DType::I32, vec![width], width * 4, Kind::Columns);
         }
     }

@@ -1,0 +1,227 @@
+#!/usr/bin/env python3
+"""llama.cpp's own C++ tests, tools and examples as judges: run plain twice, then with the library preloaded in three modes.
+
+    tests/upstream/programs.py [WORD...]     only the runs whose name holds one of the words
+
+Compared: how each ends, what it prints (times masked), the files it writes; and no capture may lose anything. A run that differs between
+two plain runs is compared by its end alone, and counted. Exit status 1 on a difference. What differs stays in target/upstream/programs/.
+"""
+
+import argparse
+import hashlib
+import re
+import shutil
+import sys
+import time
+from dataclasses import dataclass
+
+import architectures
+import hub
+from common import AGAIN, CAPTURE, DETAILED, LIBRARY, PINNED, PLAIN, PROGRAMS, SMOLLM2, SOURCE, TARGET, VERBOSE, run, tiny, wrong_with_log, wrong_with_stream
+
+OUT = TARGET / "upstream/programs"
+TIME_LIMIT = 150  # seconds one run may take
+PROMPT = "There was a house by the water and the people in it"
+TEXT = "The people of the small house by the water were there when the light was on. " * 40
+
+
+@dataclass
+class Job:
+    """One program with its arguments. `files`: what it needs beside it, name -> content."""
+    name: str
+    command: list
+    stdin: bytes = b""
+    files: dict = None
+    limit: int = TIME_LIMIT
+
+
+def jobs():
+    llama, moe, gemma, mamba, qwen35 = tiny("llama"), tiny("qwen3moe"), tiny("gemma3"), tiny("mamba"), tiny("qwen35")
+    smol, draft = SMOLLM2, tiny("llama-q4_0")
+    cache = hub.fill()
+    bert = next((cache / "hub").glob("models--ggml-org--models/snapshots/*/bert-bge-small/*.gguf"))
+    adapter = cache / "downloads/moe_shakespeare15M.gguf"
+    text, generated = {"text.txt": TEXT}, architectures.MODELS
+    vocabularies = sorted((SOURCE / "models").glob("ggml-vocab-*.gguf"))
+
+    def job(name, program, *arguments, **more):
+        return Job(name, [PROGRAMS / program, *arguments], **more)
+
+    sampled = ["-t", 2, "-c", 512, "--seed", 7]
+    greedy = [*sampled, "--temp", 0]
+    return [
+        job("alloc", "test-alloc"),
+        job("batch-alloc", "test-batch-alloc"),
+        job("barrier", "test-barrier", 2, 200),
+        job("opt", "test-opt"),
+        job("backend-sampler", "test-backend-sampler", "--model", llama),
+        job("backend-sampler-smol", "test-backend-sampler", "--model", smol),
+        job("llama-archs-llama", "test-llama-archs", "-a", "llama", "-s", 1),
+        job("llama-archs-moe", "test-llama-archs", "-a", "deepseek", "-s", 1),
+        job("llama-archs-hybrid", "test-llama-archs", "-a", "jamba|qwen35|granitehybrid", "-s", 1),
+        job("llama-archs-encoder", "test-llama-archs", "-a", "t5|llada|dream", "-s", 1),
+        job("save-load-state", "test-save-load-state", "--models", generated / "some"),
+        job("save-load-state-smol", "test-save-load-state", "-m", smol, *sampled, "-n", 16),
+        job("recurrent-state-rollback", "test-recurrent-state-rollback", "--models", generated / "some"),
+        job("state-restore-fragmented", "test-state-restore-fragmented", "-m", llama, "-t", 2),
+        job("thread-safety", "test-thread-safety", "-m", llama, "-p", PROMPT, "-n", 32, "-c", 256, "-ub", 32, "-np", 4, "-t", 2),
+        job("autorelease", "test-autorelease", llama),
+        job("model-load-cancel", "test-model-load-cancel", llama),
+        job("gguf", "test-gguf"),
+        job("c", "test-c"),
+        job("rope", "test-rope"),
+        job("quantize-fns", "test-quantize-fns"),
+        job("col2im-1d", "test-col2im-1d"),
+        job("tiled-mulmat", "test-tiled-mulmat"),
+        job("sampling", "test-sampling"),
+        job("log", "test-log"),
+        job("mtmd-c-api", "test-mtmd-c-api"),
+        job("backend-ops-grad", "test-backend-ops", "grad", "-o", "MUL"),
+        job("backend-ops", "test-backend-ops", "test", "-b", "CPU", "-o", "RMS_NORM,SOFT_MAX,ADD"),
+        *[job(f"tokenizer-0-{path.stem[11:]}", "test-tokenizer-0", path) for path in vocabularies if path.with_suffix(".gguf.inp").exists()],
+        job("tokenizer-1-spm", "test-tokenizer-1-spm", SOURCE / "models/ggml-vocab-llama-spm.gguf"),
+        job("tokenizer-1-bpe", "test-tokenizer-1-bpe", SOURCE / "models/ggml-vocab-gpt-2.gguf"),
+        job("tokenize", "llama-tokenize", "-m", smol, "-p", PROMPT),
+        job("tokenize-vocab", "llama-tokenize", "-m", SOURCE / "models/ggml-vocab-gpt-2.gguf", "-p", PROMPT),
+        job("simple", "llama-simple", "-m", smol, "-n", 24, PROMPT),
+        job("simple-chat", "llama-simple-chat", "-m", llama, "-c", 512, stdin=b"the people\nand more\n\n"),
+        job("completion", "llama-completion", "-m", smol, *greedy, "-no-cnv", "-n", 24, "-p", PROMPT, "--no-display-prompt"),
+        job("completion-sampled", "llama-completion", "-m", smol, *sampled, "-no-cnv", "-n", 24, "-p", PROMPT),
+        job("completion-shift", "llama-completion", "-m", llama, "-t", 2, "-c", 128, "--seed", 7, "-no-cnv", "-n", 300, "-p", PROMPT, "--context-shift", "--ignore-eos"),
+        job("completion-lora", "llama-completion", "-m", moe, "--lora", adapter, *greedy, "-no-cnv", "-n", 24, "-p", PROMPT),
+        job("completion-session", "llama-completion", "-m", llama, *greedy, "-no-cnv", "-n", 24, "-p", PROMPT, "--prompt-cache", "session.bin", "--prompt-cache-all"),
+        job("completion-mamba", "llama-completion", "-m", mamba, *greedy, "-no-cnv", "-n", 24, "-p", PROMPT),
+        job("completion-qwen35", "llama-completion", "-m", qwen35, *greedy, "-no-cnv", "-n", 24, "-p", PROMPT),
+        job("completion-gemma3", "llama-completion", "-m", gemma, *greedy, "-no-cnv", "-n", 60, "-p", PROMPT),
+        job("perplexity", "llama-perplexity", "-m", llama, "-t", 2, "-c", 128, "-b", 256, "-f", "text.txt", files=text),
+        job("perplexity-logits", "llama-perplexity", "-m", llama, "-t", 2, "-c", 128, "-f", "text.txt", "--save-all-logits", "logits.bin", files=text),
+        job("imatrix", "llama-imatrix", "-m", moe, "-t", 2, "-c", 128, "-f", "text.txt", "-o", "imatrix.gguf", files=text),
+        job("eval-callback", "llama-eval-callback", "-m", llama, *sampled, "-p", PROMPT),
+        job("debug", "llama-debug", "-m", llama, *sampled, "-p", PROMPT),
+        job("embedding", "llama-embedding", "-m", bert, "-t", 2, "-p", PROMPT, "--embd-output-format", "json"),
+        job("embedding-last", "llama-embedding", "-m", llama, "-t", 2, "-p", PROMPT, "--pooling", "last", "--embd-output-format", "array"),
+        job("batched", "llama-batched", "-m", llama, "-t", 2, "-p", PROMPT, "-n", 24, "-np", 3, "--seed", 7),
+        job("batched-bench", "llama-batched-bench", "-m", llama, "-t", 2, "-c", 512, "-npp", "32", "-ntg", "8", "-npl", "1,2"),
+        Job("bench", [PINNED / "llama-bench", "-m", llama, "-t", "2", "-p", "32", "-n", "8", "-r", "1"]),
+        job("lookahead", "llama-lookahead", "-m", llama, "-t", 2, "-c", 1024, "-n", 24, "-p", PROMPT, "--temp", 0, "-kvu"),
+        job("lookup", "llama-lookup", "-m", llama, *greedy, "-n", 24, "-p", PROMPT),
+        job("parallel", "llama-parallel", "-m", llama, "-t", 2, "-c", 2048, "-np", 2, "-ns", 4, "-n", 16, "--seed", 7, "--temp", 0, "-kvu"),
+        job("passkey", "llama-passkey", "-m", llama, "-t", 2, "-c", 1024, "--junk", 10, "-b", 256, "--pos", 3, "--keep", 8),
+        job("retrieval", "llama-retrieval", "-m", bert, "-t", 2, "--context-file", "text.txt", "--chunk-size", 100, "--chunk-separator", ".", stdin=b"people\n", files=text),
+        job("speculative", "llama-speculative", "-m", llama, "-md", draft, *greedy, "-n", 24, "-p", PROMPT),
+        job("speculative-simple", "llama-speculative-simple", "-m", llama, "-md", draft, *greedy, "-n", 24, "-p", PROMPT),
+        job("finetune", "llama-finetune", "-m", tiny("qwen3"), "-t", 2, "-c", 64, "-b", 64, "-ub", 64, "-f", "text.txt", "-o", "tuned.gguf", "-epochs", 1, files=text),
+        job("cvector", "llama-cvector-generator", "-m", llama, "-t", 2, "-c", 512, "--positive-file", "p.txt", "--negative-file", "n.txt", "-o", "v.gguf",
+            files={"p.txt": "the people are here\n", "n.txt": "the people were not\n"}),
+        job("results", "llama-results", "-m", llama, *greedy, "-p", PROMPT, "-o", "results.gguf"),
+        job("fit-params", "llama-fit-params", "-m", smol, "-c", 512),
+        job("quantize", "llama-quantize", smol, "out.gguf", "Q8_0", 2),
+        job("quantize-requant", "llama-quantize", "--allow-requantize", smol, "out.gguf", "Q4_0", 2),
+        job("gguf-split", "llama-gguf-split", "--split-max-tensors", 12, llama, "part"),
+        job("export-lora", "llama-export-lora", "-m", moe, "--lora", adapter, "-o", "merged.gguf"),
+        job("gguf-write", "llama-gguf", "out.gguf", "w"),
+        job("fusion", "test-fusion"),
+    ]
+
+
+NUMBER = r"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?"
+# Lines that hold a time, a rate or an address are compared without their numbers.
+TIMED = re.compile(r"\b(ms|us|sec|seconds?|s|t/s|tokens per second|speed|tok/s|GB/s|GFLOPS|runs?/s)\b|[\d.]+(?:us|ms|s)\b|time|0x[0-9a-f]{6,}|\|.*±", re.I)
+
+
+def masked(output):
+    lines = []
+    for line in output.decode(errors="replace").splitlines():
+        line = re.sub(r"^\d+\.\d+\.\d+\.\d+ ", "", line)
+        line = re.sub(r"/programs/([^/ ]+)/(plain|plain-again|detailed|verbose|capture)/", r"/programs/\1/*/", line)
+        lines.append(re.sub(r"0x[0-9a-f]+|" + NUMBER, "#", line) if TIMED.search(line) else line)
+    return lines
+
+
+def written(ended, job):
+    """Name -> digest of every file that the program wrote."""
+    folder = ended.folder / "files"
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.rglob("*"))
+            if path.is_file() and path.name not in (job.files or {})}
+
+
+def run_job(job, mode):
+    folder = OUT / job.name / mode.name
+    shutil.rmtree(folder, ignore_errors=True)
+    return run(job.command, mode, folder, job.limit, stdin=job.stdin, files=job.files)
+
+
+def judge(job):
+    """(state, what is wrong, facts)."""
+    plain, again = run_job(job, PLAIN), run_job(job, AGAIN)
+    if plain.status == "did not end":
+        return "excluded", [], f"the plain run does not end within {job.limit} s"
+    wrong, notes = [], []
+    same_end = plain.status == again.status
+    same_output = masked(plain.stdout) == masked(again.stdout)
+    same_files = written(plain, job) == written(again, job)
+    if not same_end:
+        return "excluded", [], f"two plain runs end with {plain.status} and {again.status}"
+    notes += [what for what, same in (("stdout", same_output), ("files", same_files)) if not same]
+    bytes_captured, n_streams = 0, 0
+    for mode in (DETAILED, VERBOSE, CAPTURE):
+        ended = run_job(job, mode)
+        if ended.status != plain.status:
+            wrong.append(f"{mode.name}: ends with {ended.status}, plain {plain.status}: {' | '.join(ended.stderr.strip().splitlines()[-2:])[-300:]}")
+            continue
+        if same_output and masked(ended.stdout) != masked(plain.stdout):
+            pairs = [(a, b) for a, b in zip(masked(plain.stdout), masked(ended.stdout)) if a != b]
+            wrong.append(f"{mode.name}: stdout differs, {len(masked(ended.stdout))} lines for {len(masked(plain.stdout))}: {pairs[:1]}")
+        if same_files and written(ended, job) != written(plain, job):
+            wrong.append(f"{mode.name}: files differ: {sorted(written(ended, job).items() ^ written(plain, job).items())[:4]}")
+        wrong += [f"{mode.name}: {line}" for line in ended.ours if "panic" in line]
+        crashed = isinstance(ended.status, str)
+        for log in ended.folder.glob("*.jsonl"):
+            wrong += [f"{mode.name}: {sentence}" for sentence in wrong_with_log(log) if not crashed]
+        for stream in ended.folder.glob("*.stream"):
+            sentences, said = wrong_with_stream(stream)
+            wrong += [f"{mode.name}: {sentence}" for sentence in sentences if not crashed]
+            bytes_captured += (said or {}).get("captured", {}).get("bytes", 0)
+            n_streams += 1
+    facts = f"ends with {plain.status}, {plain.seconds:.1f} s, {n_streams} streams with {bytes_captured / 1e6:.1f} MB"
+    if notes:
+        facts += f"; differs between plain runs: {', '.join(notes)}"
+    return "FAILED" if wrong else "ok", wrong, facts
+
+
+def some_models():
+    """A folder with the models that the tests of saved states run over: one of each kind of memory."""
+    all_models, folder = architectures.models(), architectures.MODELS / "some"
+    folder.mkdir(exist_ok=True)
+    for name in ("llama-dense", "llama-moe", "mamba2-dense", "jamba-dense", "gemma2-dense", "deepseek2-moe", "qwen35-dense", "lfm2-dense"):
+        link = folder / f"{name}.gguf"
+        if name in all_models and not link.exists():
+            link.symlink_to(all_models[name])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("words", nargs="*")
+    words = parser.parse_args().words
+    assert LIBRARY.exists(), f"{LIBRARY} is missing: build it with `make lib`"
+    began, count = time.monotonic(), {"ok": 0, "FAILED": 0, "excluded": 0, "missing": 0}
+    some_models()
+    for job in jobs():
+        if words and not any(word in job.name for word in words):
+            continue
+        if not job.command[0].exists():
+            state, wrong, facts = "missing", [], f"{job.command[0]} is not built"
+        else:
+            state, wrong, facts = judge(job)
+        count[state] += 1
+        print(f"{job.name:28} {state:8} {facts}", flush=True)
+        for sentence in wrong:
+            print(f"    {sentence}", flush=True)
+        if state == "ok":
+            shutil.rmtree(OUT / job.name, ignore_errors=True)
+    print(f"{count['ok']} passed, {count['FAILED']} failed, {count['excluded']} excluded, {count['missing']} not built; {time.monotonic() - began:.0f} s")
+    return 1 if count["FAILED"] or count["missing"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
