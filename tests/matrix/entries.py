@@ -16,10 +16,6 @@ class Entry:
     fast: bool = False         # in `make test-matrix`, too
     without: dict = field(default_factory=dict)  # facts that this host has nothing of, and why
 
-    def said(self, what):
-        value = getattr(self, what)
-        return value() if callable(value) else value
-
     @property
     def applies(self):
         return [f for f in FACTS if f not in self.without]

@@ -46,7 +46,8 @@ def write(path, results, pinned):
                 if fact == "output" and state == "yes":
                     state = facts["exit"].state
                 cells.append(cell(state, footnote(whys[fact]) if state != "yes" else None))
-        version, date = ("–", "–") if skipped else (entry.said("version"), entry.said("date"))
+        # What is fetched anew has no version where it cannot be had.
+        version, date = ("–" if skipped and callable(value) else value() if callable(value) else value for value in (entry.version, entry.date))
         lines.append("| " + " | ".join([entry.name, version, date, entry.loads, *cells]) + " |")
     lines.append("")
     lines += [f"[^{i}]: {text[:1].upper()}{text[1:]}{'' if text.endswith('.') else '.'}" for i, text in enumerate(notes, 1)]
