@@ -10,8 +10,8 @@ from host import HERE, MODEL, OUT, PINNED, PROMPTS, SERVER_OPTIONS, TOKENS, fetc
 class Entry:
     name: str
     prepare: object            # () -> (how to run it, what doctor is asked)
-    version: str
-    date: str                  # when that build was published
+    version: object            # what of llama.cpp is in it; a function where the newest is fetched
+    date: object               # when that build was published
     loads: str                 # how it loads ggml
     fast: bool = False         # in `make test-matrix`, too
     without: dict = field(default_factory=dict)  # facts that this host has nothing of, and why
@@ -128,8 +128,9 @@ PIN = "0c1e57098 (v0.5.0-dev)"
 
 ENTRIES = [
     Entry("pinned llama-server", pinned_server, PIN, "2026-10-01", "linked shared libraries", fast=True),
-    Entry("b10434 llama-server", old_server, "b10434, ggml 0.20.0", "2026-06", "linked shared libraries, with Vulkan and RPC", fast=True),
-    Entry("Debian unstable llama-server", debian_server, "0.7.0 (b11669), ggml 0.27.0", "2026-11", "CPU backend opened with dlopen, one of 14"),
+    Entry("b10434 llama-server", old_server, "b10434, ggml 0.20.0", "2026-08", "linked shared libraries, with Vulkan and RPC", fast=True),
+    Entry("Debian unstable llama-server", debian_server, lambda: (fetch("debian") / "version").read_text().split("\n")[0],
+          lambda: (fetch("debian") / "version").read_text().split("\n")[1], "CPU backend opened with dlopen, one of many"),
     Entry("llama-server with -Bsymbolic", symbolic_server, PIN, "2026-10-01", "linked shared libraries, calls within each bound", fast=True),
     Entry("llama-server as router", router, PIN, "2026-10-01", "linked shared libraries, in a child process a model"),
     Entry("llama-cpp-python", python_host, f"0.3.36 on {PIN}", "2026-10-01", "ctypes, with dlsym", fast=True),

@@ -108,7 +108,7 @@ def check_told(f, facts, log, run):
     unsaid = [name for name in missing if name != "labels" and not said & (PARTS[name] | {"hooks"})]
     f.that(not unsaid, f"not a word of what is missing of: {', '.join(unsaid)}")
     for component, reason in sorted(states):
-        bad = {name for name in PARTS if name in facts and facts[name].state != "yes" and (component == "hooks" or component in PARTS[name])}
+        bad = {name for name in PARTS if name in facts and not facts[name].seen and (component == "hooks" or component in PARTS[name])}
         known = component == "hooks" or any(component in parts for parts in PARTS.values())
         # A capture that goes another way than usual is whole all the same.
         f.that(not known or bad or "callback" in reason, f"everything is there, but {component}: {reason}")
@@ -279,9 +279,23 @@ def check_labels(f, run):
                  for (what, all_of), names in lacking.items()]
     if not lacking and "l_out-0" in rows:
         first = set(rows["l_out-0"])
+        if len(rows["l_out-0"]) == decoded(run)[0]:
+            check_order(f, rows["l_out-0"], run)
         for name in (f"l_out-{N_LAYER - 1}", "result_output"):
             strange = [label for label in rows.get(name, []) if label not in first]
             f.that(not strange, f"{name} has rows that are not in l_out-0: {strange[:3]}")
+
+
+def check_order(f, labels, run):
+    """One request after another: positions go on from what was cached, and tokens are those that the host generated, if it tells them."""
+    labels = iter(labels)
+    for number, a in enumerate(run.requests, 1):
+        count = a["prompt_tokens"] - a["cached_tokens"] + a["generated_tokens"] - 1
+        part = [next(labels) for _ in range(count)]
+        f.equal([p for _, p, _ in part], list(range(a["cached_tokens"], a["cached_tokens"] + count)), f"positions of request {number}")
+        if "ids" in a:
+            generated = a["generated_tokens"] - 1
+            f.equal([t for _, _, t in part][count - generated:], a["ids"][:-1], f"generated tokens of request {number}")
 
 
 def rows_of(run):
