@@ -7,12 +7,12 @@ use super::class::{Class, Component, classify};
 use super::{Node, Tensor};
 
 /// Tensors that are looked at for one node, at most: a graph without any names must not cost more than that.
-const MOST_LOOKED_AT: usize = 24;
+const MOST_LOOKED_AT: usize = 32;
 /// ggml's own limit for the sources of a node.
 const MOST_SOURCES: usize = 10;
 
 /// A tensor that can tell what it was made from.
-pub trait Origin: Copy {
+pub trait Origin: Copy + PartialEq {
     /// The tensor itself; name and operation are enough.
     fn tensor(&self) -> Tensor<'_>;
     /// Sources up to the last one that is set.
@@ -40,8 +40,8 @@ fn trace<T: Origin>(op: &str, class: Class, t: T) -> Class {
     while next < end {
         let at = queue[next];
         let tensor = at.tensor();
-        let sources: [Option<T>; MOST_SOURCES] =
-            std::array::from_fn(|i| if i < at.n_sources() { at.source(i) } else { None });
+        let n = at.n_sources();
+        let sources: [Option<T>; MOST_SOURCES] = std::array::from_fn(|i| if i < n { at.source(i) } else { None });
         if next > 0 {
             let mut views = [Tensor::default(); MOST_SOURCES];
             for (view, source) in views.iter_mut().zip(&sources) {
@@ -60,9 +60,12 @@ fn trace<T: Origin>(op: &str, class: Class, t: T) -> Class {
                 }
             }
         }
-        for source in sources.into_iter().flatten().take(MOST_LOOKED_AT - end) {
-            queue[end] = source;
-            end += 1;
+        for source in sources.into_iter().flatten() {
+            // A cast names itself as its second source.
+            if end < MOST_LOOKED_AT && !queue[..end].contains(&source) {
+                queue[end] = source;
+                end += 1;
+            }
         }
         next += 1;
     }
@@ -85,6 +88,12 @@ mod tests {
 
     #[derive(Clone, Copy)]
     struct At(&'static Graph, usize);
+
+    impl PartialEq for At {
+        fn eq(&self, other: &Self) -> bool {
+            self.1 == other.1
+        }
+    }
 
     impl Origin for At {
         fn tensor(&self) -> Tensor<'_> {
@@ -190,6 +199,24 @@ mod tests {
             Box::leak(sum.into_boxed_slice())
         };
         assert_eq!(class_of(far(60), 59), (AttentionIndex, Some(4)));
+    }
+
+    #[test]
+    fn casts_do_not_use_up_what_may_be_looked_at() {
+        static GRAPH: &Graph = &[
+            ("msa_bs-1", "POOL_2D", &[]),
+            ("node_1", "TOP_K", &[0]),
+            (" (copy)", "CPY", &[1, 2]),
+            ("node_3", "SCALE", &[2]),
+            (" (copy)", "CPY", &[3, 4]),
+            ("node_5", "SCALE", &[4]),
+            (" (copy)", "CPY", &[5, 6]),
+            ("node_7", "SCALE", &[6]),
+            (" (copy)", "CPY", &[7, 8]),
+            ("node_9", "ARANGE", &[]),
+            ("node_10", "ADD", &[8, 9]),
+        ];
+        assert_eq!(class_of(GRAPH, 10), (AttentionIndex, Some(1)));
     }
 
     #[test]

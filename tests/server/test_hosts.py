@@ -69,7 +69,7 @@ def test_a_recording_that_begins_in_mid_batch(linked, run, tmp_path):  # noqa: F
     outcome.is_untouched()
     outcome.log_path = log
     [request] = of_kind(outcome.events, "request_end")
-    assert (request["prompt_tokens"], request["generated_tokens"]) == (6 + 2, 1), "two rows were seen, behind positions 0 to 5"
+    assert (request["prompt_tokens"], request["generated_tokens"]) == (8 + 2, 1), "two rows were seen, behind positions 0 to 7"
 
 
 def test_a_token_outside_the_vocabulary_has_no_text(host, run, tmp_path):  # noqa: F811
