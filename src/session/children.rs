@@ -36,7 +36,6 @@ fn may_route(program: &str) -> bool {
 
 /// Decides at the start of a preloaded process what becomes of the programs that it will start, and adapts its settings.
 pub(super) fn settle(config: &mut Config, program: &str) {
-    TOLD.get_or_init(host::shared_flag);
     let may_route = config.follow_children.is_none() && !config.disabled && may_route(program);
     MODEL_AWAITED.store(may_route, Ordering::Release);
     if !may_route && config.follow_children != Some(true) {
@@ -78,10 +77,17 @@ pub fn is_no_router() {
 /// One child has told; all processes that are forked from this one share it.
 static TOLD: OnceLock<Option<&'static AtomicBool>> = OnceLock::new();
 
+/// Recording starts: from here on children may be forked.
+pub(super) fn expect_forks() {
+    TOLD.get_or_init(host::shared_flag);
+}
+
 /// A forked child of a recording process computes. The first one says on stderr that none is recorded, since the log is the parent's.
 #[inline]
 pub fn child_computes() {
-    if boundary::child_is_untold() && !TOLD.get().copied().flatten().is_some_and(|told| told.swap(true, Ordering::AcqRel)) {
+    if boundary::child_is_untold()
+        && !TOLD.get().copied().flatten().is_some_and(|told| told.swap(true, Ordering::AcqRel))
+    {
         log::warn(format!(
             "process {} was forked from one that is recorded (gunicorn --preload and other prefork servers do so), and \
              what it and others like it compute is not: let each worker load the model itself",
