@@ -2,12 +2,13 @@
 //!
 //! Nothing here keeps state; `session` decides when to call what.
 
-use std::ffi::{CStr, OsStr, OsString};
+use std::ffi::{CStr, CString, OsStr, OsString};
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
+use std::sync::atomic::AtomicBool;
 
 /// Broken-down local time.
 #[derive(Debug, Clone, Copy)]
@@ -55,9 +56,19 @@ pub fn local_time(unix_s: i64) -> LocalTime {
 /// CPU time of the calling thread in nanoseconds.
 #[must_use]
 pub fn thread_cpu_ns() -> u64 {
+    cpu_ns(libc::CLOCK_THREAD_CPUTIME_ID)
+}
+
+/// CPU time of all threads of the process in nanoseconds: to the nanosecond, where /proc counts in hundredths of a second.
+#[must_use]
+pub fn process_cpu_ns() -> u64 {
+    cpu_ns(libc::CLOCK_PROCESS_CPUTIME_ID)
+}
+
+fn cpu_ns(clock: libc::clockid_t) -> u64 {
     let mut t = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: POSIX: clock_gettime writes one timespec to the valid pointer.
-    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut t) };
+    unsafe { libc::clock_gettime(clock, &raw mut t) };
     t.tv_sec as u64 * 1_000_000_000 + t.tv_nsec as u64
 }
 
@@ -82,6 +93,64 @@ pub fn object_of(address: usize) -> Option<PathBuf> {
     // SAFETY: dladdr: dli_fname is a NUL-terminated string owned by the loader, valid while the object is loaded.
     let name = unsafe { CStr::from_ptr(info.dli_fname) };
     Some(PathBuf::from(OsString::from_vec(name.to_bytes().to_vec())))
+}
+
+/// A loaded object, or the part of it that an address lies in.
+#[derive(Clone, Debug)]
+pub(crate) struct LoadedObject {
+    /// Where the segment begins that holds the address.
+    pub(crate) start: usize,
+    /// Its bytes.
+    pub(crate) length: usize,
+    /// Path as the loader knows it, empty for the program itself.
+    pub(crate) path: CString,
+    /// How many objects were loaded before it.
+    pub(crate) order: usize,
+}
+
+impl LoadedObject {
+    /// Whether `address` lies in the same segment.
+    pub(crate) const fn contains(&self, address: usize) -> bool {
+        address.wrapping_sub(self.start) < self.length
+    }
+}
+
+/// The loaded object that `address` lies in.
+#[must_use]
+pub(crate) fn object_at(address: usize) -> Option<LoadedObject> {
+    struct Search {
+        address: usize,
+        seen: usize,
+        found: Option<LoadedObject>,
+    }
+    unsafe extern "C" fn each(info: *mut libc::dl_phdr_info, _size: usize, data: *mut libc::c_void) -> libc::c_int {
+        // SAFETY: dl_iterate_phdr passes a valid info for the length of the call.
+        let info = unsafe { &*info };
+        // SAFETY: `data` is the search below, ours alone during the iteration.
+        let search = unsafe { &mut *data.cast::<Search>() };
+        // SAFETY: dlpi_phdr has dlpi_phnum entries.
+        let headers = unsafe { std::slice::from_raw_parts(info.dlpi_phdr, usize::from(info.dlpi_phnum)) };
+        let order = search.seen;
+        search.seen += 1;
+        for h in headers.iter().filter(|h| h.p_type == libc::PT_LOAD) {
+            let (start, length) = ((info.dlpi_addr + h.p_vaddr) as usize, h.p_memsz as usize);
+            if search.address.wrapping_sub(start) < length {
+                let path = if info.dlpi_name.is_null() {
+                    CString::default()
+                } else {
+                    // SAFETY: dlpi_name is a NUL-terminated string of the loader.
+                    unsafe { CStr::from_ptr(info.dlpi_name) }.to_owned()
+                };
+                search.found = Some(LoadedObject { start, length, path, order });
+                return 1;
+            }
+        }
+        0
+    }
+    let mut search = Search { address, seen: 0, found: None };
+    // SAFETY: `each` matches the callback's type and does not unwind; `search` outlives the call.
+    unsafe { libc::dl_iterate_phdr(Some(each), (&raw mut search).cast()) };
+    search.found
 }
 
 /// Whether this library stands in LD_PRELOAD: that is how we know that we were preloaded.
@@ -176,6 +245,27 @@ pub fn carries_ggml() -> bool {
     found
 }
 
+/// A flag that this process shares with every child that it forks; false at first. `None` without memory.
+#[must_use]
+pub fn shared_flag() -> Option<&'static AtomicBool> {
+    // SAFETY: a shared anonymous mapping at an address of the kernel's choice touches no memory that is in use.
+    let page = unsafe {
+        libc::mmap(
+            std::ptr::null_mut(),
+            size_of::<AtomicBool>(),
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_SHARED | libc::MAP_ANONYMOUS,
+            -1,
+            0,
+        )
+    };
+    if page == libc::MAP_FAILED {
+        return None;
+    }
+    // SAFETY: zeroed memory that is never unmapped; zero is `false`.
+    Some(unsafe { &*page.cast::<AtomicBool>() })
+}
+
 /// Registers `handler` to run when the process exits in order.
 pub fn at_exit(handler: extern "C" fn()) {
     // SAFETY: atexit stores a function pointer that stays valid: we are never unloaded (a preload, or linked in).
@@ -255,9 +345,22 @@ pub fn without_write_signals<T>(body: impl FnOnce() -> T) -> T {
     result
 }
 
-/// Writes a short line to stderr in one piece, so that the host's own output does not tear it. A stderr that is closed, broken or full
-/// is nobody's problem: the host must not wait for, or die of, our message.
+/// Bytes of a line on stderr: what a pipe that says that it has room takes in one piece and without waiting.
+pub const LONGEST_LINE: usize = libc::PIPE_BUF;
+
+/// Writes a line to stderr in one piece, so that the host's own output does not tear it; a longer one than [`LONGEST_LINE`] is cut. A stderr
+/// that is closed, broken or full is nobody's problem: the host must not wait for, or die of, our message.
 pub fn write_stderr(line: &[u8]) {
+    const CUT: &[u8] = b" [...]\n";
+    let mut short = [0; LONGEST_LINE];
+    let line = if line.len() > LONGEST_LINE {
+        let kept = utf8_prefix(line, LONGEST_LINE - CUT.len());
+        short[..kept.len()].copy_from_slice(kept);
+        short[kept.len()..kept.len() + CUT.len()].copy_from_slice(CUT);
+        &short[..kept.len() + CUT.len()]
+    } else {
+        line
+    };
     let mut stderr = libc::pollfd { fd: libc::STDERR_FILENO, events: libc::POLLOUT, revents: 0 };
     // SAFETY: one valid pollfd. 100 ms for what reads the host's output.
     if unsafe { libc::poll(&raw mut stderr, 1, 100) } == 0 {
@@ -265,6 +368,15 @@ pub fn write_stderr(line: &[u8]) {
     }
     // SAFETY: `line` is valid for its length.
     without_write_signals(|| unsafe { libc::write(libc::STDERR_FILENO, line.as_ptr().cast(), line.len()) });
+}
+
+/// At most `most` bytes of a text, no character of it cut in two.
+fn utf8_prefix(text: &[u8], most: usize) -> &[u8] {
+    let mut end = most.min(text.len());
+    while end > 0 && text.get(end).is_some_and(|b| b & 0xC0 == 0x80) {
+        end -= 1;
+    }
+    &text[..end]
 }
 
 /// Makes writes to `file` wait.
@@ -352,12 +464,22 @@ impl Drop for Pages {
     }
 }
 
-/// Bytes of a page and ticks of a second, for /proc.
+/// Bytes of a page, for /proc.
 #[must_use]
-pub fn page_and_ticks() -> (u64, u64) {
+pub fn page_bytes() -> u64 {
     // SAFETY: sysconf only reads a constant.
     let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
-    // SAFETY: as above.
-    let ticks = unsafe { libc::sysconf(libc::_SC_CLK_TCK) };
-    (page.max(1) as u64, ticks.max(1) as u64)
+    page.max(1) as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::utf8_prefix;
+
+    #[test]
+    fn a_text_is_cut_between_characters() {
+        let text = "aé€𝄞".as_bytes();
+        let lengths: Vec<_> = (0..=text.len() + 1).map(|most| utf8_prefix(text, most).len()).collect();
+        assert_eq!(lengths, [0, 1, 1, 3, 3, 3, 6, 6, 6, 6, 10, 10]);
+    }
 }

@@ -1,8 +1,10 @@
 //! Starts and stops recording: the one place that knows all the parts.
 
+mod children;
+
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{RecvTimeoutError, SendTimeoutError, bounded};
 use parking_lot::Mutex;
@@ -12,6 +14,7 @@ use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::format::session::SessionStart;
 use crate::format::{LOG_VERSION, Line};
+use crate::ggml::copies::{self, MOST_COPIES, News};
 use crate::ggml::symbol;
 use crate::mailbox::{Outbox, mailbox};
 use crate::observe::{self, state, steps};
@@ -19,10 +22,13 @@ use crate::record::sink::Sink;
 use crate::record::writer::{self, Command, Options};
 use crate::{capture, clock, gpu, host, log, mark, record};
 
+pub use self::children::{child_computes, is_no_router};
+
 /// The longest that the end of the host may wait for a slow disk.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// The longest that it may wait until the activations in memory are in their file: they were asked for, and there may be a gigabyte.
+/// The longest that it may wait until the activations in memory are in their file: they were asked for, and there may be a gigabyte. A disk
+/// that takes nothing at all is left alone much sooner (`pipeline`).
 const CAPTURE_PATIENCE: Duration = Duration::from_secs(30);
 
 /// How recording came about.
@@ -80,10 +86,8 @@ pub fn start_preloaded() {
 /// The process turned out to be a llama.cpp host: the first hooked call of a preloaded library that waits, or the constructor.
 /// Nothing fails here: the host comes first.
 pub fn begin_in_host() {
-    let (config, warnings) = from_environment();
-    if !config.follow_children {
-        host::leave_ld_preload();
-    }
+    let (mut config, warnings) = from_environment();
+    children::settle(&mut config, &program_name());
     warnings.iter().for_each(log::warn);
     if let Err(e) = start(&config, Mode::Preload) {
         log::error(format!("{e}. Nothing is recorded; the host goes on"));
@@ -112,12 +116,21 @@ extern "C" fn at_exit_unseen() {
     }
     boundary::guard((), || {
         let (config, _) = from_environment();
-        if boundary::phase() == Phase::Waiting && !config.disabled && host::carries_ggml() {
-            log::warn(format!(
-                "{} is statically linked with llama.cpp, so none of its calls can be seen; nothing was recorded. Use a build with shared libraries, or the C API",
-                program_name()
-            ));
+        if boundary::phase() != Phase::Waiting || config.disabled || !host::carries_ggml() {
+            return;
         }
+        let program = program_name();
+        log::warn(if symbol::any_llama_object() {
+            format!(
+                "{program} has loaded llama.cpp's shared libraries, but no call that is recorded was seen: it made none, or its calls are bound inside \
+                 them; nothing was recorded (`llama-resource doctor` says what can be seen of a library)"
+            )
+        } else {
+            format!(
+                "{program} is statically linked with llama.cpp, so none of its calls can be seen; nothing was recorded. Use a build with shared \
+                 libraries, or the C API"
+            )
+        });
     });
 }
 
@@ -163,31 +176,36 @@ pub fn start(config: &Config, mode: Mode) -> Result<Started> {
         let problem = "an internal failure, or a fork, has ended recording in this process";
         return Err(Error::new("starting", "the recording", problem, "restart the host"));
     }
+    // In any other phase, and where the log is over, the writer could not write any more, has told so, and ends. Its stream is closed in order,
+    // so that a new one may have its name; not under the lock, for a callback that gets a message may call us again.
+    let is_over = |_: &mut Running| !boundary::recording() || record::is_over();
+    let old = RUNNING.lock().take_if(is_over);
+    if old.is_some() {
+        end_capture();
+    }
     let mut running = RUNNING.lock();
-    // In any other phase the writer could not write any more, has told so, and ends.
-    if running.is_some() && boundary::phase() == Phase::Running {
+    if running.is_some() {
         return Ok(Started::Already);
     }
-    *running = None;
+    record::set_over(false);
     record::set_disabled(config.disabled);
     if config.disabled {
         return Ok(Started::Disabled);
     }
+    copies::on_news(further_copy);
     clock::init();
     let now = clock::now_ns();
     let program = program_name();
     let path = config.resolved_log_path(std::process::id(), clock::unix_us(now) / 1_000_000, &program);
     let sink = Sink::open(&path)?;
     record::set_level(config.level);
-    record::rate::open(config.bytes_per_second().is_some());
+    record::begin(config.bytes_per_second().is_some());
     record::set_paused(false);
     observe::splits::set_serialize(config.split_times);
     observe::reset();
     state::reset();
     steps::reset();
     mark::reset();
-    // What was pushed while the last recording ended.
-    record::queue().drain(drop);
     let session_id = clock::session_id(now);
     let session = capture::start::Session { id: session_id.clone(), program: program.clone() };
     let first = first_line(config, mode, now, &session_id, program);
@@ -198,6 +216,7 @@ pub fn start(config: &Config, mode: Mode) -> Result<Started> {
         text: config.text,
         first,
         at_first_step,
+        at_failure,
     };
     let (commands, inbox) = mailbox::<Command>(8, Duration::ZERO);
     boundary::claim_process();
@@ -212,9 +231,38 @@ pub fn start(config: &Config, mode: Mode) -> Result<Started> {
     *running = Some(Running { commands, thread: Some(thread), mode, began_ns: now });
     // A callback that gets the message may call us again.
     drop(running);
-    begin_capture(config, &session, now);
+    if children::may_be_router() {
+        children::put_off(config, session, now);
+    } else {
+        begin_capture(config, &session, now);
+    }
     log::info(format!("recording at {} into {}", config.level.name(), path.display()));
     Ok(Started::Now)
+}
+
+/// A further copy of ggml has made a call.
+fn further_copy(news: News, library: &str) {
+    if !boundary::recording() {
+        return;
+    }
+    boundary::guard((), || match news {
+        News::Another => {
+            state::tell(
+                "hooks",
+                "ok",
+                format!("{library} is of another copy of ggml in this process; it is recorded too"),
+                None,
+            );
+        }
+        News::OneTooMany => state::tell(
+            "hooks",
+            "degraded",
+            format!(
+                "{library} is of one more copy of ggml than the {MOST_COPIES} that are told apart; its calls are only handed on"
+            ),
+            Some("everything of that copy"),
+        ),
+    });
 }
 
 /// Begins to capture, if the settings ask for it. What is wrong with them is told; events are recorded all the same.
@@ -269,6 +317,7 @@ pub fn stop() -> bool {
 }
 
 fn close(mut running: Running) {
+    children::forget();
     if boundary::recording() {
         mark::before_the_end();
         tell_the_end(&running);
@@ -283,8 +332,9 @@ fn close(mut running: Running) {
     }
     let (done, answer) = bounded(1);
     // A writer that is stuck in a write of a dead disk must not hold the host's exit for ever.
+    let until = Instant::now() + PATIENCE;
     let closed = match running.commands.put_within(Command::Stop(done), PATIENCE) {
-        Ok(()) => answer.recv_timeout(PATIENCE) != Err(RecvTimeoutError::Timeout),
+        Ok(()) => answer.recv_deadline(until) != Err(RecvTimeoutError::Timeout),
         Err(e) => matches!(e, SendTimeoutError::Disconnected(_)),
     };
     if closed {
@@ -326,13 +376,15 @@ fn tell_the_end(running: &Running) {
     let now = clock::now_ns();
     {
         let mut host = observe::host();
-        host.buffers.settle(false);
+        host.buffers.settle_all();
         host.contexts.iter_mut().for_each(observe::contexts::Context::flush_batch);
         host.settle_samples();
         host.requests.end_all(None, "unfinished", now);
     }
-    if matches!(running.mode, Mode::Preload | Mode::Linked) && !state::any_call_seen() {
-        let lived_s = (now - running.began_ns) as f64 / 1e9;
+    if children::may_be_router() {
+        state::tell("process", "ok", children::NO_MODEL, None);
+    } else if matches!(running.mode, Mode::Preload | Mode::Linked) && !state::any_call_seen() {
+        let lived_s = now.saturating_sub(running.began_ns) as f64 / 1e9;
         state::tell(
             "hooks",
             "unavailable",
@@ -358,7 +410,8 @@ pub fn flush() -> bool {
         return false;
     }
     let (done, answer) = bounded(1);
-    commands.put_within(Command::Flush(done), PATIENCE).is_ok() && answer.recv_timeout(PATIENCE).is_ok()
+    let until = Instant::now() + PATIENCE;
+    commands.put_within(Command::Flush(done), PATIENCE).is_ok() && answer.recv_deadline(until).is_ok()
 }
 
 /// Whether a recording is on.
@@ -385,6 +438,17 @@ fn install_handlers() {
 fn at_first_step() {
     static ONCE: std::sync::Once = std::sync::Once::new();
     ONCE.call_once(|| host::at_exit(at_exit));
+}
+
+/// The log cannot be written any more. A capture is on another disk, or needs no more of this one: it goes on.
+fn at_failure() -> bool {
+    let goes_on = capture::start::goes_on();
+    if goes_on {
+        record::set_over(true);
+    } else {
+        boundary::set_phase(Phase::Stopped);
+    }
+    goes_on
 }
 
 extern "C" fn at_exit() {

@@ -236,6 +236,20 @@ fn random_damage_never_panics_and_every_line_stays_accounted_for() {
 }
 
 #[test]
+fn a_report_on_any_number_of_sessions_is_about_the_newest() {
+    let start = sample::log().lines().next().unwrap().to_owned();
+    let id = serde_json::from_str::<serde_json::Value>(&start).unwrap()["session_id"].as_str().unwrap().to_owned();
+    let log: String = (0..3000).map(|i| start.replace(&id, &format!("s{i}")) + "\n").collect();
+    let report = report_of(log.as_bytes(), &Which::All);
+    let shown: Vec<&str> = report.sessions.iter().map(|s| s.session.session_id.as_str()).collect();
+    assert_eq!((shown.len(), shown.first(), shown.last()), (1000, Some(&"s2000"), Some(&"s2999")));
+    assert_eq!(report.account.sessions.len(), 3000);
+    let from = report.account.sessions[2998].first_byte;
+    assert_eq!(report_of(log.as_bytes(), &Which::From(from)).sessions.len(), 2);
+    assert_eq!(report_of(log.as_bytes(), &Which::Id("s7".to_owned())).sessions.len(), 1);
+}
+
+#[test]
 fn huge_lines_and_text_that_is_markup_are_harmless() {
     let mut log = Vec::new();
     writeln!(log, "{}", "x".repeat(9 << 20)).unwrap();
@@ -276,6 +290,43 @@ fn run_with_report_shows_this_runs_session_only() {
 }
 
 #[test]
+fn run_preloads_from_a_path_that_ld_preload_would_take_apart() {
+    let folder = std::env::temp_dir().join(format!("llama-resource: my tools {}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let library = folder.join("ours.so");
+    std::fs::write(&library, "").unwrap();
+    let mut command = program();
+    command.env("LLAMA_RESOURCE_LIBRARY", &library).env_remove("LD_PRELOAD");
+    let output = command.args(["run", "--", "sh", "-c", "echo \"$LD_PRELOAD\""]).output().unwrap();
+    let path = stdout(&output).trim().to_owned();
+    assert!(!path.is_empty() && !path.contains([' ', ':']), "{path} {}", stderr(&output));
+    assert_eq!(std::fs::canonicalize(&path).unwrap(), std::fs::canonicalize(&library).unwrap());
+    std::fs::remove_dir_all(&folder).unwrap();
+}
+
+#[test]
+fn run_with_report_finds_logs_by_their_placeholders() {
+    let folder = std::env::temp_dir().join(format!("llama-resource-cli-places-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    // Two processes of the command wrote logs, and another one is an older run's.
+    std::fs::write(folder.join("log.1.jsonl"), sample::log().replace("resource_sess_2026", "older_sess_2026")).unwrap();
+    let mut command = program();
+    command.env("LLAMA_RESOURCE_LIBRARY", std::env::current_exe().unwrap());
+    command.args(["run", "--report", "--log"]).arg(folder.join("log.%p.jsonl")).args(["--", "sh", "-c"]);
+    command.arg(format!(
+        "cat sample.jsonl > {0}/log.$$.jsonl; sed s/resource_sess/second_sess/ sample.jsonl > {0}/log.4711.jsonl",
+        folder.display()
+    ));
+    let output = command.output().unwrap();
+    std::fs::remove_dir_all(&folder).unwrap();
+    let shown = stderr(&output);
+    for id in ["resource_sess_20261122_010000_000000", "second_sess_20261122_010000_000000"] {
+        assert!(shown.contains(id), "{shown}");
+    }
+    assert!(!shown.contains("older_sess") && !shown.contains("no report"), "{shown}");
+}
+
+#[test]
 fn run_with_report_passes_sigterm_on_and_waits() {
     let log = std::env::temp_dir().join(format!("llama-resource-cli-term-{}.jsonl", std::process::id()));
     let mut command = program();
@@ -288,7 +339,7 @@ fn run_with_report_passes_sigterm_on_and_waits() {
     assert!(Command::new("kill").arg(child.id().to_string()).status().unwrap().success());
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(9), "{}", stderr(&output));
-    assert!(stderr(&output).contains("no report: cannot open the log"), "{}", stderr(&output));
+    assert!(stderr(&output).contains("no report: no log"), "{}", stderr(&output));
 }
 
 #[test]

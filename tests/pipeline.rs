@@ -216,3 +216,73 @@ fn a_device_that_swallows_everything_is_a_stream_too() {
     assert!(totals.clean && totals.account.captured == totals.account.seen, "{totals:?}");
     clear(&tokens);
 }
+
+fn fifo(path: &std::path::Path) {
+    assert!(std::process::Command::new("mkfifo").arg(path).status().unwrap().success());
+}
+
+#[test]
+fn pipes_and_links_under_the_names_of_our_files_are_neither_waited_for_nor_followed() {
+    let path = scratch("foreign");
+    let victim = path.with_extension("victim");
+    std::fs::write(&victim, b"somebody's").unwrap();
+    let checkpoint = std::path::PathBuf::from(format!("{}.ckpt.json", path.display()));
+    let temporary = std::path::PathBuf::from(format!("{}.ckpt.json.tmp", path.display()));
+    let began = Instant::now();
+    for with_pipes in [true, false] {
+        for file in [&tokens_file(&path), &checkpoint, &temporary] {
+            if with_pipes { fifo(file) } else { std::os::unix::fs::symlink(&victim, file).unwrap() }
+        }
+        let mut options = options(&path, Codec::None, 32, Policy::Block);
+        (options.resume, options.checkpoint_tokens) = (true, Some(10));
+        let pipeline = Pipeline::start(options).unwrap();
+        let mut feeder = Feeder::new(1);
+        assert!((1..=50).all(|step| feeder.step(&pipeline, step)));
+        assert!(pipeline.flush(PATIENCE), "a checkpoint was written meanwhile");
+        let totals = pipeline.finish(PATIENCE);
+        assert!(totals.clean && totals.account.captured == totals.account.seen, "{totals:?}");
+        let stream = read(&path);
+        stream.assert_steps(1..=50, 1);
+        stream.assert_tokens(1..=50);
+        assert!(!stream.checkpoints.is_empty());
+        assert_eq!(std::fs::read(&victim).unwrap(), b"somebody's");
+        clear(&path);
+    }
+    // A pipe in place of the stream itself, with nobody at its other end.
+    fifo(&path);
+    for result in
+        [Pipeline::check(&path, false), Pipeline::start(options(&path, Codec::None, 32, Policy::Block)).map(drop)]
+    {
+        assert!(result.unwrap_err().to_string().contains("neither a file nor a device"));
+    }
+    assert!(began.elapsed() < Duration::from_secs(20), "waited for a pipe: {:?}", began.elapsed());
+    clear(&path);
+    std::fs::remove_file(victim).unwrap();
+}
+
+#[test]
+fn two_streams_never_write_one_file_of_tokens() {
+    let (path, other, shared) = (scratch("twins"), scratch("twins-b"), tokens_file(&scratch("twins-shared")));
+    let start = |path: &std::path::Path| {
+        let mut options = options(path, Codec::None, 32, Policy::Block);
+        options.tokens_path = Some(shared.clone());
+        Pipeline::start(options).unwrap()
+    };
+    let pipelines = [start(&path), start(&other)];
+    for pipeline in &pipelines {
+        let mut feeder = Feeder::new(1);
+        assert!((1..=2000).all(|step| feeder.step(pipeline, step)));
+        assert!(pipeline.flush(PATIENCE));
+    }
+    for (pipeline, path) in pipelines.iter().zip([&path, &other]) {
+        assert!(pipeline.finish(PATIENCE).clean);
+        // Both streams hold their tokens, whoever has the document.
+        read(path).assert_tokens(1..=2000);
+    }
+    let doc: serde_json::Value = serde_json::from_slice(&std::fs::read(&shared).unwrap()).unwrap();
+    assert_eq!(doc["tokens"].as_array().map_or(0, Vec::len), 2000, "the document of the first, whole");
+    for path in [&path, &other] {
+        clear(path);
+    }
+    std::fs::remove_file(shared).unwrap();
+}

@@ -117,19 +117,17 @@ fn disturb(path: &Path, how: u64) -> bool {
     true
 }
 
-/// How often the stream will have been resumed when it is resumed now. Its checkpoint file counts, which is at most one checkpoint behind:
-/// what it says is on the disk for sure. A stream that was killed before its first checkpoint begins anew.
+/// How often the stream will have been resumed when it is resumed now: its own last checkpoint counts, whatever the file beside it says, which
+/// is at most one checkpoint behind. A stream that was killed before its first checkpoint begins anew.
 fn resumes_next(path: &Path) -> u64 {
     let stream = read(path);
     let own: Vec<u64> = stream.checkpoints.iter().filter_map(|c| c["packets"].as_u64()).collect();
     let saved = std::fs::read(checkpoint_of(path)).ok();
     let saved: Option<serde_json::Value> = saved.and_then(|text| serde_json::from_slice(&text).ok());
-    let Some(saved) = saved.filter(|_| !own.is_empty()) else {
-        return stream.checkpoints.last().map_or(0, |_| stream.resumes_at_checkpoint() + 1);
-    };
-    let next = saved["next_packet"].as_u64().unwrap();
-    assert!(own.iter().rev().take(2).any(|&packets| packets == next), "{next} is not one of the last two of {own:?}");
-    saved["metadata"]["resume_count"].as_u64().unwrap() + 1
+    if let Some(next) = saved.filter(|_| !own.is_empty()).map(|saved| saved["next_packet"].as_u64().unwrap()) {
+        assert!(own.iter().rev().take(2).any(|&n| n == next), "{next} is not one of the last two of {own:?}");
+    }
+    stream.checkpoints.last().map_or(0, |_| stream.resumes_at_checkpoint() + 1)
 }
 
 #[test]
@@ -218,13 +216,13 @@ fn checkpoint_of(path: &Path) -> PathBuf {
     format!("{}.ckpt.json", path.display()).into()
 }
 
-/// Where the stream's own checkpoints stand, and the last step of each.
-fn checkpoints(path: &Path) -> Vec<(usize, u64)> {
+/// Where the stream's own checkpoints stand, the last step of each, and where its packet ends.
+fn checkpoints(path: &Path) -> Vec<(usize, u64, u64)> {
     let mut reader = StreamReader::open(path).unwrap();
     let mut found = Vec::new();
     while let Some(item) = reader.next_item().unwrap() {
         if let Item::Packet { at, packet: Packet { content: Content::Checkpoint(body), .. } } = item {
-            found.push((at.offset as usize + 60, body["last_step"].as_u64().unwrap()));
+            found.push((at.offset as usize + 60, body["last_step"].as_u64().unwrap(), at.end()));
         }
     }
     found
@@ -280,6 +278,51 @@ fn without_a_good_checkpoint_file_the_streams_own_last_checkpoint_counts() {
         feed::assert_reader_agrees(&copy, &stream, true);
         clear(&copy);
     }
+    clear(&path);
+}
+
+#[test]
+#[ignore = "the child of the test below"]
+fn resumes_and_says_where() {
+    let path = PathBuf::from(std::env::var_os("LRI_CRASH_PATH").expect("run by the test below"));
+    let pipeline = resume(&path, Codec::None);
+    println!("goes on behind {}", pipeline.resumed().map_or(0, |r| r.last_step));
+    assert!(pipeline.finish(PATIENCE).clean);
+}
+
+#[test]
+fn an_older_checkpoint_file_undoes_no_newer_checkpoint_and_what_is_cut_off_is_said() {
+    let (path, copy) = (scratch("stale"), scratch("stale-copy"));
+    left_behind(&path, 200);
+    let own = checkpoints(&path);
+    assert!(own.len() > 3, "{own:?}");
+    let last = own[own.len() - 1].1;
+    // The file as it was at each checkpoint: what a disk that was full since then has kept. The packet says all but its own place.
+    for (body, end) in read(&path).checkpoints.iter().zip(&own) {
+        let mut saved = body.clone();
+        saved["stream_offset"] = end.2.into();
+        std::fs::copy(&path, &copy).unwrap();
+        std::fs::write(checkpoint_of(&copy), saved.to_string()).unwrap();
+        let text = child::run("resumes_and_says_where", &[("LRI_CRASH_PATH", copy.to_str().unwrap())]);
+        assert!(text.contains(&format!("goes on behind {last}\n")), "the file of step {}: {text}", end.1);
+        // Steps after the last checkpoint are lost, and said.
+        assert!(text.contains("cut off") && text.contains(&format!("of step {last}: ")), "{text}");
+        // Nothing stands behind the checkpoint of a stream that has ended.
+        let text = child::run("resumes_and_says_where", &[("LRI_CRASH_PATH", copy.to_str().unwrap())]);
+        assert!(text.contains(&format!("goes on behind {last}\n")) && !text.contains("cut off"), "{text}");
+        clear(&copy);
+    }
+    clear(&path);
+}
+
+#[test]
+fn a_file_full_of_end_marks_is_given_up_soon() {
+    let path = scratch("marks");
+    std::fs::write(&path, llama_resource_instrumentation::format::stream::END_MARK.repeat(8 << 20)).unwrap();
+    let began = std::time::Instant::now();
+    let pipeline = resume(&path, Codec::None);
+    assert!(pipeline.resumed().is_none() && began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
+    assert!(pipeline.finish(PATIENCE).clean);
     clear(&path);
 }
 

@@ -1,9 +1,11 @@
 //! What is wanted of a graph: worked out once when the graph is built, kept by the graph's fingerprint.
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::ffi::c_void;
 use std::sync::Arc;
 
+use super::inputs::{self, At, Inputs};
 use super::names;
 use super::shape::{self, Known, Shape};
 use crate::codec::DType;
@@ -47,9 +49,6 @@ pub struct Refusal {
     pub bytes: u64,
 }
 
-/// A source of a node: node and source number.
-type At = (usize, usize);
-
 /// What is wanted of a graph.
 #[derive(Clone, Debug)]
 pub struct GraphPlan {
@@ -68,6 +67,10 @@ pub struct GraphPlan {
     /// What was wanted and is left out.
     pub refused: Vec<Refusal>,
 }
+
+/// Names that a capture may have in all. Those of a model are some thousands, each again for every length that its rows take (attention scores
+/// grow with the cache); a host that makes up new ones for every graph must not fill the memory with them.
+pub(super) const MOST_NAMES: usize = 1 << 16;
 
 /// What survives from graph to graph.
 #[derive(Debug, Default)]
@@ -100,13 +103,13 @@ pub(super) fn root_of(t: TensorPtr) -> TensorPtr {
     root
 }
 
-/// Makes the plan; `n_layer`: blocks of the model, where known. `None` if the graph processes no tokens.
+/// Makes the plan; `n_layer`: blocks of the model whose graph it is, where known. `None` if the graph processes no tokens.
 #[must_use]
 pub fn plan(nodes: &[TensorPtr], wish: &Wish, n_layer: Option<i32>, memory: &mut Memory) -> Option<GraphPlan> {
     let uses_flag = nodes.iter().any(TensorPtr::has_compute_flag);
-    let inputs = Inputs::find(nodes, uses_flag)?;
+    let inputs = Inputs::find(nodes, uses_flag, n_layer.is_some())?;
     let index: HashMap<*const c_void, usize> = nodes.iter().enumerate().map(|(i, t)| (t.address(), i)).collect();
-    let selected = behind_selection(nodes, inputs.outputs.map(|(_, t)| t));
+    let selected = inputs::behind(nodes, inputs.outputs.map(|(_, t)| t));
     let overwritten = overwritten(nodes, uses_flag);
     let mut out = GraphPlan {
         n_tokens: inputs.n_tokens,
@@ -185,10 +188,15 @@ pub fn plan(nodes: &[TensorPtr], wish: &Wish, n_layer: Option<i32>, memory: &mut
         };
         let slice = crate::select::slice(shape.ne[0], wish.elements_of(&h));
         let store = memory.of_width(store, shape.ne[0]);
+        let spec = store.and_then(|store| memory.spec(store, &h, t.name(), f.number, f.dtype, slice));
+        let Some(spec) = spec else {
+            out.refused.push(h.refused(Reason::Full, bytes));
+            continue;
+        };
         out.wanted.push(Wanted {
             node: h.node,
             root: (root.address() != t.address()).then_some(f.root_node),
-            spec: memory.spec(store, &h, t.name(), f.number, f.dtype, slice),
+            spec,
             shape,
             bytes: usize::try_from(bytes).unwrap_or(usize::MAX),
             kept_bytes: root.span_bytes(),
@@ -282,13 +290,17 @@ pub(super) fn hit(
 
 impl Memory {
     /// The name of a tensor whose rows are so long: a second length gets a name of its own, since a stream holds one array for each name
-    /// (attention scores grow with the cache).
-    pub(super) fn of_width(&mut self, store: String, width: u32) -> String {
-        let first = *self.widths.entry(store.clone()).or_insert(width);
-        if first == width { store } else { format!("{store}@{width}") }
+    /// (attention scores grow with the cache). `None` if there are [`MOST_NAMES`] already.
+    pub(super) fn of_width(&mut self, store: String, width: u32) -> Option<String> {
+        let first = match self.widths.get(&store) {
+            Some(&first) => first,
+            None if self.widths.len() >= MOST_NAMES => return None,
+            None => *self.widths.entry(store.clone()).or_insert(width),
+        };
+        Some(if first == width { store } else { format!("{store}@{width}") })
     }
 
-    /// The tensor's description, shared by all graphs.
+    /// The tensor's description, shared by all graphs. `None` as above.
     pub(super) fn spec(
         &mut self,
         store: String,
@@ -297,7 +309,7 @@ impl Memory {
         occurrence: u16,
         dtype: DType,
         slice: Option<Slice>,
-    ) -> Arc<Spec> {
+    ) -> Option<Arc<Spec>> {
         let make = || {
             Arc::new(Spec {
                 name: store.clone(),
@@ -310,59 +322,17 @@ impl Memory {
                 slice,
             })
         };
-        let kept = self.specs.entry((store.clone(), dtype as u8)).or_insert_with(make);
+        let n = self.specs.len();
+        let kept = match self.specs.entry((store.clone(), dtype as u8)) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(_) if n >= MOST_NAMES => return None,
+            Entry::Vacant(new) => new.insert(make()),
+        };
         if kept.slice != slice || kept.op != h.op || kept.occurrence != occurrence {
             *kept = make();
         }
-        kept.clone()
+        Some(kept.clone())
     }
-}
-
-struct Inputs {
-    n_tokens: usize,
-    tokens: Option<(At, TensorPtr)>,
-    positions: Option<(At, TensorPtr)>,
-    outputs: Option<(At, TensorPtr)>,
-}
-
-impl Inputs {
-    /// The graph's inputs are found as sources of the nodes that are computed; a graph that has both a token path and an embedding path
-    /// computes only one.
-    fn find(nodes: &[TensorPtr], uses_flag: bool) -> Option<Self> {
-        let (mut tokens, mut positions, mut outputs, mut embeddings) = (None, None, None, None);
-        for (i, t) in nodes.iter().enumerate().filter(|(_, t)| t.is_computed(uses_flag)) {
-            for k in 0..t.n_src() {
-                let Some(s) = t.src(k) else { continue };
-                let slot = match s.name() {
-                    "inp_tokens" => &mut tokens,
-                    "inp_pos" => &mut positions,
-                    "out_ids" | "inp_out_ids" => &mut outputs,
-                    "inp_embd" => &mut embeddings,
-                    _ => continue,
-                };
-                if slot.is_none() && s.op() == "NONE" {
-                    *slot = Some(((i, k), s));
-                }
-            }
-        }
-        let count = |t: TensorPtr, dim: usize| usize::try_from(t.ne()[dim]).ok();
-        let n_tokens = tokens.and_then(|(_, t)| count(t, 0)).or_else(|| embeddings.and_then(|(_, t)| count(t, 1)))?;
-        (n_tokens > 0).then_some(Self { n_tokens, tokens, positions, outputs })
-    }
-}
-
-/// Nodes behind the choice of the rows that have an output.
-fn behind_selection(nodes: &[TensorPtr], outputs: Option<TensorPtr>) -> HashSet<*const c_void> {
-    let mut behind = HashSet::new();
-    let Some(outputs) = outputs else { return behind };
-    for t in nodes {
-        let selects = t.op() == "GET_ROWS" && t.src(1) == Some(outputs);
-        let follows = || (0..t.n_src()).filter_map(|k| t.src(k)).any(|s| behind.contains(&s.address()));
-        if selects || follows() {
-            behind.insert(t.address());
-        }
-    }
-    behind
 }
 
 /// Tensors that some node writes into after they were computed: kept memory would hold the later values.
@@ -385,5 +355,19 @@ impl Wanted {
     #[must_use]
     pub fn tokens_are_outermost(&self) -> bool {
         self.shape.ne[usize::from(self.shape.token_dim) + 1..].iter().all(|&n| n == 1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{MOST_NAMES, Memory};
+
+    #[test]
+    fn names_that_a_host_makes_up_for_ever_do_not_fill_the_memory() {
+        let mut memory = Memory::default();
+        let named = (0..MOST_NAMES + 10).filter(|i| memory.of_width(format!("t{i}"), 8).is_some()).count();
+        assert_eq!((named, memory.widths.len()), (MOST_NAMES, MOST_NAMES));
+        assert_eq!(memory.of_width("t7".into(), 8).as_deref(), Some("t7"), "what has its name keeps it");
+        assert_eq!(memory.of_width("t7".into(), 9).as_deref(), Some("t7@9"));
     }
 }

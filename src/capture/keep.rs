@@ -11,6 +11,10 @@ use crate::pipeline::Pipeline;
 pub struct Keeping {
     /// The most that any graph of a scheduler needed: allocators do not give memory back.
     by_sched: HashMap<usize, usize>,
+    /// The same before the last graph that needed more.
+    before: HashMap<usize, usize>,
+    /// What the host's memory had no room for, by scheduler: its graphs that need as much are not asked to keep it again.
+    too_much: HashMap<usize, usize>,
     /// All of it; the pipeline has the rest of the budget.
     total: Arc<AtomicUsize>,
 }
@@ -34,11 +38,31 @@ impl Keeping {
             return false;
         }
         self.by_sched.insert(sched, bytes);
+        self.before.insert(sched, kept);
         true
+    }
+
+    /// Whether the host's memory has not been found too small for so many.
+    #[must_use]
+    pub fn may_fit(&self, sched: usize, bytes: usize) -> bool {
+        self.too_much.get(&sched).is_none_or(|&too_much| bytes < too_much)
+    }
+
+    /// The allocator of `sched` had no room for the bytes that it was to keep: they are the pipeline's again.
+    pub fn refused(&mut self, sched: usize, bytes: usize, pipeline: Option<&Pipeline>) {
+        let least = self.too_much.entry(sched).or_insert(bytes);
+        *least = bytes.min(*least);
+        if let Some(kept) = self.by_sched.get_mut(&sched).filter(|kept| **kept == bytes) {
+            *kept = self.before.get(&sched).copied().unwrap_or(0);
+            let total = self.total.load(Ordering::Relaxed).saturating_sub(bytes - *kept);
+            self.leave(total, pipeline);
+        }
     }
 
     /// A scheduler is gone, and its memory with it.
     pub fn freed(&mut self, sched: usize, pipeline: Option<&Pipeline>) {
+        self.too_much.remove(&sched);
+        self.before.remove(&sched);
         if let Some(kept) = self.by_sched.remove(&sched) {
             let total = self.total.load(Ordering::Relaxed).saturating_sub(kept);
             self.leave(total, pipeline);
@@ -80,5 +104,21 @@ mod tests {
         keeping.freed(1, None);
         assert!(keeping.keep(3, 60, 100, None));
         assert_eq!(total(), 100);
+    }
+
+    #[test]
+    fn what_the_host_has_no_room_for_is_the_pipelines_again_and_not_tried_twice() {
+        let mut keeping = Keeping::default();
+        let total = keeping.total();
+        let total = || total.load(Ordering::Relaxed);
+        assert!(keeping.keep(1, 10, 100, None) && keeping.keep(1, 40, 100, None));
+        keeping.refused(1, 40, None);
+        assert_eq!(total(), 10, "what it kept before it keeps on");
+        assert!(keeping.may_fit(1, 39) && !keeping.may_fit(1, 40) && keeping.may_fit(2, 40));
+        // A graph that was asked to keep less than the allocator had: nothing to give back.
+        keeping.refused(1, 5, None);
+        assert_eq!((total(), keeping.may_fit(1, 5)), (10, false));
+        keeping.freed(1, None);
+        assert!(total() == 0 && keeping.may_fit(1, 40));
     }
 }

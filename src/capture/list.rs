@@ -34,10 +34,7 @@ pub fn write(capture: &Capture, live: &Live) {
         "nodes": nodes,
         "unmatched_terms": capture.unmatched(),
     });
-    let mut temporary = path.clone().into_os_string();
-    temporary.push(".part");
-    let written = std::fs::write(&temporary, text.to_string()).and_then(|()| std::fs::rename(&temporary, path));
-    if let Err(e) = written {
+    if let Err(e) = crate::pipeline::replace(path, text.to_string().as_bytes()) {
         crate::log::error(format!("the list of tensors {} cannot be written: {e}", path.display()));
     }
 }

@@ -39,7 +39,7 @@ pub struct Live {
     pub retains: bool,
     /// Bytes of all wanted nodes.
     pub bytes: u64,
-    /// Those that are read of a step all of whose rows are kept; `None` if nodes are left out.
+    /// What those take in buffers that are read of a step all of whose rows are kept; `None` if nodes are left out.
     pub stored: Option<usize>,
     /// The nodes that all threads of the CPU backend begin together and do not fuse: number and address.
     stops: Vec<(usize, TensorPtr)>,
@@ -87,15 +87,15 @@ impl Live {
         }
     }
 
-    /// Flags what the allocator is to keep.
-    pub fn flag(&self, nodes: &[TensorPtr]) {
-        for (w, way) in self.plan.wanted.iter().zip(&self.ways) {
-            if *way == Way::By(Route::Retain)
-                && let Some(t) = nodes.get(w.root.unwrap_or(w.node))
-            {
-                t.set_output();
-            }
-        }
+    /// Flags what the allocator is to keep. Gives what was flagged, and the flags before, in the order in which they are to be put back.
+    #[must_use]
+    pub fn flag(&self, nodes: &[TensorPtr]) -> Vec<(TensorPtr, i32)> {
+        let kept = self.plan.wanted.iter().zip(&self.ways).filter(|(_, way)| **way == Way::By(Route::Retain));
+        let mut flagged: Vec<_> =
+            kept.filter_map(|(w, _)| nodes.get(w.root.unwrap_or(w.node)).map(|t| (*t, t.set_output()))).collect();
+        // One that is flagged twice had its own flags the first time.
+        flagged.reverse();
+        flagged
     }
 
     /// Tensors that are skipped because keeping them takes too much memory, and the bytes that it takes. `None` if there are none.
@@ -164,7 +164,7 @@ impl Live {
 
 fn stored(wanted: &[Wanted], ways: &[Way]) -> Option<usize> {
     let all = ways.iter().all(|way| matches!(way, Way::By(_))) && wanted.iter().all(|w| w.bytes > 0);
-    all.then(|| wanted.iter().map(|w| copy::bytes(w, None)).sum())
+    all.then(|| wanted.iter().map(|w| copy::padded(copy::bytes(w, None))).sum())
 }
 
 /// Bytes that the allocator has to keep so that everything that can be retained is.

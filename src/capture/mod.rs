@@ -9,13 +9,16 @@
 //!
 //! `auto` takes the first where it is safe and fits the memory budget, node by node.
 
+pub mod allocator;
 pub mod copy;
 pub mod early;
 pub mod graph;
+pub mod inputs;
 pub mod keep;
 pub mod list;
 pub mod live;
 pub mod names;
+pub mod ran;
 pub mod rows;
 pub mod run;
 pub mod serial;
@@ -58,6 +61,8 @@ pub struct Capture {
     pub text: bool,
     /// Only tell what would be captured, into this file.
     pub list: Option<PathBuf>,
+    /// What became of the graphs that ran.
+    ran: ran::Ran,
     start: start::Start,
     graphs: Mutex<Graphs>,
 }
@@ -73,6 +78,9 @@ struct Graphs {
 
 static ON: AtomicBool = AtomicBool::new(false);
 static CURRENT: RwLock<Option<Arc<Capture>>> = RwLock::new(None);
+
+/// How long the table below is waited for, which is locked for a look at most.
+const THEIRS_PATIENCE: Duration = Duration::from_secs(1);
 
 /// The callback that the host itself has set on each scheduler.
 static THEIRS: Mutex<Option<HashMap<usize, (EvalCallback, usize)>>> = Mutex::new(None);
@@ -119,12 +127,15 @@ pub fn is_on() -> bool {
 /// The capture that is on.
 #[must_use]
 pub fn current() -> Option<Arc<Capture>> {
-    if is_on() { CURRENT.read().clone() } else { None }
+    // Recursive: a message that is told while it is read may lead here again, through the callback of whoever asked for messages.
+    if is_on() { CURRENT.read_recursive().clone() } else { None }
 }
 
 /// Begins to capture.
 pub fn begin(capture: Capture) {
-    *CURRENT.write() = Some(Arc::new(capture));
+    let before = CURRENT.write().replace(Arc::new(capture));
+    // Not while it is locked: what ends may have something to say.
+    drop(before);
     ON.store(true, Ordering::Release);
 }
 
@@ -134,9 +145,10 @@ pub fn end() -> Option<Arc<Capture>> {
     CURRENT.write().take()
 }
 
-/// The host sets its own callback on a scheduler (null: none).
+/// The host sets its own callback on a scheduler (null: none). To be told whether or not anything is captured.
 pub fn theirs_set(sched: Ptr, callback: Option<EvalCallback>, user_data: Ptr) {
-    let mut theirs = THEIRS.lock();
+    // In a forked child nobody may be there to unlock.
+    let Some(mut theirs) = THEIRS.try_lock_for(THEIRS_PATIENCE) else { return };
     let theirs = theirs.get_or_insert_default();
     match callback {
         Some(f) => _ = theirs.insert(sched as usize, (f, user_data as usize)),
@@ -150,11 +162,9 @@ pub fn theirs(sched: Ptr) -> Option<(EvalCallback, Ptr)> {
     THEIRS.lock().as_ref()?.get(&(sched as usize)).map(|&(f, data)| (f, data as Ptr))
 }
 
-/// A scheduler is gone.
+/// A scheduler is gone. To be told whether or not anything is captured.
 pub fn sched_freed(sched: Ptr) {
-    if let Some(theirs) = THEIRS.lock().as_mut() {
-        theirs.remove(&(sched as usize));
-    }
+    theirs_set(sched, None, std::ptr::null_mut());
     if let Some(capture) = current() {
         let mut graphs = capture.graphs.lock();
         graphs.live.remove(&(sched as usize));

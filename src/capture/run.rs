@@ -4,6 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::ffi::c_void;
 use std::sync::Arc;
 
+use super::allocator::{self, Allocating, Outcome};
 use super::live::{self, Live};
 use super::rows::StepRows;
 use super::step::{self, Step};
@@ -17,88 +18,57 @@ use crate::ggml::view::TensorPtr;
 use crate::observe::{self, state, steps};
 use crate::pipeline::{Pipeline, Reason};
 
-/// What the allocator does with a graph that was flagged on this thread.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Plan {
-    /// Nothing was flagged.
-    Untouched,
-    /// Flagged; the memory plan that the allocator holds may be of another graph, or of the same without flags.
-    Stale,
-    /// The allocator has planned this graph anew, with its flags.
-    Fresh,
-}
-
 thread_local! {
-    static PLAN: Cell<Plan> = const { Cell::new(Plan::Untouched) };
     static STEP: RefCell<Option<Step>> = const { RefCell::new(None) };
     static THEIRS_ASKED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// A graph was built and is about to get its memory: flags what is to be kept.
-pub fn graph_begins(sched: Ptr, graph: Ptr) {
-    let Some(capture) = super::current() else { return };
-    if layout::check().is_err() {
-        return;
-    }
-    let Some(nodes) = steps::graph_nodes(graph) else { return };
-    let live = plan(&capture, graph, &nodes, retention_possible().then_some(sched));
+/// A graph was built and is about to get its memory: flags what is to be kept. What it gives is to live until the graph has it.
+#[must_use]
+pub fn graph_begins(sched: Ptr, graph: Ptr) -> Option<Allocating> {
+    let capture = super::current()?;
+    layout::check().ok()?;
+    let nodes = steps::graph_nodes(graph)?;
+    let live = plan(&capture, graph, &nodes, allocator::is_seen().then_some(sched));
     let mut graphs = capture.graphs.lock();
+    let mut flagged = Vec::new();
     match live {
         Some(live) => {
             if live.retains {
-                live.flag(&nodes);
-                PLAN.set(Plan::Stale);
+                flagged = live.flag(&nodes);
             }
             graphs.live.insert(sched as usize, Arc::new(live));
         }
         None => _ = graphs.live.remove(&(sched as usize)),
     }
+    Some(allocator::begin(sched, flagged))
 }
 
-/// The graph has its memory.
-pub fn graph_allocated(sched: Ptr) {
-    if PLAN.replace(Plan::Untouched) != Plan::Stale {
-        return;
-    }
-    // Neither of the allocator's functions was seen: its calls do not go through the PLT, and it may have placed the graph by an old plan.
+/// The graph has its memory, or the host has `failed` to give it any.
+pub fn graph_allocated(sched: Ptr, failed: bool) {
     let Some(capture) = super::current() else { return };
-    state::tell(
-        "capture",
-        "degraded",
-        "the allocator's own calls do not go through the PLT in this build, so nothing can be kept for reading; the callback is used, which cuts the graph",
-        None,
-    );
-    RETENTION_REFUSED.store(true, std::sync::atomic::Ordering::Relaxed);
+    let outcome = allocator::outcome();
+    let unseen = !allocator::is_seen() || outcome == Outcome::NotPlanned;
+    if unseen && capture.config.route != RouteChoice::Callback {
+        state::tell(
+            "capture",
+            "degraded",
+            "the allocator's own calls do not go through the PLT in this build, so nothing can be kept for reading; the callback is used, which cuts the graph",
+            None,
+        );
+    }
     let mut graphs = capture.graphs.lock();
-    if let Some(live) = graphs.live.get(&(sched as usize)) {
-        let live = live.without_retention(capture.config.route);
-        graphs.live.insert(sched as usize, Arc::new(live));
+    // What the host could give no memory to will not run, and its tensors are gone soon.
+    let live = if failed { graphs.live.remove(&(sched as usize)) } else { graphs.live.get(&(sched as usize)).cloned() };
+    let (Outcome::NotPlanned | Outcome::GaveUp, Some(live)) = (outcome, live) else { return };
+    let (bytes, started) = (live::kept(&live.plan.wanted), capture.start.started());
+    if !failed {
+        graphs.live.insert(sched as usize, Arc::new(live.without_retention(capture.config.route)));
     }
-    graphs.keeping.freed(sched as usize, capture.start.started());
-}
-
-static RETENTION_REFUSED: std::sync::atomic::AtomicBool = std::sync::atomic::AtomicBool::new(false);
-
-/// ggml aborts on what retention makes it do when it debugs reallocations.
-fn retention_possible() -> bool {
-    static DEBUGS: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
-    let debugs = *DEBUGS.get_or_init(|| std::env::var_os("GGML_SCHED_DEBUG_REALLOC").is_some());
-    !debugs && !RETENTION_REFUSED.load(std::sync::atomic::Ordering::Relaxed)
-}
-
-/// The allocator is asked to place a graph by the plan that it holds. True: it must plan anew first.
-#[must_use]
-pub fn must_replan() -> bool {
-    PLAN.get() == Plan::Stale && {
-        PLAN.set(Plan::Fresh);
-        true
-    }
-}
-
-/// The allocator plans a graph anew.
-pub fn replanned() {
-    if PLAN.get() == Plan::Stale {
-        PLAN.set(Plan::Fresh);
+    graphs.keeping.refused(sched as usize, bytes, started);
+    drop(graphs);
+    if outcome == Outcome::GaveUp {
+        start::tell_no_room_to_keep(&capture, bytes);
     }
 }
 
@@ -124,9 +94,11 @@ fn plan(capture: &Capture, graph: Ptr, nodes: &[TensorPtr], keeps: Option<Ptr>) 
     }?;
     let (choice, limit) = (capture.config.route, capture.retain_limit);
     let may_retain = keeps.is_some_and(|sched| {
-        let mut keep = |bytes| graphs.keeping.keep(sched as usize, bytes, limit, capture.start.started());
+        let bytes = live::kept(&plan.wanted);
         // What a forced route may keep is set aside from the start (`start::options`).
-        choice != RouteChoice::Auto || keep(live::kept(&plan.wanted))
+        graphs.keeping.may_fit(sched as usize, bytes)
+            && (choice != RouteChoice::Auto
+                || graphs.keeping.keep(sched as usize, bytes, limit, capture.start.started()))
     });
     Some(Live::new(graph as usize, plan, nodes, choice, limit, may_retain))
 }
@@ -140,7 +112,9 @@ pub fn begins(sched: Ptr, graph: Ptr, number: Option<u64>) -> bool {
         unsafe { old.finish(false) };
     }
     let Some(capture) = super::current() else { return false };
-    if layout::check().is_err() {
+    capture.ran.one();
+    if let Err(reason) = layout::check() {
+        capture.ran.unreadable(reason);
         return false;
     }
     let known = capture.graphs.lock().live.get(&(sched as usize)).filter(|l| l.graph == graph as usize).cloned();
@@ -149,6 +123,7 @@ pub fn begins(sched: Ptr, graph: Ptr, number: Option<u64>) -> bool {
         // Built before the capture began: its memory is planned, only the callback can read it.
         None => {
             let Some(live) = steps::graph_nodes(graph).and_then(|n| plan(&capture, graph, &n, None)) else {
+                capture.ran.without_tokens();
                 return false;
             };
             let live = Arc::new(live);
@@ -169,6 +144,7 @@ pub fn begins(sched: Ptr, graph: Ptr, number: Option<u64>) -> bool {
 fn step_begins(capture: &Arc<Capture>, live: Arc<Live>, sched: Ptr, number: Option<u64>) -> bool {
     let Some(pipeline) = capture.pipeline() else { return false };
     let account = pipeline.account();
+    let in_step = account.step_begins();
     let bytes = live.bytes;
     account.seen(live.plan.wanted.len() as u64, bytes);
     for r in &live.plan.refused {
@@ -198,7 +174,7 @@ fn step_begins(capture: &Arc<Capture>, live: Arc<Live>, sched: Ptr, number: Opti
     let number = number.unwrap_or_else(|| steps::TOTALS.last_step.load(std::sync::atomic::Ordering::Relaxed));
     // A resumed stream has steps of an earlier run: its numbers go on.
     let number = number + pipeline.resumed().map_or(0, |r| r.last_step);
-    let step = Step::new(capture.clone(), live, sched, number, rows);
+    let step = Step::new(capture.clone(), live, sched, number, rows, in_step);
     STEP.set(Some(step));
     true
 }

@@ -8,11 +8,13 @@ use std::collections::{HashMap, HashSet};
 use std::ffi::c_void;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
 use super::copy::{self, Read};
 use super::graph::{self, Hit, Wanted};
+use super::inputs::{self, Input, Role};
 use super::shape::{self, Rows};
 use super::{Capture, names, rows};
 use crate::clock;
@@ -22,7 +24,7 @@ use crate::ggml::layout;
 use crate::ggml::view::TensorPtr;
 use crate::graph::{class, name};
 use crate::observe::steps::{self, TOTALS};
-use crate::pipeline::{Form, Job, Piece, Place, Reason, Spec, Table};
+use crate::pipeline::{Form, InStep, Job, Piece, Place, Reason, Spec, Table};
 
 /// A node that was wanted and copied.
 #[derive(Debug)]
@@ -44,6 +46,8 @@ struct Taken {
 struct Run {
     number: u64,
     n_tokens: usize,
+    /// The first table that its tokens are looked up in, and the ids.
+    begins: [usize; 2],
     tokens: Option<Vec<i32>>,
     positions: Option<Vec<i32>>,
     outputs: Option<Vec<i32>>,
@@ -57,6 +61,8 @@ struct Run {
     taken: Vec<Taken>,
     data: Vec<u8>,
     told: bool,
+    /// What it has seen may still be open in the account.
+    _in_step: Option<InStep>,
 }
 
 /// A thread's graphs.
@@ -67,6 +73,9 @@ struct State {
     /// This build marks the nodes that are computed.
     uses_flag: bool,
 }
+
+/// The longest that the end of a capture waits for threads that are in their callbacks.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 static ALL: Mutex<Vec<Weak<Mutex<State>>>> = Mutex::new(Vec::new());
 
@@ -103,7 +112,11 @@ fn current() -> Option<Arc<Capture>> {
 /// `t` is a node of the graph that runs.
 #[must_use]
 pub unsafe fn ask(t: *const c_void) -> bool {
-    let Some(capture) = current().filter(|_| layout::check().is_ok()) else { return false };
+    let Some(capture) = current() else { return false };
+    if let Err(reason) = layout::check() {
+        capture.ran.unreadable(reason);
+        return false;
+    }
     // SAFETY: the caller's promise.
     let Some(t) = (unsafe { TensorPtr::new(t) }) else { return false };
     LOCAL.try_with(|s| s.lock().ask(&capture, t)).unwrap_or(false)
@@ -124,8 +137,10 @@ pub unsafe fn shown(t: *const c_void) {
 /// The capture ends: the last graph of every thread is over.
 pub fn finish_all(capture: &Capture) {
     let all: Vec<_> = ALL.lock().iter().filter_map(Weak::upgrade).collect();
+    // All of them together: a thread that is held up in its callback is left alone.
+    let until = Instant::now() + PATIENCE;
     for state in all {
-        if let Some(mut state) = state.try_lock_for(std::time::Duration::from_secs(1)) {
+        if let Some(mut state) = state.try_lock_until(until) {
             state.finish(capture);
         }
     }
@@ -150,26 +165,33 @@ impl State {
             return false;
         }
         self.settle(capture);
-        let source =
-            |name: &str| (0..t.n_src()).filter_map(|k| t.src(k)).find(|s| s.name() == name && s.op() == "NONE");
-        if let Some(ids) = source("inp_tokens") {
+        let inputs: Vec<Input> = inputs::of_node(t).collect();
+        let of = |role| inputs.iter().find(|i| i.role == role);
+        if let Some(ids) = of(Role::Tokens).map(|i| i.tensor)
+            && self.run.as_ref().is_none_or(|run| !run.looks_up_more(t, ids))
+        {
             // A graph begins with the look-up of its tokens.
             self.finish(capture);
             let n_tokens = usize::try_from(ids.ne()[0]).unwrap_or(0);
             // A resumed stream has steps of an earlier run: its numbers go on.
             let before = capture.pipeline().and_then(|p| p.resumed()).map_or(0, |r| r.last_step);
             let number = next_step() + before;
-            self.run = Some(Run { n_tokens, number, tokens: rows::integers(ids), ..Run::default() });
+            let begins = [t.src(0), Some(ids)].map(|s| s.map_or(0, |s| s.address() as usize));
+            let _in_step = capture.pipeline().map(|p| p.account().step_begins());
+            self.run = Some(Run { n_tokens, number, begins, tokens: rows::integers(ids), _in_step, ..Run::default() });
         }
-        let Some(run) = &mut self.run else { return false };
+        let Some(run) = &mut self.run else {
+            capture.ran.unbegun();
+            return false;
+        };
         if run.positions.is_none()
-            && let Some(positions) = source("inp_pos")
+            && let Some(positions) = of(Role::Positions)
         {
-            run.positions = rows::integers(positions);
+            run.positions = rows::integers(positions.tensor);
         }
-        if let Some(ids) = source("out_ids").or_else(|| source("inp_out_ids")) {
-            run.selector = ids.address() as usize;
-            run.outputs = rows::integers(ids);
+        if let Some(ids) = of(Role::Outputs).filter(|i| i.named || run.chooses_outputs(t, i.tensor)) {
+            run.selector = ids.tensor.address() as usize;
+            run.outputs = rows::integers(ids.tensor);
         }
         let selects = op == "GET_ROWS" && t.src(1).is_some_and(|s| s.address() as usize == run.selector);
         let follows = (0..t.n_src()).filter_map(|k| t.src(k)).any(|s| run.behind.contains(&(s.address() as usize)));
@@ -255,6 +277,19 @@ impl State {
 }
 
 impl Run {
+    /// Whether node `t` looks up the tokens of this graph in a further table (embeddings of each block, as Gemma has them).
+    fn looks_up_more(&self, t: TensorPtr, ids: TensorPtr) -> bool {
+        let [table, first] = self.begins;
+        ids.address() as usize == first && t.src(0).is_none_or(|s| s.address() as usize != table)
+    }
+
+    /// Whether node `t` chooses the rows `ids` that have an output. What pools results comes behind them.
+    fn chooses_outputs(&self, t: TensorPtr, ids: TensorPtr) -> bool {
+        self.outputs.is_none()
+            && inputs::is_choice_of_outputs(t, ids, self.n_tokens)
+            && t.src(0).is_some_and(|s| !s.name().starts_with("result_"))
+    }
+
     /// A node that ggml numbered itself is called after the view that the model goes on with (`kqv_out-3`).
     fn name_after(&mut self, view: TensorPtr) {
         let automatic = |name: &str| name::is_automatic(name::parse(name).base);
@@ -343,7 +378,14 @@ impl Run {
             }
             let old = &t.wanted.spec;
             let store = memory.of_width(store, t.wanted.shape.ne[0]);
-            specs.push(memory.spec(store, &t.hit, &t.tensor, old.occurrence, old.dtype, old.slice));
+            let spec = store.and_then(|s| memory.spec(s, &t.hit, &t.tensor, old.occurrence, old.dtype, old.slice));
+            let Some(spec) = spec else {
+                // It has its place in the buffer, and nobody looks there.
+                pipeline.account().dropped(Reason::Full, 1, t.len as u64);
+                offset += t.len;
+                continue;
+            };
+            specs.push(spec);
             pieces.push(Piece {
                 spec: pieces.len() as u32,
                 len: t.len,

@@ -1,6 +1,7 @@
 //! Begins and ends a capture: the settings are checked when recording starts, the stream begins with the first step, when the model is known.
 
-use std::path::{Path, PathBuf};
+use std::cell::Cell;
+use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -8,14 +9,15 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::graph::Wish;
+use super::ran::Ran;
 use super::{Capture, Graphs};
 use crate::config::capture::LEAST_MEMORY;
 use crate::config::{CaptureConfig, RouteChoice};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::format::summary::{CaptureAmount, CaptureLoss, CaptureSummary};
 use crate::ggml::api;
 use crate::observe::models::About;
-use crate::observe::steps;
+use crate::observe::{state, steps};
 use crate::pipeline::{Amount, Options, Pipeline, Reason};
 use crate::{clock, log};
 
@@ -36,6 +38,8 @@ pub(super) struct Start {
     pipeline: OnceLock<Option<Pipeline>>,
     /// The warning of [`tell_too_large_to_keep`].
     told: AtomicBool,
+    /// The warning of [`tell_no_room_to_keep`].
+    told_no_room: AtomicBool,
 }
 
 impl Start {
@@ -50,12 +54,22 @@ impl Start {
     }
 
     pub(super) fn pipeline(&self, capture: &Capture) -> Option<&Pipeline> {
-        self.pipeline
-            .get_or_init(|| {
-                let started = Pipeline::start(options(capture, self));
-                started.inspect_err(|e| log::error(format!("{e}. No activations are captured; the host goes on"))).ok()
-            })
-            .as_ref()
+        thread_local! {
+            static STARTING: Cell<bool> = const { Cell::new(false) };
+        }
+        if let Some(started) = self.pipeline.get() {
+            return started.as_ref();
+        }
+        // What the start has to say goes to the caller's callback, which may lead here again, and would wait for itself.
+        if STARTING.replace(true) {
+            return None;
+        }
+        let started = self.pipeline.get_or_init(|| {
+            let started = Pipeline::start(options(capture, self));
+            started.inspect_err(|e| log::error(format!("{e}. No activations are captured; the host goes on"))).ok()
+        });
+        STARTING.set(false);
+        started.as_ref()
     }
 }
 
@@ -102,10 +116,33 @@ pub(super) fn tell_too_large_to_keep(capture: &Capture, n: usize, bytes: usize, 
     ));
 }
 
+/// Tells, once for each capture, that the host's memory had no room for `bytes` that its allocator was to keep.
+pub(super) fn tell_no_room_to_keep(capture: &Capture, bytes: usize) {
+    if capture.start.told_no_room.swap(true, Ordering::Relaxed) {
+        return;
+    }
+    let instead = match capture.config.route {
+        RouteChoice::Retain => {
+            "such graphs are skipped and counted as not_retained; LLAMA_RESOURCE_ROUTE=auto reads them by the callback"
+        }
+        _ => "such graphs are read by the callback, which cuts them",
+    };
+    state::tell(
+        "capture",
+        "degraded",
+        format!(
+            "the host's memory has no room for {bytes} bytes that were to be kept for reading; the host has gone on without: {instead}. Capture \
+             fewer tensors, or use smaller batches (-ub)"
+        ),
+        None,
+    );
+}
+
 /// Begins to capture into `path` by `config`. Nothing is read before the first step.
 pub fn begin(config: &CaptureConfig, path: PathBuf, session: Session, text: bool, list: Option<PathBuf>) -> Result<()> {
     if list.is_none() {
-        check(&path, config.resume)?;
+        // A path that cannot be written is told now, not after the model was loaded.
+        Pipeline::check(&path, config.resume)?;
     }
     let capture = Capture {
         config: config.clone(),
@@ -113,33 +150,17 @@ pub fn begin(config: &CaptureConfig, path: PathBuf, session: Session, text: bool
         retain_limit: retain_limit(config),
         text,
         list,
-        start: Start { path, session, pipeline: OnceLock::new(), told: AtomicBool::new(false) },
+        start: Start {
+            path,
+            session,
+            pipeline: OnceLock::new(),
+            told: AtomicBool::new(false),
+            told_no_room: AtomicBool::new(false),
+        },
+        ran: Ran::default(),
         graphs: parking_lot::Mutex::new(Graphs::default()),
     };
     super::begin(capture);
-    Ok(())
-}
-
-/// A path that cannot be written is told now, not after the model was loaded.
-fn check(path: &Path, resume: bool) -> Result<()> {
-    use std::os::unix::fs::OpenOptionsExt;
-    std::fs::OpenOptions::new().create(true).append(true).mode(0o600).open(path).map_err(|e| {
-        Error::new(
-            "opening the stream",
-            path.display().to_string(),
-            e,
-            "name a file in a directory that exists and can be written",
-        )
-    })?;
-    let written = std::fs::metadata(path).map_or(0, |m| m.len());
-    if written > 0 && !resume {
-        return Err(Error::new(
-            "opening the stream",
-            path.display().to_string(),
-            format!("it holds {written} bytes already"),
-            "name another file, or set LLAMA_RESOURCE_CAPTURE_RESUME=1 to go on behind its last checkpoint",
-        ));
-    }
     Ok(())
 }
 
@@ -211,6 +232,15 @@ fn about() -> Option<About> {
     Some(unsafe { About::of(model) })
 }
 
+/// Whether a capture is on that can still be written: it needs the hooks even where there is no log.
+#[must_use]
+pub fn goes_on() -> bool {
+    super::current().is_some_and(|capture| {
+        let start = &capture.start;
+        capture.list.is_none() && !start.has_failed() && !start.started().is_some_and(Pipeline::has_failed)
+    })
+}
+
 /// Blocks of the model that runs on this thread.
 #[must_use]
 pub fn n_layer() -> Option<i32> {
@@ -241,6 +271,9 @@ pub fn end(patience: Duration) -> Option<CaptureSummary> {
     }
     super::serial::finish_all(&capture);
     let totals = capture.pipeline()?.finish(patience);
+    if totals.account.seen.tensors == 0 {
+        capture.ran.tell_nothing();
+    }
     let amount = |a: Amount| CaptureAmount { tensors: a.tensors, bytes: a.bytes };
     let losses = |list: &[(Reason, Amount)]| {
         list.iter().map(|(r, a)| CaptureLoss { reason: r.name().to_owned(), amount: amount(*a) }).collect()

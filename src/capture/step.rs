@@ -13,7 +13,7 @@ use super::rows::StepRows;
 use crate::clock;
 use crate::format::stream::{Route, Row};
 use crate::ggml::api::{self, Ptr};
-use crate::pipeline::{Account, Buffer, ENOUGH, Form, Job, Piece, Pipeline, Place, Reason, Refused, Table};
+use crate::pipeline::{Account, Buffer, ENOUGH, Form, InStep, Job, Piece, Pipeline, Place, Reason, Refused, Table};
 
 /// A step that is being captured.
 #[derive(Debug)]
@@ -36,6 +36,8 @@ pub struct Step {
     work: Option<Arc<Work>>,
     /// What they have encoded and is not handed on.
     encoded: Encoded,
+    /// What the step has seen may still be open in the account.
+    _in_step: InStep,
 }
 
 #[derive(Debug)]
@@ -61,6 +63,12 @@ impl Filling {
             places: Vec::with_capacity(pieces),
             sets: rows.sets.to_vec(),
         }
+    }
+
+    /// Where in the buffer that is being filled so many bytes can go; `None` if there is none, or not so much room in it.
+    fn offset_for(&self, bytes: usize) -> Option<usize> {
+        let buffer = self.buffers.get(self.at?)?;
+        place_behind(self.used, bytes, buffer.len())
     }
 
     /// Adds wanted node `i`, or a part of it; `piece` says what it is.
@@ -89,7 +97,14 @@ impl Filling {
 impl Step {
     /// A step of the graph `live` begins, whose rows are `rows`.
     #[must_use]
-    pub fn new(capture: Arc<Capture>, live: Arc<Live>, sched: Ptr, number: u64, rows: StepRows) -> Self {
+    pub fn new(
+        capture: Arc<Capture>,
+        live: Arc<Live>,
+        sched: Ptr,
+        number: u64,
+        rows: StepRows,
+        in_step: InStep,
+    ) -> Self {
         let mut step = Self {
             open: vec![true; live.plan.wanted.len()],
             capture,
@@ -103,6 +118,7 @@ impl Step {
             tokens_told: false,
             work: None,
             encoded: Encoded::default(),
+            _in_step: in_step,
         };
         step.leave_out();
         step
@@ -120,7 +136,7 @@ impl Step {
                 Way::Refused(reason) => self.skip(i, *reason),
                 Way::By(_) if w.bytes == 0 => self.skip(i, Reason::Empty),
                 Way::By(_) if self.rows.is_empty(w) => self.skip(i, self.capture.row_reason()),
-                Way::By(_) => self.to_come += copy::bytes(w, self.rows.kept(w)),
+                Way::By(_) => self.to_come += copy::padded(copy::bytes(w, self.rows.kept(w))),
             }
         }
     }
@@ -157,7 +173,7 @@ impl Step {
         }
         let all: Option<Vec<u32>> = self.rows.kept(w).map(<[u32]>::to_vec);
         let bytes = copy::bytes(w, all.as_deref());
-        self.to_come = self.to_come.saturating_sub(bytes);
+        self.to_come = self.to_come.saturating_sub(copy::padded(bytes));
         let Some(largest) = self.capture.pipeline().map(Pipeline::largest) else { return };
         if bytes <= largest {
             // SAFETY: the caller's promise.
@@ -192,7 +208,7 @@ impl Step {
         self.settle(i, |account, _| {
             // Of the rows that are kept, what a slice leaves out; the rest are rows that are not.
             let whole = sliced.map_or(stored, |(s, ne0)| stored / copy::slice_len(&s).max(1) * ne0 as usize);
-            for (reason, bytes) in [(Reason::Slice, whole - stored), (rows, seen.saturating_sub(whole))] {
+            for (reason, bytes) in [(Reason::Slice, whole.saturating_sub(stored)), (rows, seen.saturating_sub(whole))] {
                 if bytes > 0 {
                     account.skipped(reason, 0, bytes as u64);
                 }
@@ -224,9 +240,8 @@ impl Step {
             return false;
         }
         let Some(f) = &mut self.filling else { return false };
-        let Some((at, buffer)) = f.at.and_then(|at| Some((at, f.buffers.get_mut(at)?))) else { return false };
-        let offset = f.used;
-        let Some(to) = buffer.get_mut(offset..offset + bytes) else { return false };
+        let Some((offset, at)) = f.offset_for(bytes).zip(f.at) else { return false };
+        let Some(to) = f.buffers.get_mut(at).and_then(|b| b.get_mut(offset..offset + bytes)) else { return false };
         // SAFETY: the caller's promise; a pending read is over before the buffer is handed on (`push`).
         match unsafe { copy::read(t, w, kept, self.sched, to) } {
             Read::Done => {}
@@ -236,7 +251,7 @@ impl Step {
                 return false;
             }
         }
-        f.used += bytes.next_multiple_of(16);
+        f.used = offset + bytes;
         let mut rows = StepRows::set_of(w);
         if let (Some((range, _)), Some(set)) = (&group, rows) {
             let own = self.rows.sets.get(usize::from(set)).and_then(|s| s.get(range.clone())).unwrap_or_default();
@@ -259,13 +274,12 @@ impl Step {
 
     /// Room for so many bytes in the buffer that is being filled.
     fn make_room(&mut self, bytes: usize) -> Result<(), Refused> {
-        let left = |f: &Filling| f.at.and_then(|at| f.buffers.get(at)).map_or(0, |b| b.len() - f.used);
-        if self.filling.as_ref().is_some_and(|f| left(f) >= bytes) {
+        if self.filling.as_ref().is_some_and(|f| f.offset_for(bytes).is_some()) {
             return Ok(());
         }
         let capture = self.capture.clone();
         let pipeline = capture.pipeline().ok_or(Refused::Failed)?;
-        let ask = (bytes + self.to_come).min(ENOUGH).min(pipeline.largest()).max(bytes);
+        let ask = copy::padded(bytes).saturating_add(self.to_come).min(ENOUGH).min(pipeline.largest()).max(bytes);
         // Beside what the host's threads have encoded, so that the tensors stay in order; else after it, because this may wait.
         let beside = self.filling.as_ref().is_some_and(|f| f.at.is_none());
         let buffer = match if beside { pipeline.reserve_now(ask) } else { None } {
@@ -387,5 +401,30 @@ impl From<Refused> for Reason {
             Refused::TooLarge => Self::TooLarge,
             Refused::Failed => Self::IoError,
         }
+    }
+}
+
+/// Where so many bytes go in a buffer of `size` of which `used` are taken: behind them, at a boundary of [`copy::ALIGNMENT`]. `None` if they do
+/// not fit. The gap before them may reach beyond the buffer's end, which is why nothing is subtracted here.
+fn place_behind(used: usize, bytes: usize, size: usize) -> Option<usize> {
+    let offset = used.checked_next_multiple_of(copy::ALIGNMENT)?;
+    (offset.checked_add(bytes)? <= size).then_some(offset)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::place_behind;
+
+    #[test]
+    fn a_tensor_goes_behind_the_others_only_where_it_fits() {
+        // A buffer of exactly what two tensors of 8 bytes take: the second stands behind the gap.
+        assert_eq!(place_behind(0, 8, 24), Some(0));
+        assert_eq!(place_behind(8, 8, 24), Some(16));
+        // Full to the last byte, which is no boundary: the gap reaches beyond the end.
+        assert_eq!(place_behind(24, 1, 24), None);
+        assert_eq!(place_behind(8, 8, 23), None);
+        assert_eq!(place_behind(8, 8, 8), None);
+        assert_eq!(place_behind(usize::MAX, 1, usize::MAX), None);
+        assert_eq!(place_behind(16, usize::MAX, usize::MAX), None);
     }
 }

@@ -296,7 +296,7 @@ fn decode_with(
     if !codec.is_lossless() && dtype != DType::F32 {
         return Err(Undecodable(format!("{} is a codec of f32 values, not of {}", codec.name(), dtype.name())));
     }
-    if !plausible(codec, n_values, body.len()) {
+    if !can_hold(codec, dtype, row_len, n_values, body.len()) {
         return Err(Undecodable(format!("{}: {} bytes cannot hold {n_values} values", codec.name(), body.len())));
     }
     let start = out.len();
@@ -331,15 +331,22 @@ fn decode_with(
     }
 }
 
-/// Whether so many bytes can hold so many values: memory is set aside only if so. Nothing limits how far zeros shrink with the others.
-const fn plausible(codec: Codec, n_values: usize, bytes: usize) -> bool {
+/// Bytes that a Zstandard block gives at most, and the fewest that it takes: three of its header, one that is repeated.
+const ZSTD_BLOCK: (usize, usize) = (128 << 10, 4);
+
+/// Whether a body of `bytes` can hold so many values: what each codec makes of zeros, the shortest there is. Memory is set aside only if so.
+#[must_use]
+pub const fn can_hold(codec: Codec, dtype: DType, row_len: usize, n_values: usize, bytes: usize) -> bool {
+    let Some(size) = n_values.checked_mul(dtype.size()) else { return false };
     match codec {
-        Codec::None => n_values <= bytes,
+        Codec::None => size <= bytes,
         Codec::F16 | Codec::Bf16 => n_values <= bytes / 2,
-        // A byte of a run stands for 255 at most; a block of 64 takes two.
-        Codec::Lz4 => n_values / 255 <= bytes,
+        // A byte of a run stands for 255 at most.
+        Codec::Lz4 => size / 255 <= bytes,
+        Codec::Zstd => size.div_ceil(ZSTD_BLOCK.0) <= bytes / ZSTD_BLOCK.1,
+        // A block of 64 takes two bytes, a row of `bounded` does.
         Codec::Fast => n_values / 32 <= bytes,
-        Codec::Zstd | Codec::Bounded => true,
+        Codec::Bounded => n_values.div_ceil(if row_len == 0 { 1 } else { row_len }) <= bytes / 2,
     }
 }
 

@@ -95,17 +95,42 @@ pub fn label(word: &str) -> String {
     word.replace('_', " ")
 }
 
+/// What a terminal acts on. The bidirectional overrides are no control characters, but they too make text look like other text.
+fn is_unsafe(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
 /// Text of the log made safe for a terminal: no control character reaches it, so no escape sequence does.
 #[must_use]
 pub fn printable(text: &str) -> String {
-    // The bidirectional overrides are no control characters, but they too make text look like other text.
-    let unsafe_char = |c: char| c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-    text.chars().map(|c| if unsafe_char(c) { '\u{fffd}' } else { c }).collect()
+    text.chars().map(|c| if is_unsafe(c) { '\u{fffd}' } else { c }).collect()
+}
+
+/// The same for several lines.
+#[must_use]
+pub fn printable_lines(text: &str) -> String {
+    text.chars().map(|c| if is_unsafe(c) && c != '\n' { '\u{fffd}' } else { c }).collect()
+}
+
+/// The same for JSON, which stays what it says: JSON may hold some of these characters as they are, within its strings, where they become
+/// escapes.
+#[must_use]
+pub fn printable_json(json: &str) -> String {
+    let mut out = String::with_capacity(json.len());
+    for c in json.chars() {
+        // The space of the text between strings is JSON's own.
+        if is_unsafe(c) && c != '\n' {
+            out += &format!("\\u{:04x}", u32::from(c));
+        } else {
+            out.push(c);
+        }
+    }
+    out
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{bytes, count, count_short, milliseconds, number, percent, printable};
+    use super::{bytes, count, count_short, milliseconds, number, percent, printable, printable_json, printable_lines};
 
     #[test]
     fn units_step_up_where_rounding_does() {
@@ -138,5 +163,12 @@ mod tests {
     #[test]
     fn escape_sequences_do_not_reach_the_terminal() {
         assert_eq!(printable("a\x1b[31mb\u{202e}c"), "a\u{fffd}[31mb\u{fffd}c");
+        assert_eq!(printable_lines("a\x1b\nb\r"), "a\u{fffd}\nb\u{fffd}");
+        let text = "a\u{9b}31m\u{7f}\u{2066}\n";
+        let json = serde_json::json!({ "name": text }).to_string();
+        assert!(json.contains('\u{9b}'), "serde leaves it as it is");
+        let safe = printable_json(&json);
+        assert!(!safe.chars().any(super::is_unsafe), "{safe}");
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&safe).unwrap()["name"], text);
     }
 }

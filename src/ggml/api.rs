@@ -3,7 +3,7 @@
 use std::ffi::{CStr, c_char, c_void};
 
 use super::bindings::{ggml_init_params, ggml_tensor};
-use super::symbol::Symbol;
+use super::copies;
 
 /// A pointer of the host that we only pass around.
 pub type Ptr = *mut c_void;
@@ -13,19 +13,26 @@ pub type EvalCallback = unsafe extern "C-unwind" fn(t: *mut ggml_tensor, ask: bo
 
 macro_rules! api {
     ($($(#[$doc:meta])* fn $name:ident($($arg:ident: $ty:ty),*) $(-> $ret:ty)?;)*) => {
+        /// Where each function stands in a copy's table of addresses.
+        #[allow(non_camel_case_types, reason = "named as the functions are")]
+        enum Index { $($name,)* Count }
+
+        /// Functions that we call.
+        pub(crate) const N_FUNCTIONS: usize = Index::Count as usize;
+
         $(
             $(#[$doc])*
             ///
-            /// `None` when the host has no such function.
+            /// `None` when the copy of ggml whose call is served has no such function.
             ///
             /// # Safety
-            /// The arguments must be what the function of this name in ggml.h / llama.h asks for.
+            /// The arguments must be what the function of this name in ggml.h / llama.h asks for, of that copy.
             pub unsafe fn $name($($arg: $ty),*) -> Option<api!(@ret $($ret)?)> {
-                static SYMBOL: Symbol = Symbol::new(match CStr::from_bytes_with_nul(concat!(stringify!($name), "\0").as_bytes()) {
+                const NAME: &CStr = match CStr::from_bytes_with_nul(concat!(stringify!($name), "\0").as_bytes()) {
                     Ok(name) => name,
                     Err(_) => c"",
-                });
-                let address = SYMBOL.address();
+                };
+                let address = copies::function(Index::$name as usize, NAME);
                 if address.is_null() {
                     return None;
                 }
@@ -53,6 +60,10 @@ api! {
     fn ggml_add(ctx: Ptr, a: *mut ggml_tensor, b: *mut ggml_tensor) -> *mut ggml_tensor;
     /// A view.
     fn ggml_view_1d(ctx: Ptr, a: *mut ggml_tensor, ne0: i64, offset: usize) -> *mut ggml_tensor;
+    /// First tensor of a ggml context.
+    fn ggml_get_first_tensor(ctx: Ptr) -> *mut ggml_tensor;
+    /// Name of a tensor.
+    fn ggml_get_name(t: *const ggml_tensor) -> *const c_char;
     /// Sets the output flag.
     fn ggml_set_output(t: *mut ggml_tensor);
     /// Names a tensor.
@@ -88,6 +99,10 @@ api! {
     fn ggml_backend_dev_type(device: Ptr) -> i32;
     /// Backend that a scheduler gave a node to.
     fn ggml_backend_sched_get_tensor_backend(sched: Ptr, node: *mut ggml_tensor) -> Ptr;
+    /// Number of a scheduler's backends.
+    fn ggml_backend_sched_get_n_backends(sched: Ptr) -> i32;
+    /// One of a scheduler's backends.
+    fn ggml_backend_sched_get_backend(sched: Ptr, i: i32) -> Ptr;
     /// Waits until a backend has done its work.
     fn ggml_backend_synchronize(backend: Ptr);
     /// Waits until a scheduler's backends have done their work.
@@ -110,6 +125,8 @@ api! {
     fn ggml_backend_buft_name(buft: Ptr) -> *const c_char;
     /// Device of a buffer type.
     fn ggml_backend_buft_get_device(buft: Ptr) -> Ptr;
+    /// Where a buffer's memory begins.
+    fn ggml_backend_buffer_get_base(buffer: Ptr) -> Ptr;
     /// Wraps memory in a CPU buffer.
     fn ggml_backend_cpu_buffer_from_ptr(ptr: Ptr, size: usize) -> Ptr;
     /// Frees a buffer.
@@ -157,6 +174,10 @@ api! {
     fn llama_model_is_recurrent(model: Ptr) -> bool;
     /// Vocabulary of a model.
     fn llama_model_get_vocab(model: Ptr) -> Ptr;
+    /// Kind of a vocabulary: 0 for a model without one.
+    fn llama_vocab_type(vocab: Ptr) -> i32;
+    /// Tokens of a vocabulary.
+    fn llama_vocab_n_tokens(vocab: Ptr) -> i32;
     /// Whether a token ends a generation.
     fn llama_vocab_is_eog(vocab: Ptr, token: i32) -> bool;
     /// Text of a token; its length, negative if the buffer is too small.

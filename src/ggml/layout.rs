@@ -5,22 +5,55 @@
 
 use std::ffi::c_void;
 use std::mem::{offset_of, size_of};
-use std::sync::OnceLock;
+use std::sync::atomic::{AtomicPtr, Ordering};
 
 use super::api;
 use super::bindings::{ggml_init_params, ggml_tensor};
+use super::copies;
 
-static RESULT: OnceLock<Result<(), String>> = OnceLock::new();
+/// How the tensors of one copy of ggml lie: what the probe found, null before it has run.
+#[derive(Debug)]
+pub(crate) struct Layout(AtomicPtr<Result<(), String>>);
 
-/// Whether tensors of this host can be read. Probes at the first call; call it only when the host's ggml is loaded.
+impl Layout {
+    pub(crate) const fn new() -> Self {
+        Self(AtomicPtr::new(std::ptr::null_mut()))
+    }
+
+    fn known(&self) -> Option<&'static Result<(), String>> {
+        // SAFETY: null or a result that `check` has put there, which is never freed.
+        unsafe { self.0.load(Ordering::Acquire).as_ref() }
+    }
+
+    /// The copy has gone.
+    pub(crate) fn forget(&self) {
+        self.0.store(std::ptr::null_mut(), Ordering::Release);
+    }
+
+    fn check(&self) -> Result<(), &'static str> {
+        let known = self.known().unwrap_or_else(|| {
+            let new = Box::into_raw(Box::new(probe()));
+            let first = self.0.compare_exchange(std::ptr::null_mut(), new, Ordering::AcqRel, Ordering::Acquire);
+            if first.is_err() {
+                // SAFETY: made above, seen by nobody: another thread has probed at the same time.
+                drop(unsafe { Box::from_raw(new) });
+            }
+            // SAFETY: a result that one of the two threads has put there, which is never freed.
+            unsafe { &*first.map_or_else(|theirs| theirs, |_| new) }
+        });
+        known.as_ref().copied().map_err(String::as_str)
+    }
+}
+
+/// Whether tensors of the copy of ggml whose call is served can be read. Probes at the first call; call it only when ggml is loaded.
 pub fn check() -> Result<(), &'static str> {
-    RESULT.get_or_init(probe).as_ref().map(|_| ()).map_err(String::as_str)
+    copies::current().layout.check()
 }
 
 /// [`check`] as a plain answer for hot paths, false before the first check.
 #[must_use]
 pub fn agreed() -> bool {
-    matches!(RESULT.get(), Some(Ok(())))
+    matches!(copies::current().layout.known(), Some(Ok(())))
 }
 
 /// ggml aborts on memory that is not aligned for its tensors; a page is aligned for anything.
@@ -159,8 +192,8 @@ fn buffer_offset(buffer: api::Ptr, size: usize) -> Option<usize> {
     // SAFETY: a live context.
     let t = unsafe { api::ggml_new_tensor_4d(ctx, 0, 4, 1, 1, 1) }.filter(|t| !t.is_null());
     let at = t.and_then(|t| {
-        // SAFETY: the buffer's type is known; asking for its base is a plain read.
-        let base = unsafe { buffer_base(buffer) }?;
+        // SAFETY: a live buffer; asking for its base is a plain read.
+        let base = unsafe { api::ggml_backend_buffer_get_base(buffer) }?;
         // SAFETY: 16 bytes at `base` are inside the buffer.
         unsafe { api::ggml_backend_tensor_alloc(buffer, t, base) }?;
         let all = bytes(t, size);
@@ -169,18 +202,6 @@ fn buffer_offset(buffer: api::Ptr, size: usize) -> Option<usize> {
     // SAFETY: made above.
     unsafe { api::ggml_free(ctx) };
     at
-}
-
-unsafe fn buffer_base(buffer: api::Ptr) -> Option<api::Ptr> {
-    static SYMBOL: super::symbol::Symbol = super::symbol::Symbol::new(c"ggml_backend_buffer_get_base");
-    let address = SYMBOL.address();
-    if address.is_null() {
-        return None;
-    }
-    // SAFETY: the signature of ggml_backend_buffer_get_base in ggml-backend.h.
-    let f = unsafe { std::mem::transmute::<api::Ptr, unsafe extern "C-unwind" fn(api::Ptr) -> api::Ptr>(address) };
-    // SAFETY: the caller gives a live buffer.
-    Some(unsafe { f(buffer) })
 }
 
 fn bytes(t: *mut ggml_tensor, size: usize) -> Vec<u8> {

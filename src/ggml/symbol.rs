@@ -1,36 +1,9 @@
-//! Finds the host's own definition of a function that we interpose or call.
+//! Asks the loader where a function is: the definition that a call from a given place would reach if we were not here.
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::sync::atomic::{AtomicPtr, Ordering};
 
-/// A function of the host, looked up at the first use and kept.
-#[derive(Debug)]
-pub struct Symbol {
-    name: &'static CStr,
-    address: AtomicPtr<c_void>,
-}
-
-impl Symbol {
-    /// A symbol that has not been looked up.
-    #[must_use]
-    pub const fn new(name: &'static CStr) -> Self {
-        Self { name, address: AtomicPtr::new(std::ptr::null_mut()) }
-    }
-
-    /// Its address, null while the host has no such function. A miss is not kept: the host may load ggml later.
-    #[inline]
-    pub fn address(&self) -> *mut c_void {
-        let known = self.address.load(Ordering::Relaxed);
-        if known.is_null() { self.look_up() } else { known }
-    }
-
-    #[cold]
-    fn look_up(&self) -> *mut c_void {
-        let found = next(self.name);
-        self.address.store(found, Ordering::Relaxed);
-        found
-    }
-}
+use crate::host::LoadedObject;
 
 /// The C library's own `dlsym`; ours (hook::lookup) stands before it, and must not be asked by ourselves.
 pub(crate) static REAL_DLSYM: AtomicPtr<c_void> = AtomicPtr::new(std::ptr::null_mut());
@@ -67,30 +40,66 @@ pub(crate) fn dlsym(handle: *mut c_void, name: *const c_char) -> *mut c_void {
     unsafe { real(handle, name) }
 }
 
-/// The definition of `name` that the host would call if we were not here; null if there is none.
+/// The C library's `dlclose`, called past our own (hook::lookup), which takes every call for one of the host's. 0: done.
+pub(crate) fn close(handle: *mut c_void) -> c_int {
+    static REAL: AtomicPtr<c_void> = AtomicPtr::new(std::ptr::null_mut());
+    let mut real = REAL.load(Ordering::Relaxed);
+    if real.is_null() {
+        real = dlsym(libc::RTLD_NEXT, c"dlclose".as_ptr());
+        REAL.store(real, Ordering::Relaxed);
+    }
+    if real.is_null() {
+        return -1;
+    }
+    // SAFETY: the signature of dlclose(3). A library's destructors run in it, which are the host's.
+    let real = unsafe { std::mem::transmute::<*mut c_void, unsafe extern "C-unwind" fn(*mut c_void) -> c_int>(real) };
+    // SAFETY: a handle that its owner gives back.
+    unsafe { real(handle) }
+}
+
+/// The definition of `name` that a call from `caller` would reach if we were not here; null if the loader gives that place none.
+///
+/// A caller sees the global scope first and then what it was loaded with. A definition in the global scope that was loaded later
+/// than the caller is the other way round: the caller was there before it and cannot have been bound to it.
 #[must_use]
-pub fn next(name: &CStr) -> *mut c_void {
+pub(crate) fn seen_from(caller: &LoadedObject, name: &CStr) -> *mut c_void {
+    let global = dlsym(libc::RTLD_NEXT, name.as_ptr());
+    // The global scope is all that the program itself sees.
+    if caller.path.is_empty() {
+        return global;
+    }
+    if !global.is_null() && crate::host::object_at(global as usize).is_none_or(|o| o.order <= caller.order) {
+        return global;
+    }
+    let own = in_object(&caller.path, name);
+    if own.is_null() { global } else { own }
+}
+
+/// The first definition of `name` that any object has, the global scope first: for a caller that we cannot place. Null if there is none.
+#[must_use]
+pub(crate) fn anywhere(name: &CStr) -> *mut c_void {
     let found = dlsym(libc::RTLD_NEXT, name.as_ptr());
     if !found.is_null() {
         return found;
     }
     // Loaded RTLD_LOCAL (a Node.js addon, Python's ctypes, a wheel with everything in one extension module): RTLD_NEXT searches the
     // global scope only, and a hook that trusted its null would crash the host. So every other loaded object is asked by handle.
-    for path in other_objects() {
-        // SAFETY: RTLD_NOLOAD never loads: it only gives a handle to an object that is loaded already.
-        let handle = unsafe { libc::dlopen(path.as_ptr(), libc::RTLD_LAZY | libc::RTLD_NOLOAD) };
-        if handle.is_null() {
-            continue;
-        }
-        let found = dlsym(handle, name.as_ptr());
-        // SAFETY: gives back the reference that dlopen took; the host holds its own, so the object stays.
-        unsafe { libc::dlclose(handle) };
-        // A handle searches the object's dependencies too, and we may be one of them (a patched build).
-        if !found.is_null() && !is_ours(found) {
-            return found;
-        }
+    other_objects().iter().map(|path| in_object(path, name)).find(|found| !found.is_null()).unwrap_or_default()
+}
+
+/// The definition of `name` in the loaded object at `path` or in what it was linked with, ours excluded; null if there is none.
+#[must_use]
+pub(crate) fn in_object(path: &CStr, name: &CStr) -> *mut c_void {
+    // SAFETY: RTLD_NOLOAD never loads: it only gives a handle to an object that is loaded already.
+    let handle = unsafe { libc::dlopen(path.as_ptr(), libc::RTLD_LAZY | libc::RTLD_NOLOAD) };
+    if handle.is_null() {
+        return handle;
     }
-    std::ptr::null_mut()
+    let found = dlsym(handle, name.as_ptr());
+    // The host holds a reference of its own, so the object stays.
+    close(handle);
+    // A handle searches the object's dependencies too, and we may be one of them (a patched build).
+    if found.is_null() || is_ours(found) { std::ptr::null_mut() } else { found }
 }
 
 /// Whether `address` lies in this library.

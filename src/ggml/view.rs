@@ -166,10 +166,19 @@ impl TensorPtr {
         unsafe { api::ggml_nbytes(self.0) }.unwrap_or(0)
     }
 
-    /// Marks it as an output, so that the allocator keeps its memory until the graph is over.
-    pub fn set_output(self) {
+    /// Marks it as an output, so that the allocator keeps its memory until the graph is over. Gives the flags that it had.
+    #[must_use]
+    pub fn set_output(self) -> i32 {
+        let before = self.raw().flags;
         // SAFETY: a live tensor of a graph that the host is about to allocate; ggml sets a flag in it.
         unsafe { api::ggml_set_output(self.0.cast_mut()) };
+        before
+    }
+
+    /// Gives it back the flags that it had before [`Self::set_output`].
+    pub fn restore_flags(self, flags: i32) {
+        // SAFETY: a live tensor of a graph that the host is in the middle of allocating, on this thread; the place of `flags` was probed.
+        unsafe { (&raw mut (*self.0.cast_mut()).flags).write(flags) };
     }
 
     /// Name, up to the first byte that is not UTF-8.

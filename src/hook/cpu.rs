@@ -1,14 +1,15 @@
 //! The CPU backend from inside: which operation begins on this thread, and the barriers between operations. See `observe::timer`.
 //!
-//! These run for every operation on every compute thread, so they are written out: no guard but around `share::help` (nothing else in them can panic), and when no step
-//! is timed two lines of the cache (`timer::HOT` and its address) and a jump.
+//! These run for every operation on every compute thread, so they are written out: no guard but around `share::help` (nothing else in
+//! them can panic), and when no step is timed one line of the cache (`timer::HOT`) and two jumps.
 
+use std::ffi::c_void;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
 use super::Ptr;
 use crate::boundary::observe as guarded;
 use crate::capture::share;
-use crate::ggml::symbol::Symbol;
+use crate::ggml::copies::{self, Caller, Hooked, Target};
 use crate::observe::timer::{self, HOT};
 use crate::observe::workers;
 
@@ -16,21 +17,23 @@ type Forward = unsafe extern "C-unwind" fn(Ptr, Ptr) -> bool;
 type Fused = unsafe extern "C-unwind" fn(Ptr, Ptr, Ptr, Ptr, Ptr, Ptr);
 type Barrier = unsafe extern "C-unwind" fn(Ptr);
 
-/// The host's function, if it is known and there is nothing to do: no step is timed, and no operation told to the capture.
+/// The caller's own function, if it is known and there is nothing to do: no step is timed, and no operation told to the capture.
 #[inline]
-fn straight_on(function: &AtomicPtr<std::ffi::c_void>, told: bool) -> Option<Ptr> {
+fn straight_on(function: &AtomicPtr<c_void>, told: bool, caller: Caller) -> Option<Ptr> {
     let real = function.load(Ordering::Relaxed);
-    (!timer::timing() && !told && !real.is_null()).then_some(real)
+    (!timer::timing() && !told && !real.is_null() && HOT.is_called_by(caller.address())).then_some(real)
 }
 
-/// The host's function, looked up at the first call. Written once: all threads read that line of the cache at every operation.
-fn find(symbol: &Symbol, function: &AtomicPtr<std::ffi::c_void>) -> Option<Ptr> {
-    let mut real = function.load(Ordering::Relaxed);
-    if real.is_null() {
-        real = symbol.address();
-        function.store(real, Ordering::Relaxed);
+/// The caller's own function, null if there is none. That of the first copy whose operations are seen is kept.
+fn find(hooked: &Hooked, function: &AtomicPtr<c_void>, caller: Caller) -> Target {
+    let target = hooked.of(caller);
+    if function.load(Ordering::Relaxed).is_null()
+        && !target.address.is_null()
+        && HOT.keep_caller(target.start, target.length)
+    {
+        function.store(target.address, Ordering::Relaxed);
     }
-    (!real.is_null()).then_some(real)
+    target
 }
 
 fn begins(tensor: Ptr) {
@@ -45,87 +48,91 @@ fn begins(tensor: Ptr) {
     }
 }
 
-/// ggml calls this first for every node that is not fused: the tensor tells which operation begins.
-///
+exported! {
+    /// ggml calls this first for every node that is not fused: the tensor tells which operation begins.
+    fn ggml_cpu_extra_compute_forward(params: Ptr, tensor: Ptr) -> bool => forward;
+
+    /// The one function that computes nodes without the call above: a norm and the multiplication after it. Six integer registers are
+    /// handed on, so that a further argument in another version is not lost.
+    fn ggml_compute_forward_rms_norm_mul_fused(params: Ptr, tensor: Ptr, c: Ptr, d: Ptr, e: Ptr, f: Ptr) => fused;
+
+    /// Threads meet: between two operations, and inside some.
+    fn ggml_barrier(pool: Ptr) => barrier;
+}
+
 /// # Safety
-/// Called by ggml with its own arguments.
-#[unsafe(no_mangle)]
-pub unsafe extern "C-unwind" fn ggml_cpu_extra_compute_forward(params: Ptr, tensor: Ptr) -> bool {
-    match straight_on(&HOT.forward, HOT.listens()) {
+/// As for the hook.
+unsafe extern "C-unwind" fn forward(params: Ptr, tensor: Ptr, caller: Caller) -> bool {
+    match straight_on(&HOT.forward, HOT.listens(), caller) {
         // SAFETY: the signature in ggml-cpu's traits.h in every version that has it, and the host's own arguments.
         Some(real) => unsafe { std::mem::transmute::<Ptr, Forward>(real)(params, tensor) },
         // SAFETY: as for this function.
-        None => unsafe { forward(params, tensor) },
+        None => unsafe { forward_seen(params, tensor, caller) },
     }
 }
 
 /// # Safety
 /// As for the hook.
 #[inline(never)]
-unsafe extern "C-unwind" fn forward(params: Ptr, tensor: Ptr) -> bool {
-    static REAL: Symbol = Symbol::new(c"ggml_cpu_extra_compute_forward");
-    begins(tensor);
+unsafe extern "C-unwind" fn forward_seen(params: Ptr, tensor: Ptr, caller: Caller) -> bool {
+    static REAL: Hooked = Hooked::new(c"ggml_cpu_extra_compute_forward");
+    let Target { address: real, copy, .. } = find(&REAL, &HOT.forward, caller);
+    if copy.is_observed() {
+        let _entered = copies::enter(copy);
+        begins(tensor);
+    }
     // SAFETY: the signature in ggml-cpu's traits.h in every version that has it, and the host's own arguments.
-    find(&REAL, &HOT.forward).is_some_and(|real| unsafe { std::mem::transmute::<Ptr, Forward>(real)(params, tensor) })
+    !real.is_null() && unsafe { std::mem::transmute::<Ptr, Forward>(real)(params, tensor) }
 }
 
-/// The one function that computes nodes without the call above: a norm and the multiplication after it. Six integer registers are
-/// handed on, so that a further argument in another version is not lost.
-///
 /// # Safety
-/// Called by ggml with its own arguments.
-#[unsafe(no_mangle)]
-pub unsafe extern "C-unwind" fn ggml_compute_forward_rms_norm_mul_fused(
-    params: Ptr,
-    tensor: Ptr,
-    c: Ptr,
-    d: Ptr,
-    e: Ptr,
-    f: Ptr,
-) {
-    match straight_on(&HOT.fused, HOT.listens()) {
+/// As for the hook.
+unsafe extern "C-unwind" fn fused(params: Ptr, tensor: Ptr, c: Ptr, d: Ptr, e: Ptr, f: Ptr, caller: Caller) {
+    match straight_on(&HOT.fused, HOT.listens(), caller) {
         // SAFETY: integer registers only, in every version; they are the host's own.
         Some(real) => unsafe { std::mem::transmute::<Ptr, Fused>(real)(params, tensor, c, d, e, f) },
         // SAFETY: as for this function.
-        None => unsafe { fused(params, tensor, c, d, e, f) },
+        None => unsafe { fused_seen(params, tensor, c, d, e, f, caller) },
     }
 }
 
 /// # Safety
 /// As for the hook.
 #[inline(never)]
-unsafe extern "C-unwind" fn fused(params: Ptr, tensor: Ptr, c: Ptr, d: Ptr, e: Ptr, f: Ptr) {
-    static REAL: Symbol = Symbol::new(c"ggml_compute_forward_rms_norm_mul_fused");
-    begins(tensor);
-    if let Some(real) = find(&REAL, &HOT.fused) {
+unsafe extern "C-unwind" fn fused_seen(params: Ptr, tensor: Ptr, c: Ptr, d: Ptr, e: Ptr, f: Ptr, caller: Caller) {
+    static REAL: Hooked = Hooked::new(c"ggml_compute_forward_rms_norm_mul_fused");
+    let Target { address: real, copy, .. } = find(&REAL, &HOT.fused, caller);
+    if copy.is_observed() {
+        let _entered = copies::enter(copy);
+        begins(tensor);
+    }
+    if !real.is_null() {
         // SAFETY: integer registers only, in every version; they are the host's own.
         unsafe { std::mem::transmute::<Ptr, Fused>(real)(params, tensor, c, d, e, f) }
     }
 }
 
-/// Threads meet: between two operations, and inside some.
-///
 /// # Safety
-/// Called by ggml with its thread pool.
-#[unsafe(no_mangle)]
-pub unsafe extern "C-unwind" fn ggml_barrier(pool: Ptr) {
-    match straight_on(&HOT.barrier, false) {
+/// As for the hook.
+unsafe extern "C-unwind" fn barrier(pool: Ptr, caller: Caller) {
+    match straight_on(&HOT.barrier, false, caller) {
         // SAFETY: the signature in ggml-cpu-impl.h in every version, and the host's own argument.
         Some(real) => unsafe { std::mem::transmute::<Ptr, Barrier>(real)(pool) },
         // SAFETY: as for this function.
-        None => unsafe { barrier(pool) },
+        None => unsafe { barrier_seen(pool, caller) },
     }
 }
 
 /// # Safety
 /// As for the hook.
 #[inline(never)]
-unsafe extern "C-unwind" fn barrier(pool: Ptr) {
-    static REAL: Symbol = Symbol::new(c"ggml_barrier");
+unsafe extern "C-unwind" fn barrier_seen(pool: Ptr, caller: Caller) {
+    static REAL: Hooked = Hooked::new(c"ggml_barrier");
+    let real = find(&REAL, &HOT.barrier, caller).address;
     let timing = timer::timing();
     let main = timing && timer::barrier_enter();
     let worker = timing && !main && workers::on() && workers::barrier_enter();
-    if let Some(real) = find(&REAL, &HOT.barrier) {
+    if !real.is_null() {
         // SAFETY: the signature in ggml-cpu-impl.h in every version, and the host's own argument.
         unsafe { std::mem::transmute::<Ptr, Barrier>(real)(pool) };
     }

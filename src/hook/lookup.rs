@@ -4,12 +4,13 @@
 //! The real `dlsym` looks at its return address (RTLD_NEXT means "after the caller"), so the special handles are passed on by a jump,
 //! before any frame of ours exists. x86-64 only; elsewhere such hosts are seen through the calls inside ggml alone.
 
-use std::ffi::{CStr, c_char};
+use std::ffi::{CStr, c_char, c_int};
 use std::sync::OnceLock;
 
 use super::Ptr;
 use crate::boundary::{self, Phase};
-use crate::ggml::symbol;
+use crate::ggml::{copies, symbol};
+use crate::observe::timer::HOT;
 
 unsafe extern "C" {
     fn dlerror() -> *const c_char;
@@ -29,8 +30,7 @@ extern "C" fn by_handle(handle: Ptr, name: *const c_char) -> Ptr {
     }
     boundary::guard(found, || {
         let ours = our_hook(name);
-        // Only the definition that our hook will call: another copy of the library must not be redirected into this one.
-        let hooked = !ours.is_null() && ours != found && symbol::next(name) == found;
+        let hooked = !ours.is_null() && ours != found && copies::may_stand_for(name, found);
         // Our own look-ups may have left an error that the host would take for its own.
         // SAFETY: dlerror only reads and clears this thread's message.
         unsafe { dlerror() };
@@ -89,6 +89,20 @@ pub unsafe extern "C" fn dlsym(handle: Ptr, name: *const c_char) -> Ptr {
         find = sym symbol::find_dlsym,
         by_handle = sym by_handle,
     )
+}
+
+/// The interposed `dlclose`: a library that goes takes functions with it that we know the addresses of.
+///
+/// # Safety
+/// As dlclose(3).
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn dlclose(handle: Ptr) -> c_int {
+    let status = symbol::close(handle);
+    boundary::guard((), || {
+        HOT.forget_unless(|caller| crate::host::object_at(caller).is_some());
+        copies::a_library_was_closed();
+    });
+    status
 }
 
 // The signature above is what C calls; this keeps it honest against libc's declaration.

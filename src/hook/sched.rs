@@ -3,36 +3,30 @@
 use super::Ptr;
 use crate::boundary::observe as guarded;
 use crate::capture::{self, share};
-use crate::ggml::symbol::Symbol;
+use crate::ggml::copies::{self, Caller, Hooked, Target};
 use crate::observe::{self, splits, steps, timer};
 
 hooks! {
     /// A graph was built and gets its memory. Not called for a graph that runs again as it is.
     fn ggml_backend_sched_alloc_graph(sched: Ptr, graph: Ptr) -> bool;
     before {
-        observe::host().buffers.graph_begins(sched);
-        if capture::is_on() {
-            capture::run::graph_begins(sched, graph);
-        }
+        let placing = observe::host().buffers.graph_begins(sched);
+        let allocating = if capture::is_on() {
+            capture::run::graph_begins(sched, graph)
+        } else {
+            capture::allocator::begin_without(sched)
+        };
+        (Some(placing), allocating)
     }
-    after |(), _| {
+    after |(placing, allocating), done| {
+        drop(placing);
         let mut host = observe::host();
-        host.buffers.graph_ends();
         host.schedulers.graph_allocated(sched);
         drop(host);
         if capture::is_on() {
-            capture::run::graph_allocated(sched);
+            capture::run::graph_allocated(sched, !done);
         }
-    }
-
-    /// A scheduler is freed; before the real call, so that its address is not taken for a new one's.
-    fn ggml_backend_sched_free(sched: Ptr);
-    before {
-        let mut host = observe::host();
-        host.buffers.sched_freed(sched);
-        host.schedulers.remove(sched);
-        drop(host);
-        capture::sched_freed(sched);
+        drop(allocating);
     }
 
     /// One backend runs its part of a graph: on the CPU backend the last operation ends here.
@@ -65,21 +59,43 @@ hooks! {
     }
 }
 
-/// A graph runs: one ubatch. Written out because the timer must run exactly while the real call does, and must stop when a C++
-/// exception comes out of it (its guard is dropped then, since the hook is `C-unwind`).
+hooks! {
+    /// A scheduler is freed; before the real call, so that its address is not taken for a new one's. Its callback is forgotten whether
+    /// or not anything is recorded now: a recording that begins later must not give it to another scheduler.
+    fn ggml_backend_sched_free(sched: Ptr);
+    always { capture::sched_freed(sched) }
+    before {
+        let mut host = observe::host();
+        host.buffers.sched_freed(sched);
+        host.schedulers.remove(sched);
+    }
+}
+
+exported! {
+    /// A graph runs: one ubatch.
+    fn ggml_backend_sched_graph_compute_async(sched: Ptr, graph: Ptr) -> i32 => graph_compute;
+}
+
+/// Written out because the timer must run exactly while the real call does, and must stop when a C++ exception comes out of it (its guard
+/// is dropped then, since the hook is `C-unwind`).
 ///
 /// # Safety
-/// Called by the host with a live scheduler and graph.
-#[unsafe(no_mangle)]
-pub unsafe extern "C-unwind" fn ggml_backend_sched_graph_compute_async(sched: Ptr, graph: Ptr) -> i32 {
-    static REAL: Symbol = Symbol::new(c"ggml_backend_sched_graph_compute_async");
-    let step = guarded(None, || {
-        observe::state::call_seen();
-        steps::begin(sched, graph)
-    });
-    let captured = capture::is_on()
+/// As for the hook.
+unsafe extern "C-unwind" fn graph_compute(sched: Ptr, graph: Ptr, caller: Caller) -> i32 {
+    static REAL: Hooked = Hooked::new(c"ggml_backend_sched_graph_compute_async");
+    let Target { address, copy, .. } = REAL.of(caller);
+    let _entered = copies::enter(copy);
+    let step = if copy.is_observed() {
+        guarded(None, || {
+            observe::state::call_seen();
+            steps::begin(sched, graph)
+        })
+    } else {
+        None
+    };
+    let captured = copy.is_observed()
+        && capture::is_on()
         && guarded(false, || capture::run::begins(sched, graph, step.as_ref().and_then(steps::Step::number)));
-    let address = REAL.address();
     if address.is_null() {
         observe::state::missing("ggml_backend_sched_graph_compute_async");
         return -1;

@@ -12,8 +12,9 @@ use crate::ggml::view::TensorPtr;
 use crate::graph::class::Component;
 use crate::observe::plan::{self, Place, Plan, PlanNode};
 use crate::observe::routing;
-use crate::observe::steps::PLANS;
+use crate::observe::steps::hand_to_the_writer;
 use crate::observe::timer::{Span, Sums};
+use crate::record::rate::Permit;
 
 use super::tensor;
 
@@ -40,8 +41,8 @@ pub struct Run {
     pub end_ns: u64,
     /// Number of the ubatch.
     pub number: Option<u64>,
-    /// Whether it is written event by event.
-    pub sampled: bool,
+    /// It may be written event by event.
+    pub permit: Option<Permit>,
     /// More than one token.
     pub prefill: bool,
     /// Times of the nodes, if it is sampled.
@@ -83,7 +84,7 @@ impl Run {
             start_ns,
             end_ns: start_ns,
             number: None,
-            sampled: false,
+            permit: None,
             prefill: false,
             spans: Vec::new(),
             sums: Sums::default(),
@@ -150,7 +151,7 @@ impl Run {
         self.sums.op_ns += ns;
         self.sums.ops += 1;
         self.times.push((at as u32, ns));
-        if self.sampled {
+        if self.permit.is_some() {
             self.spans.push(Span { node: at as u32, until: at as u32 + 1, start_ns, end_ns, barrier_ns: 0 });
         }
         // The ids are a source, so they live until the node is done.
@@ -181,7 +182,7 @@ impl Run {
             (None, shorter) => {
                 let nodes = shorter.map_or_else(|| std::mem::take(&mut self.nodes), |k| k.plan.nodes[..n].to_vec());
                 let plan = Arc::new(plan::assemble((key, print), nodes, true));
-                PLANS.lock().push(plan.clone());
+                hand_to_the_writer(&plan);
                 Known { plan, prints: std::mem::take(&mut self.prints).into() }
             }
         };

@@ -103,7 +103,7 @@ pub fn refusal() -> Refusal {
     }
     match boundary::phase() {
         Phase::Poisoned => Refusal::Unavailable,
-        Phase::Running | Phase::Marking => Refusal::Disabled,
+        Phase::Running | Phase::Marking if !record::is_over() => Refusal::Disabled,
         _ if record::disabled() => Refusal::Disabled,
         _ => Refusal::NotRunning,
     }

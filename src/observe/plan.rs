@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use super::parts::{self, Copied, Part};
 use crate::ggml::api::{self, Ptr};
+use crate::ggml::device;
 use crate::ggml::view::{TensorPtr, keep};
 use crate::graph::class::{self, Class};
 use crate::graph::cost::{self, Cost};
@@ -377,9 +378,9 @@ fn place(sched: Ptr, t: TensorPtr, known: &mut HashMap<usize, Place>) -> Place {
         // SAFETY: as above.
         let device = unsafe { api::ggml_backend_get_device(backend) }.filter(|d| !d.is_null());
         // SAFETY: a live device.
-        let kind = device.and_then(|d| unsafe { api::ggml_backend_dev_type(d) });
+        let kind = device.and_then(|d| unsafe { device::kind(d) });
         // SAFETY: as above.
-        let device = device.and_then(|d| unsafe { api::text(api::ggml_backend_dev_name(d)) });
+        let device = device.and_then(|d| unsafe { device::name(d) });
         let name = keep(name.as_deref().unwrap_or("unknown"));
         Place {
             backend: name,

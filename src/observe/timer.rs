@@ -28,13 +28,20 @@ pub struct Hot {
     helping: AtomicUsize,
     /// The operation before which the capture has something to do (`capture::early`), null if there is none.
     pub station: AtomicPtr<c_void>,
-    /// The host's own functions, null until the first call of each (`hook::cpu`).
+    /// The functions of one copy of ggml, null until the first call of each (`hook::cpu`).
     pub forward: AtomicPtr<c_void>,
     /// See `forward`.
     pub fused: AtomicPtr<c_void>,
     /// See `forward`.
     pub barrier: AtomicPtr<c_void>,
+    /// Where the code of the library lies that calls these three: they are that caller's. Set once; [`CLOSED`] when it may have gone.
+    caller: AtomicUsize,
+    /// Its bytes, 0 before it is known.
+    caller_length: AtomicUsize,
 }
+
+/// No address: nobody is a caller whose functions are kept any more.
+const CLOSED: usize = usize::MAX;
 
 /// The only one.
 pub static HOT: Hot = Hot {
@@ -44,9 +51,42 @@ pub static HOT: Hot = Hot {
     forward: AtomicPtr::new(std::ptr::null_mut()),
     fused: AtomicPtr::new(std::ptr::null_mut()),
     barrier: AtomicPtr::new(std::ptr::null_mut()),
+    caller: AtomicUsize::new(0),
+    caller_length: AtomicUsize::new(0),
 };
 
+const _: () = assert!(size_of::<Hot>() == 64, "one line of the cache");
+
 impl Hot {
+    /// Whether a call that returns to `address` comes from the library whose functions are kept here.
+    #[inline]
+    #[must_use]
+    pub fn is_called_by(&self, address: usize) -> bool {
+        address.wrapping_sub(self.caller.load(Ordering::Relaxed)) < self.caller_length.load(Ordering::Relaxed)
+    }
+
+    /// Whether functions of the caller whose code begins at `start` are to be kept: of the first one that asks, and of no other.
+    #[must_use]
+    pub fn keep_caller(&self, start: usize, length: usize) -> bool {
+        if start == 0 || length == 0 {
+            return false;
+        }
+        let first = self.caller.compare_exchange(0, start, Ordering::Relaxed, Ordering::Relaxed);
+        if first.is_ok() {
+            self.caller_length.store(length, Ordering::Relaxed);
+        }
+        first.is_ok() || first == Err(start)
+    }
+
+    /// A library was closed: if it was the one whose functions are kept, nothing is kept from then on, and every call is looked up.
+    pub fn forget_unless(&self, is_loaded: impl FnOnce(usize) -> bool) {
+        let caller = self.caller.load(Ordering::Relaxed);
+        if caller != 0 && caller != CLOSED && !is_loaded(caller) {
+            self.caller_length.store(0, Ordering::Relaxed);
+            self.caller.store(CLOSED, Ordering::Relaxed);
+        }
+    }
+
     /// Operations are told to the capture.
     pub fn listen(&self) {
         self.helping.fetch_add(1, Ordering::Relaxed);

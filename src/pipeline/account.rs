@@ -1,8 +1,9 @@
 //! What became of every tensor that the host computed and the selection wanted: seen = captured + skipped + dropped, to the byte.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use serde_json::{Map, Value, json};
 
 /// Why a tensor is not in the stream.
@@ -45,7 +46,7 @@ pub enum Reason {
     Unread,
     /// The disk or its thread failed.
     IoError,
-    /// The capture was closed before.
+    /// The capture was closed before, or while the step that it is of ran.
     Stopped,
     /// A fault of ours.
     Internal,
@@ -162,9 +163,27 @@ struct InFlight {
     closed: bool,
 }
 
+/// A step of the host that is being captured: as long as this lives, not all of what was seen need be accounted for.
+#[derive(Debug)]
+pub struct InStep(Arc<AtomicUsize>);
+
+impl Drop for InStep {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
 /// The running account of a stream. `seen`, `skipped` and `dropped` are the caller's; `captured` is counted when the bytes are in the file.
+///
+/// A host may end at any moment, in the middle of steps on other threads. From [`Self::end_begins`] on the caller's side of the account is
+/// closed: what a step had seen and not accounted for is counted as stopped, and what it tells later is of no stream. So the account that the
+/// stream's end holds adds up.
 #[derive(Debug, Default)]
 pub struct Account {
+    /// Whether the caller's side is closed. Read by the caller for as long as it counts.
+    ended: RwLock<bool>,
+    /// Steps in flight.
+    steps: Arc<AtomicUsize>,
     seen: Count,
     captured: Count,
     skipped: [Count; Reason::ALL.len()],
@@ -190,22 +209,58 @@ impl Account {
         account
     }
 
+    /// A step begins: what it sees from here on is accounted for when it is over.
+    #[must_use]
+    pub fn step_begins(&self) -> InStep {
+        self.steps.fetch_add(1, Ordering::AcqRel);
+        InStep(Arc::clone(&self.steps))
+    }
+
+    /// The caller's side, if it is still open: it stays so until this is dropped, which must be soon.
+    pub(super) fn open(&self) -> Option<RwLockReadGuard<'_, bool>> {
+        Some(self.ended.read()).filter(|ended| !**ended)
+    }
+
     /// The selection wanted these.
     pub fn seen(&self, tensors: u64, bytes: u64) {
-        self.seen.add(Amount::new(tensors, bytes));
+        if let Some(_open) = self.open() {
+            self.seen.add(Amount::new(tensors, bytes));
+        }
     }
 
     /// These were left out as asked.
     pub fn skipped(&self, reason: Reason, tensors: u64, bytes: u64) {
-        self.skipped[reason as usize].add(Amount::new(tensors, bytes));
+        if let Some(_open) = self.open() {
+            self.skipped[reason as usize].add(Amount::new(tensors, bytes));
+        }
     }
 
     /// These were lost.
     pub fn dropped(&self, reason: Reason, tensors: u64, bytes: u64) {
-        self.dropped[reason as usize].add(Amount::new(tensors, bytes));
+        if let Some(_open) = self.open() {
+            self.dropped[reason as usize].add(Amount::new(tensors, bytes));
+        }
     }
 
-    /// These are on their way.
+    /// The stream is being ended: nothing more is entered, and what steps in flight have seen and not accounted for is not captured. Without
+    /// a step in flight an account that does not add up stays so: it would be a fault of ours.
+    pub(super) fn end_begins(&self) {
+        let mut ended = self.ended.write();
+        let first = !std::mem::replace(&mut *ended, true);
+        if first && self.steps.load(Ordering::Acquire) > 0 {
+            let in_flight = self.in_flight.lock();
+            let totals = self.totals();
+            let mut settled = in_flight.amount;
+            for amount in [totals.captured, totals.all_skipped(), totals.all_dropped()] {
+                settled += amount;
+            }
+            let less = |a: u64, b: u64| a.saturating_sub(b);
+            let tensors = less(totals.seen.tensors, settled.tensors);
+            self.dropped[Reason::Stopped as usize].add(Amount::new(tensors, less(totals.seen.bytes, settled.bytes)));
+        }
+    }
+
+    /// These are on their way. The caller holds [`Self::open`].
     pub(super) fn enter(&self, amount: Amount) {
         let mut in_flight = self.in_flight.lock();
         if in_flight.closed {
@@ -335,6 +390,30 @@ mod tests {
         assert_eq!(totals.captured, Amount::new(3, 300));
         assert!(totals.dropped.contains(&(Reason::IoError, Amount::new(3, 300))));
         assert_eq!(totals.all_dropped(), Amount::new(6, 600));
+    }
+
+    #[test]
+    fn what_a_step_in_flight_has_seen_is_stopped_and_what_it_tells_later_is_of_no_stream() {
+        for in_flight in [true, false] {
+            let account = Account::default();
+            let step = account.step_begins();
+            account.seen(10, 1000);
+            account.dropped(Reason::Full, 2, 200);
+            account.enter(Amount::new(3, 300));
+            account.captured(Amount::new(1, 100));
+            let step = Some(step).filter(|_| in_flight);
+            account.end_begins();
+            account.seen(5, 500);
+            account.skipped(Reason::Stride, 1, 100);
+            account.dropped(Reason::Unread, 4, 400);
+            drop(step);
+            account.end_begins();
+            account.captured(Amount::new(2, 200));
+            let totals = account.totals();
+            assert_eq!(totals.is_exact(), in_flight, "a fault of ours stays visible: {totals:?}");
+            assert_eq!(totals.seen, Amount::new(10, 1000));
+            assert_eq!(totals.dropped.contains(&(Reason::Stopped, Amount::new(5, 500))), in_flight);
+        }
     }
 
     #[test]

@@ -1,11 +1,11 @@
 //! `PATH.ckpt.json`: where a capture may go on. The older system's keys, and ours. Replaced as a whole or not at all.
 
-use std::fs::{File, OpenOptions};
-use std::io::{Result as IoResult, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io::Result as IoResult;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
+
+use super::disk;
 
 /// Version of the document, the older system's too.
 const VERSION: u64 = 1;
@@ -102,31 +102,16 @@ impl Checkpoint {
         Self::from_json(&doc)
     }
 
-    /// Replaces the file: written beside it, on the disk, renamed, the directory on the disk.
+    /// Replaces the file.
     pub(super) fn save(&self, path: &Path) -> IoResult<()> {
-        let mut beside = path.as_os_str().to_owned();
-        beside.push(".tmp");
-        let beside = PathBuf::from(beside);
-        let mut options = OpenOptions::new();
-        options.write(true).create(true).truncate(true).mode(0o600).custom_flags(libc::O_CLOEXEC);
-        let mut file = options.open(&beside)?.try_clone()?;
         let mut text = self.to_json().to_string();
         text.push('\n');
-        file.write_all(text.as_bytes())?;
-        file.sync_data()?;
-        std::fs::rename(&beside, path)?;
-        sync_directory(path)
+        disk::replace(path, text.as_bytes())
     }
 
     pub(super) fn load(path: &Path) -> Option<Self> {
-        Self::from_json(&serde_json::from_slice(&std::fs::read(path).ok()?).ok()?)
+        Self::from_json(&serde_json::from_slice(&disk::read_small(path).ok()?).ok()?)
     }
-}
-
-/// A rename or removal in it is on the disk after this.
-fn sync_directory(path: &Path) -> IoResult<()> {
-    let directory = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    File::open(directory)?.sync_all()
 }
 
 /// After a clean end there is nothing to resume.

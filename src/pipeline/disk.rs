@@ -1,10 +1,10 @@
 //! What the stream's blocks go to: a file of the owner's alone, past the page cache where its file system allows that.
 
 use std::fs::{File, Metadata, OpenOptions};
-use std::io::{Error as IoError, ErrorKind, Result as IoResult};
+use std::io::{Error as IoError, ErrorKind, Read, Result as IoResult, Write};
 use std::os::fd::IntoRawFd;
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
-use std::path::Path;
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 use crate::host;
@@ -23,6 +23,60 @@ pub(super) trait Disk: Send + std::fmt::Debug {
     fn is_direct(&self) -> bool;
     /// Goes through the page cache from here on.
     fn leave_direct(&mut self);
+}
+
+/// How every file is opened: a pipe without a reader fails and does not hang the host, and no child of the host inherits it.
+const NEVER_WAIT: i32 = libc::O_CLOEXEC | libc::O_NOCTTY | libc::O_NONBLOCK;
+
+/// Bytes that a small file of ours has at most; whatever is larger is not ours.
+const MOST_SMALL: u64 = 64 << 20;
+
+fn is_writable_kind(about: &Metadata) -> bool {
+    about.is_file() || about.file_type().is_char_device()
+}
+
+/// Opens a file whose name we have made from the stream's, by `options`. Whatever somebody else has put there under that name is left alone:
+/// a symbolic link is not followed, a pipe is not waited for, and nothing but a file (or a device such as /dev/null) is taken.
+pub(super) fn open_beside(path: &Path, options: &mut OpenOptions) -> IoResult<File> {
+    // In a host whose stderr is closed the lowest free number is 2. A clone is never below 3.
+    let file = options.custom_flags(NEVER_WAIT | libc::O_NOFOLLOW).open(path)?.try_clone()?;
+    if is_writable_kind(&file.metadata()?) { Ok(file) } else { Err(IoError::other("neither a file nor a device")) }
+}
+
+/// The content of a small file of ours.
+pub(super) fn read_small(path: &Path) -> IoResult<Vec<u8>> {
+    let file = open_beside(path, OpenOptions::new().read(true))?;
+    let about = file.metadata()?;
+    if !about.is_file() || about.len() > MOST_SMALL {
+        return Err(IoError::other("not a file of ours"));
+    }
+    let mut bytes = Vec::new();
+    file.take(MOST_SMALL).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// Replaces a small file as a whole or not at all: written beside it as a file of our own making, on the disk, renamed.
+pub fn replace(path: &Path, content: &[u8]) -> IoResult<()> {
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(".tmp");
+    let beside = PathBuf::from(beside);
+    // What an earlier run has left, or somebody has put there. Only a file that we make ourselves is written.
+    let _ = std::fs::remove_file(&beside);
+    let mut file = open_beside(&beside, OpenOptions::new().write(true).create_new(true).mode(0o600))?;
+    let written = file.write_all(content).and_then(|()| file.sync_data());
+    let replaced = written.and_then(|()| std::fs::rename(&beside, path));
+    if replaced.is_err() {
+        let _ = std::fs::remove_file(&beside);
+    }
+    replaced?;
+    sync_directory(path)
+}
+
+/// A rename or removal in it is on the disk after this.
+fn sync_directory(path: &Path) -> IoResult<()> {
+    let directory = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut options = OpenOptions::new();
+    options.read(true).custom_flags(NEVER_WAIT | libc::O_DIRECTORY).open(directory)?.sync_all()
 }
 
 /// A real file.
@@ -52,16 +106,9 @@ impl FileDisk {
             Error::new("opening the stream", path.display().to_string(), e, remedy)
         };
         let open = |flags| {
-            // O_NONBLOCK: a pipe without a reader must fail, not hang the host.
-            let flags = flags | libc::O_CLOEXEC | libc::O_NOCTTY | libc::O_NONBLOCK;
-            OpenOptions::new()
-                .read(true)
-                .write(true)
-                .create(true)
-                .truncate(false)
-                .mode(0o600)
-                .custom_flags(flags)
-                .open(path)
+            let mut options = OpenOptions::new();
+            options.read(true).write(true).create(true).truncate(false).mode(0o600).custom_flags(flags | NEVER_WAIT);
+            options.open(path)
         };
         let (file, direct) = match open(libc::O_DIRECT) {
             Ok(file) => (file, true),
@@ -73,7 +120,7 @@ impl FileDisk {
         let file = file.try_clone().map_err(fail)?;
         let about = file.metadata().map_err(fail)?;
         let regular = about.is_file();
-        if !regular && !std::os::unix::fs::FileTypeExt::is_char_device(&about.file_type()) {
+        if !is_writable_kind(&about) {
             return Err(fail(IoError::other("neither a file nor a device")));
         }
         if regular && matches!(file.try_lock(), Err(std::fs::TryLockError::WouldBlock)) {
@@ -87,9 +134,9 @@ impl FileDisk {
         Ok(disk)
     }
 
-    /// Whether it has a length and a content.
-    pub(super) const fn is_regular(&self) -> bool {
-        self.regular
+    /// Bytes that are in it; a device has none.
+    pub(super) fn length(&self) -> IoResult<u64> {
+        if self.regular { Ok(self.file.metadata()?.len()) } else { Ok(0) }
     }
 
     fn check(&self) -> IoResult<()> {

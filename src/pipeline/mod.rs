@@ -39,14 +39,15 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, SendTimeoutError, TrySendError, bounded};
 use parking_lot::Mutex;
 
 pub use crate::config::Policy;
-pub use account::{Account, Amount, Counts, Reason};
+pub use account::{Account, Amount, Counts, InStep, Reason};
 pub use cut::row_len;
+pub use disk::replace;
 pub use job::{Form, Job, Piece, Place, Spec, Table};
 pub use pool::{Buffer, ENOUGH, Refused};
 pub use share::LEAST_PACKET;
@@ -61,6 +62,12 @@ use segment::Message;
 /// How long jobs and packets may lie before the thread they are for looks, when they are few: it costs the host less to be looked after
 /// ten times a second than at every step.
 const NAP: Duration = Duration::from_millis(100);
+
+/// The end of a stream does not wait for a disk that has taken nothing for so long, unless everything is written and it is asked to keep it.
+const STANDSTILL: Duration = Duration::from_secs(5);
+
+/// How often that is looked at.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// Slots of the queue that jobs cannot take: for tokens and commands.
 const ROOM_FOR_TOKENS: usize = 3072;
@@ -112,6 +119,8 @@ struct Shared {
     steps: AtomicU64,
     packets: AtomicU64,
     bytes: AtomicU64,
+    /// Everything is written, and the disk was asked to keep it.
+    keeping: AtomicBool,
     /// Bytes of jobs that the collector has not looked at.
     unseen: AtomicUsize,
     /// Tokens in the queue.
@@ -191,6 +200,15 @@ pub struct Pipeline {
 }
 
 impl Pipeline {
+    /// Whether [`Self::start`] would find a file at `path` that it can write: what is wrong with the path is told before there is anything to
+    /// write. Never waits, whatever stands there.
+    ///
+    /// # Errors
+    /// As for [`Self::start`], as far as the file is concerned.
+    pub fn check(path: &std::path::Path, resume: bool) -> Result<()> {
+        start::check(path, resume)
+    }
+
     /// Opens the stream, writes its first packet (which shows whether it can be written at all) and starts the threads.
     ///
     /// # Errors
@@ -272,6 +290,8 @@ impl Pipeline {
 
     /// Hands a step over. Its tensors are captured or counted as dropped from here on. Never waits: the pool bounds the queue.
     pub fn push(&self, mut job: Job) {
+        // The end waits for whoever is here: what was entered stands in the queue ahead of it.
+        let Some(_open) = self.shared.account.open() else { return };
         self.shared.account.enter(job.table.amount());
         job.keep_sound(|amount| self.shared.account.lost(Reason::Internal, amount));
         let amount = job.table.amount();
@@ -293,6 +313,7 @@ impl Pipeline {
     /// A token was chosen; `text` where it may be written. Under [`Policy::Block`] it waits for room, under the others it is lost and
     /// counted when there is none.
     pub fn token(&self, token: SampledToken, text: Option<Box<str>>) {
+        let Some(open) = self.shared.account.open() else { return };
         let queued = self.shared.tokens_queued.fetch_add(1, Ordering::AcqRel);
         let mut message = Message::Token(token, text);
         if queued < ROOM_FOR_TOKENS - 64 {
@@ -301,7 +322,11 @@ impl Pipeline {
                 Err(TrySendError::Full(m) | TrySendError::Disconnected(m)) => message = m,
             }
         }
-        while self.shared.policy == Policy::Block && !self.shared.failed() {
+        drop(open);
+        while self.shared.policy == Policy::Block
+            && !self.shared.failed()
+            && let Some(_open) = self.shared.account.open()
+        {
             match self.inbox.put_within(message, Duration::from_millis(100)) {
                 Ok(()) => return,
                 Err(SendTimeoutError::Timeout(m)) => message = m,
@@ -379,21 +404,24 @@ impl Pipeline {
             return false;
         }
         let (done, answer) = bounded(1);
+        let until = Instant::now() + patience;
         let told = self.inbox.put_within(Message::Flush(done), patience).is_ok();
         self.inbox.ring();
-        told && answer.recv_timeout(patience) == Ok(true)
+        told && answer.recv_deadline(until) == Ok(true)
     }
 
-    /// Ends the stream: everything pushed is written, then account, index and end. A disk that takes longer than `patience` is left
-    /// alone, and what is still on its way is counted as dropped. A second call finds nothing to do.
+    /// Ends the stream: everything pushed is written, then account, index and end. A disk that takes longer than `patience`, or takes nothing
+    /// for five seconds, is left alone, and what is still on its way is counted as dropped. A second call finds nothing to do.
     pub fn finish(&self, patience: Duration) -> Totals {
         let mut finished = self.finished.lock();
         if let Some(totals) = finished.as_ref() {
             return totals.clone();
         }
-        let told = self.inbox.put_within(Message::Finish, patience).is_ok();
+        self.shared.account.end_begins();
+        let began = Instant::now();
+        let told = self.inbox.put_within(Message::Finish, patience.min(STANDSTILL)).is_ok();
         self.inbox.ring();
-        let clean = match self.closed.recv_timeout(if told { patience } else { Duration::ZERO }) {
+        let clean = match if told { self.wait_for_the_end(began + patience) } else { Err(RecvTimeoutError::Timeout) } {
             Ok(clean) => {
                 for thread in std::mem::take(&mut *self.threads.lock()) {
                     let _ = thread.join();
@@ -403,12 +431,12 @@ impl Pipeline {
             // All threads have ended without an answer: one of them panicked.
             Err(RecvTimeoutError::Disconnected) => false,
             Err(RecvTimeoutError::Timeout) => {
-                let problem = format!("not closed within {} s", patience.as_secs_f64());
+                let problem = format!("not closed within {:.1} s", began.elapsed().as_secs_f64());
                 self.shared.fail(Error::new("closing", "the stream", problem, "check the disk"));
                 false
             }
         };
-        // Nobody gets a buffer any more; what came while we closed is counted.
+        // Nobody gets a buffer any more; what has not come into the file is counted.
         self.shared.pool.fail();
         self.shared.account.close(if clean { Reason::Stopped } else { Reason::IoError });
         finished
@@ -421,5 +449,24 @@ impl Pipeline {
                 problem: self.shared.problem.lock().clone(),
             })
             .clone()
+    }
+
+    /// Whether the stream was closed in order; an error after `until`, or when the disk has stood still for too long.
+    fn wait_for_the_end(&self, until: Instant) -> std::result::Result<bool, RecvTimeoutError> {
+        let (mut written, mut since) = (self.written(), Instant::now());
+        loop {
+            let now = Instant::now();
+            match self.closed.recv_deadline(until.min(now + LOOK)) {
+                Err(RecvTimeoutError::Timeout) => {}
+                ended => return ended,
+            }
+            let so_far = self.written();
+            if so_far != written || self.shared.keeping.load(Ordering::Relaxed) {
+                (written, since) = (so_far, now);
+            }
+            if now >= until || since.elapsed() >= STANDSTILL {
+                return Err(RecvTimeoutError::Timeout);
+            }
+        }
     }
 }

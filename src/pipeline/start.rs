@@ -81,21 +81,34 @@ fn helpers(max_memory: usize, may_be_helped: bool) -> usize {
     if may_be_helped { Gang::size(max_memory) } else { 0 }
 }
 
-fn open(path: &Path, resume: bool) -> Result<Opened> {
+/// Whether a stream can be begun at `path`, or gone on with: told now what would only be told at the first step.
+pub(super) fn check(path: &Path, resume: bool) -> Result<()> {
+    host::without_write_signals(|| open_free(path, resume)).map(|_| ())
+}
+
+/// The stream's file, and the bytes that are in it: none unless it is to be gone on with.
+fn open_free(path: &Path, resume: bool) -> Result<(FileDisk, u64)> {
     let fail = |e: std::io::Error| Error::new("opening the stream", path.display().to_string(), e, "");
-    let mut disk = FileDisk::open(path)?;
-    let length = if disk.is_regular() { std::fs::metadata(path).map_err(fail)?.len() } else { 0 };
+    let disk = FileDisk::open(path)?;
+    let length = disk.length().map_err(fail)?;
     if length > 0 && !resume {
-        let remedy = "choose another path, remove the file, or ask to resume it";
+        let remedy = "choose another path, remove the file, or ask to resume it (LLAMA_RESOURCE_CAPTURE_RESUME=1)";
         return Err(Error::new(
             "opening the stream",
             path.display().to_string(),
-            "the file exists and is not empty",
+            format!("the file is not empty: it holds {length} bytes already"),
             remedy,
         ));
     }
+    Ok((disk, length))
+}
+
+fn open(path: &Path, resume: bool) -> Result<Opened> {
+    let fail = |e: std::io::Error| Error::new("opening the stream", path.display().to_string(), e, "");
+    let (mut disk, length) = open_free(path, resume)?;
     if length > 0 {
         if let Some(found) = resume::find(path, StreamFile::head_len).map_err(fail)? {
+            tell_what_is_cut_off(path, &found);
             disk.set_len(found.checkpoint.stream_offset).map_err(fail)?;
             // The index packet stands before the checkpoint, whose packet is the first of the next run.
             let begin = found.checkpoint.stream_offset - u64::from(found.packet_len);
@@ -119,6 +132,21 @@ fn open(path: &Path, resume: bool) -> Result<Opened> {
     Ok(Opened { disk: Box::new(disk), from: None, index: IndexBuilder::default(), head: Vec::new() })
 }
 
+/// A stream goes on behind its last checkpoint: what an earlier run has written after it is lost.
+fn tell_what_is_cut_off(path: &Path, found: &resume::Found) {
+    let resume::Behind { packets, bytes, torn } = found.behind;
+    if packets == 0 && torn == 0 {
+        return;
+    }
+    let torn = if torn > 0 { format!(", and {torn} bytes of one that is not whole") } else { String::new() };
+    log::warn(format!(
+        "{} goes on behind its last checkpoint, of step {}: {packets} packets of values and tokens ({bytes} bytes) that an earlier run has \
+         written after it{torn}, are cut off. LLAMA_RESOURCE_CHECKPOINT_TOKENS sets how far checkpoints are apart",
+        path.display(),
+        found.checkpoint.last_step
+    ));
+}
+
 fn start_on(options: Options, shares: &Shares, opened: Opened) -> Result<Pipeline> {
     let workers = options.workers.max(1);
     let from = opened.from.as_ref();
@@ -134,6 +162,7 @@ fn start_on(options: Options, shares: &Shares, opened: Opened) -> Result<Pipelin
         steps: 0.into(),
         packets: from.map_or(0, |c| c.next_packet).into(),
         bytes: offset.into(),
+        keeping: false.into(),
         unseen: 0.into(),
         tokens_queued: 0.into(),
         tokens_lost: 0.into(),

@@ -13,6 +13,7 @@ use super::{Form, Job, Options, Piece, Pipeline, Place, Policy, Reason, Refused,
 use crate::codec::{Codec, DType, Params};
 use crate::format::stream::{Content, Frame, Packet, Route};
 
+mod ends;
 mod helped;
 
 const MIB: usize = 1 << 20;

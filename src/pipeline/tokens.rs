@@ -1,12 +1,14 @@
 //! The chosen tokens as one JSON document, the older system's `tokens.json` with fields of ours. It is appended to and whole after every
 //! write: its closing lines are written behind the last token each time, and over again by the next.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{Error as IoError, ErrorKind, Result as IoResult};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
+use super::disk;
 use super::segment::Told;
 use crate::error::{Error, Result};
 
@@ -15,17 +17,32 @@ const HEAD: &[u8] = b"{\"tokens\": [";
 /// Bytes that wait at most.
 const MOST_PENDING: usize = 64 << 10;
 
-/// `X.stream` has `X_tokens.json`; anything else has `_tokens.json` behind it.
+/// `X.stream` has `X_tokens.json`; any other name has `.tokens.json` behind it, so that no two streams have one document.
 pub(super) fn path_of(stream: &Path) -> PathBuf {
     let name = stream.file_name().unwrap_or_default().to_string_lossy();
-    let mut own = stream.file_name().unwrap_or_default().to_owned();
-    if let Some(stem) = name.strip_suffix(".stream")
-        && stream.extension().is_some()
-    {
-        own = stem.into();
-    }
-    own.push("_tokens.json");
+    let (mut own, end) = match name.strip_suffix(".stream").filter(|_| stream.extension().is_some()) {
+        Some(stem) => (stem.into(), "_tokens.json"),
+        None => (stream.file_name().unwrap_or_default().to_owned(), ".tokens.json"),
+    };
+    own.push(end);
     stream.with_file_name(own)
+}
+
+/// Opens the document, and locks it against other streams; it is one, or empty.
+fn open(path: &Path, options: &mut OpenOptions) -> IoResult<File> {
+    let file = disk::open_beside(path, options.read(true).write(true))?;
+    if !file.metadata()?.is_file() {
+        return Ok(file);
+    }
+    if matches!(file.try_lock(), Err(TryLockError::WouldBlock)) {
+        return Err(IoError::other("another stream writes it"));
+    }
+    let mut head = [0; HEAD.len()];
+    match file.read_exact_at(&mut head, 0) {
+        Ok(()) if head == HEAD => Ok(file),
+        Err(e) if e.kind() == ErrorKind::UnexpectedEof && file.metadata()?.len() == 0 => Ok(file),
+        Ok(()) | Err(_) => Err(IoError::other("it holds something else than chosen tokens")),
+    }
 }
 
 /// The document being written.
@@ -52,12 +69,10 @@ impl History {
         if count == 0 || at == 0 {
             return None;
         }
-        let file = OpenOptions::new().read(true).write(true).custom_flags(libc::O_CLOEXEC).open(path).ok()?;
-        let mut head = [0; HEAD.len()];
+        let file = open(path, &mut OpenOptions::new()).ok()?;
         let mut last = [0];
-        file.read_exact_at(&mut head, 0).ok()?;
         file.read_exact_at(&mut last, at.checked_sub(1)?).ok()?;
-        (head == HEAD && last == *b"}").then(|| Self {
+        (last == *b"}").then(|| Self {
             path: path.to_owned(),
             file: Some(file),
             at,
@@ -109,13 +124,16 @@ impl History {
         })
     }
 
-    fn try_write(&mut self, now_s: f64) -> std::io::Result<()> {
+    fn try_write(&mut self, now_s: f64) -> IoResult<()> {
         let file = match &mut self.file {
             Some(file) => file,
             none => {
-                let mut options = OpenOptions::new();
-                options.write(true).create(true).truncate(true).mode(0o600).custom_flags(libc::O_CLOEXEC);
-                none.insert(options.open(&self.path)?.try_clone()?)
+                let file = open(&self.path, OpenOptions::new().create(true).truncate(false).mode(0o600))?;
+                if file.metadata()?.is_file() {
+                    // The document of an earlier stream of this name.
+                    file.set_len(0)?;
+                }
+                none.insert(file)
             }
         };
         let tokens = self.pending.len();
@@ -188,8 +206,48 @@ mod tests {
     #[test]
     fn the_tokens_have_a_name_of_their_own() {
         assert_eq!(path_of(Path::new("/a.stream/b.stream")), Path::new("/a.stream/b_tokens.json"));
-        assert_eq!(path_of(Path::new("acts")), Path::new("acts_tokens.json"));
-        assert_eq!(path_of(Path::new("x/acts.bin")), Path::new("x/acts.bin_tokens.json"));
-        assert_eq!(path_of(Path::new(".stream")), Path::new(".stream_tokens.json"));
+        assert_eq!(path_of(Path::new("acts")), Path::new("acts.tokens.json"));
+        assert_eq!(path_of(Path::new("x/acts.bin")), Path::new("x/acts.bin.tokens.json"));
+        assert_eq!(path_of(Path::new(".stream")), Path::new(".stream.tokens.json"));
+        let names = [
+            "a",
+            "a.stream",
+            "a.stream.stream",
+            ".stream",
+            ".stream.stream",
+            "a_tokens",
+            "a.tokens",
+            "a.tokens.stream",
+        ];
+        let documents: std::collections::HashSet<_> = names.iter().map(|n| path_of(Path::new(n))).collect();
+        assert_eq!(documents.len(), names.len(), "two streams have one document: {documents:?}");
+    }
+
+    #[test]
+    fn a_document_belongs_to_one_stream_and_nothing_else_is_written_into() {
+        let folder = std::env::temp_dir().join(format!("lri-tokens-of-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let path = folder.join("x_tokens.json");
+        let write = || {
+            let mut history = History::new(path.clone(), 0.0);
+            history.add(&[token(1)], 0.0).unwrap();
+            history.write(0.0).map(|()| history).map_err(|e| e.to_string())
+        };
+        let first = write().unwrap();
+        assert!(write().unwrap_err().contains("another stream"), "two at once");
+        drop(first);
+        drop(write().expect("an older document of the same stream is replaced"));
+        let dear = b"something dear, and longer than the head of a document";
+        std::fs::write(&path, dear).unwrap();
+        assert!(write().unwrap_err().contains("something else"));
+        assert_eq!(std::fs::read(&path).unwrap(), dear);
+        // A link leads into somebody's file.
+        std::fs::remove_file(&path).unwrap();
+        let target = folder.join("target");
+        std::fs::write(&target, b"").unwrap();
+        std::os::unix::fs::symlink(&target, &path).unwrap();
+        assert!(write().is_err());
+        assert_eq!(std::fs::read(&target).unwrap(), b"");
+        std::fs::remove_dir_all(&folder).unwrap();
     }
 }

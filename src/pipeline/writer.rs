@@ -351,6 +351,7 @@ impl Writer {
         self.record(|history, now| if asked || history.count() > 0 { history.write(now) } else { Ok(()) });
         self.checkpoint_packets(progress)?;
         self.end(progress)?;
+        self.shared.keeping.store(true, Ordering::Relaxed);
         // Gives back what was reserved and never written.
         self.file.cut(self.file.end()).and_then(|()| self.file.sync()).map_err(|e| self.io_error(e))?;
         checkpoint::remove(&checkpoint::path_of(&self.path));

@@ -13,7 +13,7 @@ pub mod stamp;
 pub mod summary;
 pub mod writer;
 
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
@@ -27,7 +27,10 @@ use crate::queue::{Local, Queue};
 static QUEUE: Queue<Event> = Queue::new();
 static LEVEL: AtomicU8 = AtomicU8::new(Level::Detailed as u8);
 static PAUSED: AtomicBool = AtomicBool::new(false);
+static OVER: AtomicBool = AtomicBool::new(false);
 static DISABLED: AtomicBool = AtomicBool::new(false);
+/// Recordings that this process has begun.
+static RECORDINGS: AtomicU64 = AtomicU64::new(0);
 static WOKEN: AtomicBool = AtomicBool::new(false);
 static WRITER: Mutex<Option<Outbox<writer::Command>>> = Mutex::new(None);
 
@@ -51,6 +54,21 @@ pub fn set_level(level: Level) {
     LEVEL.store(level as u8, Ordering::Relaxed);
 }
 
+/// A recording begins, with a limited rate or without: nothing that the one before has left is in its way.
+pub fn begin(limited: bool) {
+    RECORDINGS.fetch_add(1, Ordering::Relaxed);
+    rate::open(limited);
+    // What was counted after its last summary, and what was pushed while it ended.
+    drop(dropped::take());
+    queue().drain(drop);
+}
+
+/// Number of the recording: what began in one is not told in the next.
+#[must_use]
+pub fn recording() -> u64 {
+    RECORDINGS.load(Ordering::Relaxed)
+}
+
 /// Pauses or goes on (`disable` and `enable` of the C API). While paused the host is observed, so that memory and cache stay right, but
 /// no event is written.
 pub fn set_paused(on: bool) {
@@ -61,7 +79,23 @@ pub fn set_paused(on: bool) {
 #[inline]
 #[must_use]
 pub fn paused() -> bool {
-    PAUSED.load(Ordering::Relaxed)
+    PAUSED.load(Ordering::Relaxed) || is_over()
+}
+
+/// The log cannot be written any more, and the hooks go on for a capture: nothing is pushed, nothing is timed. False: a new log begins.
+pub fn set_over(on: bool) {
+    OVER.store(on, Ordering::Relaxed);
+    if on {
+        set_level(Level::Minimal);
+        set_writer(None);
+    }
+}
+
+/// Whether the log of this recording has failed, while its capture goes on.
+#[inline]
+#[must_use]
+pub fn is_over() -> bool {
+    OVER.load(Ordering::Relaxed)
 }
 
 /// The settings said not to record at all.
@@ -100,6 +134,9 @@ pub(crate) fn awake() {
 
 /// Hands an event to the writer. Never blocks; a full ring is counted.
 pub fn push(event: Event) {
+    if is_over() {
+        return;
+    }
     // A thread that is being torn down has no ring any more: the main thread in exit handlers, where recordings end.
     let mut event = Some(event);
     _ = LOCAL.try_with(|local| event.take().map(|e| QUEUE.push(local, e)));
@@ -110,7 +147,7 @@ pub fn push(event: Event) {
 
 /// Hands a rare event to the writer; the writer fills in session id and wall-clock strings.
 pub fn push_line(line: Line) {
-    if paused() {
+    if paused() && !is_over() {
         dropped::count("disabled", line.kind(), 1);
         return;
     }

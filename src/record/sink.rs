@@ -45,12 +45,15 @@ impl Sink {
         let file = file.try_clone().map_err(fail)?;
         let about = file.metadata().map_err(fail)?;
         let regular = about.is_file();
-        if !regular {
-            // A slow reader makes the writer's thread wait, no more.
-            host::make_blocking(&file);
-        }
         let within_line = regular && about.len() > 0 && !ends_with_line_break(path);
         Ok(Self { file, path: path.to_owned(), regular, identity: identity(&about), within_line })
+    }
+
+    /// Writes wait from here on: a slow reader of a pipe makes the writer's thread wait, and never the host's, which writes the first line.
+    pub fn wait_from_now_on(&self) {
+        if !self.regular {
+            host::make_blocking(&self.file);
+        }
     }
 
     /// Writes `lines` (whole lines). On an error the file is cut back to its last whole line.
@@ -72,6 +75,9 @@ impl Sink {
                         let remedy = match e.raw_os_error() {
                             Some(libc::EPIPE) => {
                                 "what reads the pipe has ended: restart it, and the host, to record again"
+                            }
+                            Some(libc::EAGAIN) => {
+                                "what reads the pipe does not keep up: see that it reads, and restart the host to record"
                             }
                             Some(libc::EFBIG) => {
                                 "raise the limit of file sizes (ulimit -f) and restart the host to record again"
@@ -141,7 +147,9 @@ fn identity(about: &Metadata) -> (u64, u64) {
 /// A file that may be written but not read is taken to be in order.
 fn ends_with_line_break(path: &Path) -> bool {
     let mut last = [b'\n'];
-    let _ = File::open(path).and_then(|mut f| {
+    let mut options = OpenOptions::new();
+    options.read(true).custom_flags(libc::O_CLOEXEC | libc::O_NOCTTY | libc::O_NONBLOCK);
+    let _ = options.open(path).and_then(|mut f| {
         f.seek(SeekFrom::End(-1))?;
         f.read_exact(&mut last)
     });

@@ -1,7 +1,7 @@
 //! The writer's thread: takes events out of the rings, makes lines of them, writes whole lines, and adds the interval's totals.
 //!
 //! It sleeps most of the time (every wake-up may cost a host that computes on all cores), has a low weight of the scheduler and
-//! blocks all signals. On the first I/O error it says so once and recording ends; the host goes on.
+//! blocks all signals. On the first I/O error it says so once and the log ends; the host goes on, and so does a capture.
 
 use std::time::{Duration, Instant};
 
@@ -58,6 +58,8 @@ pub struct Options {
     pub first: Line,
     /// Called once, when a step of the host has been written.
     pub at_first_step: fn(),
+    /// Called once, when the log cannot be written any more. True if the hooks go on without it, for a capture.
+    pub at_failure: fn() -> bool,
 }
 
 /// Writes the first line, which shows whether the log can be written at all, and starts the thread.
@@ -126,6 +128,7 @@ struct Writer {
     ring_drops: u64,
     told_deleted: bool,
     at_first_step: Option<fn()>,
+    at_failure: fn() -> bool,
 }
 
 impl Writer {
@@ -157,9 +160,13 @@ impl Writer {
             ring_drops: queue().dropped(),
             told_deleted: false,
             at_first_step: Some(options.at_first_step),
+            at_failure: options.at_failure,
         };
         writer.put(options.first);
         writer.try_write_out()?;
+        if let Some(sink) = &writer.sink {
+            sink.wait_from_now_on();
+        }
         Ok(writer)
     }
 
@@ -234,7 +241,7 @@ impl Writer {
                         self.put_unbudgeted(line);
                     }
                     let bytes = (self.buffer.len() - before) as u64;
-                    self.budget.spent_on_step(sample.prefill, bytes, clock::now_ns());
+                    self.budget.spent_on_step(sample.permit, bytes, clock::now_ns());
                     // A step may be a quarter of a megabyte: it must not pile up behind others.
                     self.write_out();
                     if let Some(call) = self.at_first_step.take() {
@@ -268,6 +275,7 @@ impl Writer {
 
     fn interval(&mut self, now: u64, stopping: bool) {
         let level = level();
+        clock::correct();
         self.budget.interval(now);
         if let Some((summary, missing)) = self.collector.collect(now, level) {
             dropped::count("rate_limit", "step_events", missing.left_out);
@@ -318,7 +326,7 @@ impl Writer {
         self.put(Line::ResourceSessionSummary(SessionSummary {
             timestamp: String::new(),
             session_id: String::new(),
-            total_memory_mb: round(memory as f64 / 1024.0 / 1024.0),
+            total_memory_mb: memory.map(|bytes| round(bytes as f64 / 1024.0 / 1024.0)),
             total_compute_gflops: sum(|p| &p.flops) as f64 / 1e9,
             component_flows: TOTALS.flows.load(std::sync::atomic::Ordering::Relaxed),
             t_ns: now,
@@ -420,9 +428,13 @@ impl Writer {
 
     fn write_out(&mut self) {
         if let Err(e) = self.try_write_out() {
-            boundary::set_phase(boundary::Phase::Stopped);
             self.sink = None;
-            log::error(format!("{e}. Recording has ended; the host goes on"));
+            let what = if (self.at_failure)() {
+                "No more events are recorded; the capture goes on, and the host"
+            } else {
+                "Recording has ended; the host goes on"
+            };
+            log::error(format!("{e}. {what}"));
         }
     }
 

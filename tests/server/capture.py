@@ -68,10 +68,12 @@ def capture_env(stream, tensors="FULL_TENSOR", route="retain", codec="none", **s
     return {f"LLAMA_RESOURCE_{word.upper()}": str(value) for word, value in chosen.items() if value is not None}
 
 
-def capturing(model, stream, args=(), env=None, witness=None, names="", order="behind", log_path=None, launcher=(), timeout=60, **settings):
+def capturing(model, stream, args=(), env=None, witness=None, names="", order="behind", log_path=None, launcher=(), timeout=60, shims=(),
+              **settings):
     """A server that captures to `stream` and, with `witness`, lets the oracle write what it saw to that file.
 
     order   where the oracle stands in LD_PRELOAD: "behind" our library, or "before" it, where it looks like a callback of the host
+    shims   further libraries to preload behind ours: a host as it is not
     """
     env = {"OMP_WAIT_POLICY": "passive", **capture_env(stream, **settings), **(env or {})}
     env["LLAMA_RESOURCE_LOG_PATH"] = str(log_path or Path(stream).with_suffix(".jsonl"))
@@ -79,6 +81,7 @@ def capturing(model, stream, args=(), env=None, witness=None, names="", order="b
     if witness:
         env |= {"ORACLE_OUT": str(witness), "ORACLE_NAMES": names}
         preload.insert(0 if order == "before" else 1, str(oracle()))
+    preload += map(str, shims)
     env["LD_PRELOAD"] = ":".join(preload)
     return Server(model, args=args, env=env, preload=not launcher, launcher=launcher, timeout=timeout)
 

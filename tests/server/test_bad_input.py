@@ -195,9 +195,10 @@ BAD_PATHS = {
 @pytest.mark.parametrize("case", BAD_PATHS)
 def test_a_log_that_cannot_be_written_is_told_once(case, run, host, tmp_path):
     path, parts = BAD_PATHS[case][0](tmp_path), BAD_PATHS[case][1]
-    outcome = run([*host, *WORK, "threads"], log_path=path, before=obey_permissions)
+    # The writer's thread is started before the first line is written, and ends by itself where that fails.
+    outcome = run([*host, *WORK, "sleep=500", "threads"], log_path=path, before=obey_permissions)
     outcome.is_untouched().said_once("error: ", path, *parts, "Nothing is recorded; the host goes on")
-    assert "lri-" not in outcome.out, "a thread was started for nothing"
+    assert "lri-" not in outcome.out, "a thread has stayed for nothing"
 
 
 def test_the_server_answers_without_its_log(tiny_model):
@@ -448,6 +449,27 @@ def test_a_statically_linked_host_is_told_at_its_end(run, tmp_path):
     assert not outcome.log_path.exists()
 
 
+SHARED = r"""
+#include <dlfcn.h>
+#include <stdio.h>
+int main(int argc, char **argv) {
+    if (argc > 1 && !dlopen(argv[1], RTLD_NOW | RTLD_LOCAL)) { puts(dlerror()); return 1; }
+    puts("done");
+    return 0;
+}
+"""
+
+
+def test_a_host_of_shared_libraries_that_was_not_seen_is_not_called_static(run, mock, tmp_path):
+    """It loads them, as Node.js loads an addon, and makes no call that is recorded. (node-llama-cpp 3.1.1 loads models by a name of 2024.)"""
+    program = tmp_path / "shared-host"
+    subprocess.run(["cc", "-o", program, "-x", "c", "-", "-ldl"], input=SHARED, text=True, check=True)
+    library = Path(mock("MOCK_BIGGER")[1]["LD_LIBRARY_PATH"]) / "libllama.so"
+    outcome = run([program, library])
+    outcome.is_untouched().said_once("warning: shared-host has loaded llama.cpp's shared libraries", "doctor")
+    assert not outcome.log_path.exists()
+
+
 def test_a_program_without_ggml_is_left_alone(run, tmp_path):
     """It may be the shell that starts the server: no message, no log, no thread. The launcher, which was asked to record it, says so."""
     assert run(["sh", "-c", "true; cat /proc/$$/task/*/comm; echo done"]).is_untouched().said_nothing().out == "sh\ndone\n"
@@ -502,6 +524,55 @@ def test_an_exception_of_the_hosts_passes_through_and_recording_goes_on(what, mo
     # A graph behind the last request is recorded like the one before the exception: nothing is left switched on or off.
     computed = [e for e in events if e["event"] == "compute_execution"]
     assert [e["operation"] for e in computed[-2:]] == [e["operation"] for e in computed[:2]]
+
+
+# --- Several copies of llama.cpp in one process ---------------------------------------------------------------------------------------
+
+@pytest.fixture(scope="session")
+def copies(build):
+    """Function from a verb and a number of copies to the command of tests/host/copies.cpp; every copy of the MOCK has its own plugin."""
+    def with_plugins(verb, n):
+        plugins = []
+        for i in range(n):
+            mock = build("mock_llama.cpp", "-shared", "-fPIC", "-DMOCK_PLAIN", name=f"libllama-copy{i}.so")
+            plugins.append(build("mock_plugin.cpp", "-shared", "-fPIC", mock, name=f"plugin{i}.so"))
+        return [build("copies.cpp", "-ldl"), verb, *plugins]
+
+    return with_plugins
+
+
+@pytest.mark.parametrize("disabled", ["", "1"])
+@pytest.mark.parametrize("verb", ["in-turn", "at-once", "reload", "by-handle"])
+def test_every_copy_of_llama_gets_its_own_calls(verb, disabled, copies, run):
+    """A mock aborts when it is given what another copy has made."""
+    outcome = run(copies(verb, 3), LLAMA_RESOURCE_DISABLED=disabled, **RECORD_ALL)
+    outcome.is_untouched().said_nothing()
+    if disabled:
+        return
+    events = outcome.events
+    assert is_whole(events)
+    ends = [e["generated_tokens"] for e in events if e["event"] == "request_end"]
+    steps = sum(e["steps"] for e in events if e["event"] == "step_summary")
+    told = [e for e in events if e["event"] == "instrumentation_state" and "another copy of ggml" in e["reason"]]
+    # Three tokens and a graph a run. What is called by handle is one definition of each name, and the first copy has them all.
+    expected = {"in-turn": 9, "at-once": 123, "reload": 15, "by-handle": 1}[verb]
+    assert ends == [3] * expected
+    assert steps == 4 * expected + (2 if verb == "by-handle" else 0)
+    assert len(told) == (0 if verb == "reload" else 2), told
+
+
+@pytest.mark.parametrize("disabled", ["", "1"])
+def test_plugins_that_are_bound_to_themselves_are_not_seen_and_not_disturbed(disabled, copies, run):
+    """RTLD_DEEPBIND: the plugin's calls pass the preload by."""
+    outcome = run(copies("deep-bound", 2), LLAMA_RESOURCE_DISABLED=disabled, **RECORD_ALL)
+    outcome.is_untouched()
+    assert not outcome.log_path.exists() or not {"request_end", "batch"} & set(kinds(outcome.events))
+
+
+def test_more_copies_than_are_told_apart_are_left_alone_and_said_once(copies, run):
+    outcome = run(copies("in-turn", 5), **RECORD_ALL)
+    outcome.is_untouched().said_once("one more copy of ggml than the 4", "not recorded: everything of that copy")
+    assert [e["generated_tokens"] for e in outcome.events if e["event"] == "request_end"] == [3] * 12
 
 
 # --- Names --------------------------------------------------------------------------------------------------------------------------
@@ -593,7 +664,10 @@ def test_a_fork_is_told_once_and_the_child_is_not_recorded(how, run, host):
     begun = time.monotonic()
     outcome = run([*host, "load", "context", "decode=3", f"fork={how}", f"fork={how}", "decode=2"], **RECORD_ALL)
     assert time.monotonic() - begun < 2.5, "a child waited at its end"
-    outcome.is_untouched().said_nothing()
+    outcome.is_untouched()
+    # Each child computes, as the workers of a prefork server do, and says once that this is recorded nowhere.
+    assert len(outcome.ours) == 2, outcome.ours
+    assert all("was forked from one that is recorded" in line and "load the model itself" in line for line in outcome.ours), outcome.ours
     assert outcome.out.count(f"child {how} ended with 0") == 2
     events = outcome.events
     assert is_whole(events)
@@ -698,3 +772,40 @@ def test_no_access_outside_our_memory(mock, run):
     outcome = run([*memcheck, *command, "plain", "accept", "apply", "plain"], timeout=60, **more, **RECORD_ALL)
     assert outcome.code == 0 and outcome.others == [], "\n".join(outcome.others)
     assert is_whole(outcome.said_nothing().events)
+
+
+# --- Far more often than anybody would -----------------------------------------------------------------------------------------------
+
+LONG = os.environ.get("LRI_LONG") == "1"  # rounds of the nightly run
+
+
+@pytest.fixture(scope="session")
+def lifecycle(build, library):
+    """Function from a verb of tests/host/lifecycle.cpp and a number of rounds to a command and its environment."""
+    def with_verb(verb, rounds):
+        mock = build("mock_llama.cpp", "-shared", "-fPIC", "-DMOCK_PLAIN", name="libllama.so")
+        linked = [library] if verb == "recordings" else []
+        program = build("lifecycle.cpp", *linked, mock, "-ldl")
+        for name in ["libllama_resource_instrumentation.so.1"] * len(linked):
+            (program.parent / name).unlink(missing_ok=True)
+            (program.parent / name).symlink_to(library.resolve())
+        return [program, verb, rounds], {"LD_LIBRARY_PATH": program.parent}
+
+    return with_verb
+
+
+@pytest.mark.parametrize("verb, rounds", [("contexts", 20_000), ("threads", 3_000), ("forks", 90), ("recordings", 10_000 if LONG else 200)])
+def test_memory_does_not_grow_with_what_has_gone(verb, rounds, lifecycle, run, tmp_path):
+    """Contexts, threads, children and recordings come and go; what they took is given back."""
+    command, more = lifecycle(verb, rounds)
+    preload = {"LD_PRELOAD": None, "A_LOG": tmp_path / "log.jsonl"} if verb == "recordings" else {}
+    outcome = run(command, timeout=900, LLAMA_RESOURCE_LOG_LEVEL="DETAILED", **more, **preload)
+    outcome.is_untouched()
+    if verb == "forks":
+        outcome.said_once("was forked from one that is recorded", "what it and others like it compute is not")
+    else:
+        outcome.said_nothing()
+    early, late = map(int, outcome.out.split()[:2])
+    print(f"{verb}: {early} KiB after half of {rounds} rounds, {late} at their end")
+    assert late - early < 1500, "the allocator keeps a megabyte; a kilobyte a round would be more"
+    assert [e["event"] for e in outcome.events][-1] == "resource_session_end"

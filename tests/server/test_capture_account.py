@@ -196,6 +196,18 @@ def test_a_budget_smaller_than_a_tensor(tiny_model, tmp_path):
         ended(server, path)
 
 
+@pytest.mark.parametrize("settings", [{"tensors": "routing"}, {"tensors": "ffn_moe_topk"}, {"tensors": "FULL_TENSOR", "sample_elements": 1}])
+def test_tensors_of_any_size_lie_behind_each_other(settings, tiny_model, tmp_path):
+    """Expert numbers and single elements take no multiple of what values are aligned to."""
+    path = tmp_path / "acts.stream"
+    with capturing(tiny_model("qwen3moe"), path, ARGS, policy="block", **settings, **AUTO) as server:
+        work(server)
+        assert server.stop() == 0, server.stderr[-2000:]
+    said, clean = account(path)
+    assert clean and total(check_account(said), "dropped") == (0, 0), said
+    assert total(said, "captured")[0] > 50, said
+
+
 def test_a_wrong_setting_is_told(tiny_model, tmp_path):
     """A selection that nobody understands must not pass as an empty one."""
     path = tmp_path / "acts.stream"

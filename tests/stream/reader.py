@@ -97,24 +97,24 @@ class Packet:
         return np.frombuffer(planes, np.uint8).reshape(size, -1).T.copy().view(dtype).ravel()
 
 
-def read(path):
-    """Every packet of an undamaged stream."""
+def read(path, checksums=True):
+    """Every packet of an undamaged stream. Checksums take most of the time, and may be left to another test."""
     with open(path, "rb") as file:
         data = file.read()
     offset, packets = 0, []
     while offset < len(data):
-        packet = _packet(data, offset)
+        packet = _packet(data, offset, checksums)
         packets.append(packet)
         offset += packet.meta["packet_len"]
     return packets
 
 
-def _packet(data, offset):
+def _packet(data, offset, checksums):
     name_len, data_len = struct.unpack_from(">HI", data, offset)
     packet = data[offset : offset + 6 + name_len + data_len]
     packet_len, trailer_len, crc, mark = struct.unpack("<III4s", packet[-16:])
     assert mark == b"LRS1" and packet_len == len(packet) == 6 + name_len + data_len
-    assert crc == crc32c(packet[:-8])
+    assert not checksums or crc == crc32c(packet[:-8])
     trailer = packet[-trailer_len:]
     magic, size = struct.unpack_from("<II", trailer)
     assert magic == 0x184D2A57 and size == trailer_len - 8

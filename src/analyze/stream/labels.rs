@@ -1,5 +1,7 @@
 //! Which step, sequence, position and token a row of values belongs to.
 
+use std::ops::Range;
+
 use crate::format::stream::{Part, Row, TensorMeta};
 
 /// What a row is known by.
@@ -54,6 +56,26 @@ pub fn token_of(part: &Part, row: u64) -> Option<u64> {
     (tokens > 0 && stride > 0).then(|| row / stride % tokens)
 }
 
+/// How many groups of rows a part has: one for each token, or one for each row where no dimension counts tokens.
+#[must_use]
+pub fn groups(part: &Part) -> u64 {
+    let rows = rows_of(part);
+    if rows == 0 { 0 } else { tokens_of(part).unwrap_or(rows) }
+}
+
+/// The rows of group `g` of [`groups`], as runs of rows that follow each other: all heads of a token.
+pub fn rows_of_group(part: &Part, g: u64) -> impl Iterator<Item = Range<u64>> {
+    let (rows, tokens) = (rows_of(part), groups(part).max(1));
+    let below = tokens_of(part).map_or(1, |_| {
+        part.ne[1..usize::from(part.token_dim)].iter().fold(1_u64, |n, &ne| n.saturating_mul(u64::from(ne)))
+    });
+    let stride = below.saturating_mul(tokens);
+    (0..rows.checked_div(stride).unwrap_or(0)).map(move |outer| {
+        let first = outer * stride + g * below;
+        first..first + below
+    })
+}
+
 /// The label of row `r` of a part.
 #[must_use]
 pub fn label(part: &Part, row: u64) -> Label {
@@ -69,7 +91,7 @@ pub fn labels(meta: &TensorMeta) -> impl Iterator<Item = Label> + '_ {
 
 #[cfg(test)]
 mod tests {
-    use super::{Label, label, rows_of, token_of};
+    use super::{Label, groups, label, rows_of, rows_of_group, token_of};
     use crate::format::stream::{Part, Row};
 
     fn part(ne: [u32; 4], token_dim: u8, tokens: i32) -> Part {
@@ -87,6 +109,28 @@ mod tests {
         let p = part([64, 4, 3, 1], 1, 4);
         assert_eq!((0..12).filter_map(|r| token_of(&p, r)).collect::<Vec<_>>(), [0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3]);
         assert_eq!(label(&p, 6), Label { step: 5, sequence: 0, position: 12, token: 102, request: 7 });
+    }
+
+    #[test]
+    fn groups_are_the_rows_of_a_token() {
+        for p in [
+            part([64, 3, 4, 1], 2, 4),
+            part([64, 4, 3, 1], 1, 4),
+            part([8, 2, 3, 5], 2, 3),
+            part([8, 2, 3, 5], 3, 5),
+            part([8, 2, 3, 1], 0, 0),
+            part([8, 0, 3, 1], 2, 3),
+        ] {
+            let mut seen = Vec::new();
+            for g in 0..groups(&p) {
+                for row in rows_of_group(&p, g).flatten() {
+                    assert_eq!(token_of(&p, row).unwrap_or(row), g, "{p:?}");
+                    seen.push(row);
+                }
+            }
+            seen.sort_unstable();
+            assert_eq!(seen, (0..rows_of(&p)).collect::<Vec<_>>(), "{p:?}");
+        }
     }
 
     #[test]

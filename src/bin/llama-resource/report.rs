@@ -5,10 +5,14 @@ use std::path::Path;
 
 use llama_resource_instrumentation::analyze::{self, Report, Which};
 use llama_resource_instrumentation::export::table::Style;
+use llama_resource_instrumentation::export::units::{printable, printable_json, printable_lines};
 use llama_resource_instrumentation::export::{html, json, text};
 use llama_resource_instrumentation::read::Log;
 
 use crate::args;
+
+/// Sessions that a message names.
+const MOST_NAMED: usize = 20;
 
 /// Runs the subcommand.
 pub fn report(args: &args::Report) -> Result<(), String> {
@@ -21,12 +25,20 @@ pub fn report(args: &args::Report) -> Result<(), String> {
     if let (Which::Id(id), true) = (&which, report.sessions.is_empty()) {
         return Err(no_such_session(id, &report));
     }
+    let left_out = report.account.sessions.len().saturating_sub(report.sessions.len());
+    if which == Which::All && left_out > 0 {
+        let shown = report.sessions.len();
+        eprint_line(&format!(
+            "the newest {shown} sessions; {left_out} older ones are left out, --session ID shows one"
+        ));
+    }
     if let Some(file) = &args.html {
         std::fs::write(file, html::render(&report)).map_err(|e| format!("cannot write `{}`: {e}", file.display()))?;
         eprint_line(&format!("wrote {}", file.display()));
     }
     if args.json {
-        print(&json::render(&report).map_err(|e| format!("cannot write the report as JSON: {e}"))?)
+        let json = json::render(&report).map_err(|e| format!("cannot write the report as JSON: {e}"))?;
+        print(&printable_json(&json))
     } else if args.html.is_none() {
         print(&text::render(&report, stdout_style()))
     } else {
@@ -34,7 +46,7 @@ pub fn report(args: &args::Report) -> Result<(), String> {
     }
 }
 
-/// The report of the first session that begins at or behind `from`, on standard error: standard output is the command's.
+/// The report of what begins at or behind `from`, on standard error: standard output is the command's.
 pub fn after_run(log: &Path, from: u64) -> Result<(), String> {
     let report = read(log, &Which::From(from))?;
     if report.sessions.is_empty() {
@@ -54,8 +66,13 @@ fn read(path: &Path, which: &Which) -> Result<Report, String> {
 }
 
 fn no_such_session(id: &str, report: &Report) -> String {
-    let known: Vec<&str> = report.account.sessions.iter().map(|s| s.session_id.as_str()).collect();
-    let known = if known.is_empty() { "it holds none".to_owned() } else { format!("it holds: {}", known.join(", ")) };
+    let sessions = &report.account.sessions;
+    let known: Vec<String> = sessions.iter().rev().take(MOST_NAMED).map(|s| printable(&s.session_id)).collect();
+    let known = match sessions.len() {
+        0 => "it holds none".to_owned(),
+        n if n > known.len() => format!("it holds {n}, the last of them: {}", known.join(", ")),
+        _ => format!("it holds: {}", known.join(", ")),
+    };
     format!("no session `{id}` in the log `{}` ({known})", report.file)
 }
 
@@ -79,12 +96,13 @@ pub fn print(text: &str) -> Result<(), String> {
     }
 }
 
-/// One line on standard error, under this program's name: the command's own messages stand beside it.
+/// One line on standard error, under this program's name: the command's own messages stand beside it. What a file says, a name with a
+/// line break in it, does not make another line.
 pub fn eprint_line(text: &str) {
-    eprint(&format!("llama-resource: {text}"));
+    eprint(&format!("llama-resource: {}", printable(text)));
 }
 
-/// One line on standard error; if even that is closed, nobody is there to be told.
+/// Text on standard error, without what a terminal would act on; if even that is closed, nobody is there to be told.
 pub fn eprint(text: &str) {
-    let _ = writeln!(std::io::stderr(), "{text}");
+    let _ = writeln!(std::io::stderr(), "{}", printable_lines(text));
 }

@@ -9,8 +9,11 @@ use crate::report::eprint_line;
 use crate::{args, doctor, report, signals};
 
 mod capture;
+mod link;
+mod logs;
 
 pub use self::capture::{Capture, checked};
+use self::logs::Logs;
 
 const LIBRARY: &str = "libllama_resource_instrumentation.so";
 
@@ -32,6 +35,7 @@ pub fn run(args: &args::Run) -> Result<ExitCode, String> {
     set(&mut command, "LLAMA_RESOURCE_LOG_LEVEL", args.level.as_ref().map(OsStr::new));
     set(&mut command, "LLAMA_RESOURCE_LOG_RATE", args.rate.as_ref().map(OsStr::new));
     set(&mut command, "LLAMA_RESOURCE_LOG_PATH", args.log.as_ref().map(|p| p.as_os_str()));
+    set(&mut command, "LLAMA_RESOURCE_FOLLOW_CHILDREN", args.follow_children.then(|| OsStr::new("1")));
     command.envs(args.capture.variables());
     if args.report {
         with_report(command, args)
@@ -46,19 +50,32 @@ fn with_report(mut command: Command, args: &args::Run) -> Result<ExitCode, Strin
     let named = args.log.clone().or_else(|| std::env::var_os("LLAMA_RESOURCE_LOG_PATH").map(PathBuf::from));
     let log = named.unwrap_or_else(|| PathBuf::from(format!("llama-resource.{}.jsonl", std::process::id())));
     command.env("LLAMA_RESOURCE_LOG_PATH", &log);
-    // Logs are appended to: what is in the file already is another run's.
-    let from = std::fs::metadata(&log).map_or(0, |m| m.len());
+    let logs = Logs::before(log);
     signals::hold();
     let mut child = command.spawn().map_err(|e| cannot_start(command.get_program(), &e))?;
     signals::forward_to(child.id());
     let status = child.wait().map_err(|e| format!("cannot wait for the command: {e}"))?;
-    // The report must not change the command's exit status, so its trouble is only told.
-    if let Err(message) = report::after_run(&log, from) {
-        eprint_line(&format!("no report: {message}"));
-    } else {
-        eprint_line(&format!("log: {}", log.display()));
-    }
+    report_on(&logs);
     Ok(exit_code(status))
+}
+
+/// The report must not change the command's exit status, so its trouble is only told.
+fn report_on(logs: &Logs) {
+    let written = logs.written();
+    if written.is_empty() {
+        let path = logs.pattern().display();
+        eprint_line(&format!(
+            "no report: no log `{path}` was written: the command did not load the library, or could not open its log \
+             (llama-resource doctor says whether it can)"
+        ));
+    }
+    for (log, from) in written {
+        if let Err(message) = report::after_run(&log, from) {
+            eprint_line(&format!("no report: {message}"));
+        } else {
+            eprint_line(&format!("log: {}", log.display()));
+        }
+    }
 }
 
 fn cannot_start(name: &OsStr, error: &std::io::Error) -> String {
@@ -81,8 +98,13 @@ fn check(name: &Path) {
     }
 }
 
-/// Beside this program, in ../lib, or where LLAMA_RESOURCE_LIBRARY says.
+/// The library, by a path that can stand in LD_PRELOAD.
 pub fn library() -> Result<PathBuf, String> {
+    link::preloadable(&installed()?)
+}
+
+/// Beside this program, in ../lib, or where LLAMA_RESOURCE_LIBRARY says.
+fn installed() -> Result<PathBuf, String> {
     if let Some(path) = std::env::var_os("LLAMA_RESOURCE_LIBRARY").map(PathBuf::from) {
         return std::path::absolute(&path)
             .ok()

@@ -68,7 +68,7 @@ impl Layout {
             arrays.len() - 1
         });
         if let Some(array) = self.arrays.get_mut(number) {
-            array.rows += meta.parts.iter().map(labels::rows_of).sum::<u64>();
+            array.rows = meta.parts.iter().map(labels::rows_of).fold(array.rows, u64::saturating_add);
             array.bounds.codecs.insert(meta.codec.name());
             array.bounds.error_bound = array.bounds.error_bound.max(meta.error_bound);
             array.bounds.row_l2 = array.bounds.row_l2.max(meta.row_l2);
@@ -81,15 +81,19 @@ impl Layout {
         let mut of_name: BTreeMap<String, usize> = BTreeMap::new();
         self.arrays.iter().for_each(|a| *of_name.entry(a.name.clone()).or_default() += 1);
         let mut taken: BTreeSet<String> = of_name.keys().cloned().collect();
+        let mut numbers = BTreeMap::<String, u64>::new();
         for array in &mut self.arrays {
             array.element = elements::target(array.source, wanted);
             if of_name.get(&array.name).is_some_and(|&n| n > 1) {
                 let by_width = format!("{}.n{}", array.name, array.width);
-                let numbered = (2..).map(|i| format!("{by_width}.{i}"));
-                if let Some(free) = std::iter::once(by_width.clone()).chain(numbered).find(|n| !taken.contains(n)) {
-                    taken.insert(free.clone());
-                    array.name = free;
+                let next = numbers.entry(by_width.clone()).or_insert(1);
+                let mut free = by_width.clone();
+                while taken.contains(&free) {
+                    *next += 1;
+                    free = format!("{by_width}.{next}");
                 }
+                taken.insert(free.clone());
+                array.name = free;
             }
         }
     }
@@ -132,10 +136,16 @@ impl Array {
         })
     }
 
+    /// Whether [`Self::columns`] says which are stored. Without a row nothing vouches for the width.
+    #[must_use]
+    pub fn has_columns(&self) -> bool {
+        self.slice.is_some() && self.rows > 0
+    }
+
     /// Numbers of the columns that are stored; `None` if all are.
     #[must_use]
     pub fn columns(&self) -> Option<Vec<i32>> {
-        let Slice { start, step, .. } = self.slice?;
+        let Slice { start, step, .. } = self.slice.filter(|_| self.has_columns())?;
         let column = |i: u32| u64::from(start) + u64::from(i) * u64::from(step);
         Some((0..self.width).map(|i| i32::try_from(column(i)).unwrap_or(-1)).collect())
     }

@@ -1,6 +1,6 @@
 //! A folder of .npy files (NumPy format 1.0): NAME.npy, NAME.rows.npy, where sliced NAME.columns.npy, and index.json.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -91,7 +91,7 @@ impl Export for Npy {
 
     fn finish(&mut self) -> Result<Written, Error> {
         let entry = |(array, stem): (&Array, &String)| {
-            let columns = array.slice.map(|_| format!("{stem}.columns.npy"));
+            let columns = array.has_columns().then(|| format!("{stem}.columns.npy"));
             let about = json!({
                 "file": format!("{stem}.npy"), "rows": format!("{stem}.rows.npy"), "columns": columns,
                 "shape": [array.rows, u64::from(array.width)], "dtype": array.element.name(), "layer": array.layer,
@@ -125,6 +125,8 @@ pub(super) fn empty_folder(folder: &Path) -> Result<(), Error> {
 /// File names that every system takes and no two of which are equal, in any case.
 fn file_names(arrays: &[Array]) -> Vec<String> {
     let mut taken = BTreeSet::new();
+    // Where to go on counting: thousands of names may become the same one.
+    let mut numbers = BTreeMap::<String, u64>::new();
     let safe = |c: char| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '_' };
     let mut name = |array: &Array| {
         let mut stem: String = array.name.chars().map(safe).take(200).collect();
@@ -132,11 +134,11 @@ fn file_names(arrays: &[Array]) -> Vec<String> {
             stem.insert(0, '_');
         }
         let mut free = stem.clone();
-        let mut n = 2;
+        let n = numbers.entry(stem.to_lowercase()).or_insert(2);
         // NAME.rows and NAME.columns are files too.
         while ["", ".rows", ".columns"].iter().any(|end| taken.contains(&(free.to_lowercase() + end))) {
             free = format!("{stem}~{n}");
-            n += 1;
+            *n += 1;
         }
         taken.extend(["", ".rows", ".columns"].map(|end| free.to_lowercase() + end));
         free

@@ -24,7 +24,7 @@ use serde_json::{Map, Value};
 use super::elements::Wanted;
 use super::npy::empty_folder;
 use super::safetensors::part_of;
-use super::{Export, Written, cannot_write};
+use super::{Export, Written, cannot_write, create_part};
 use crate::analyze::stream::labels;
 use crate::error::Error;
 use crate::format::stream::TensorMeta;
@@ -32,6 +32,8 @@ use crate::read::stream::to_f32;
 
 /// Values that all layers together gather before the largest becomes a row group.
 const MOST_PENDING: usize = 4 << 20;
+/// What a row takes beside its values - name, numbers, length - in values.
+const ROW_COST: usize = 24;
 /// Row groups of a file; its footer describes each of them and is kept in memory until the end.
 const MOST_GROUPS: usize = 1024;
 /// Folder of what belongs to no layer, as Hive names it.
@@ -110,7 +112,7 @@ impl Parquet {
     fn flush(&mut self, layer: Option<i32>) -> Result<(), Error> {
         let Some(mut partition) = self.partitions.remove(&layer) else { return Ok(()) };
         let path = self.file_name(layer, partition.files);
-        self.pending -= partition.pending.values.len();
+        self.pending -= partition.pending.cost();
         if !partition.pending.widths.is_empty() {
             let mut writer = match partition.writer.take() {
                 Some(writer) => writer,
@@ -129,10 +131,20 @@ impl Parquet {
         Ok(())
     }
 
+    /// Writes what the layers have gathered, the largest first, until little enough is left.
+    fn flush_largest(&mut self) -> Result<(), Error> {
+        while self.pending > MOST_PENDING {
+            let largest = self.partitions.iter().max_by_key(|(_, p)| p.pending.cost()).map(|(&layer, _)| layer);
+            let Some(layer) = largest else { break };
+            self.flush(layer)?;
+        }
+        Ok(())
+    }
+
     fn create(&self, path: &Path) -> Result<SerializedFileWriter<File>, Error> {
         let part = part_of(path);
         fs::create_dir_all(part.parent().unwrap_or(&self.folder)).map_err(|e| cannot_write(path, e))?;
-        let file = File::create(&part).map_err(|e| cannot_write(&part, e))?;
+        let file = create_part(&part).map_err(|e| cannot_write(&part, e))?;
         SerializedFileWriter::new(file, Arc::clone(&self.schema), Arc::clone(&self.properties))
             .map_err(|e| cannot_write(&part, e))
     }
@@ -141,28 +153,32 @@ impl Parquet {
 impl Export for Parquet {
     fn packet(&mut self, name: &str, meta: &TensorMeta, bytes: &[u8]) -> Result<(), Error> {
         let width = labels::width(meta) as usize;
+        let (tensor, mut rest) = (ByteArray::from(name), bytes);
         let mut next_row = self.taken.get(name).copied().unwrap_or(0);
-        let pending = &mut self.partitions.entry(meta.layer).or_default().pending;
-        let (tensor, before) = (ByteArray::from(name), pending.values.len());
-        for label in labels::labels(meta) {
-            pending.tensors.push(tensor.clone());
-            pending.rows.push(next_row);
-            pending.steps.push(label.step.cast_signed());
-            pending.sequences.push(label.sequence);
-            pending.positions.push(label.position);
-            pending.tokens.push(label.token);
-            pending.requests.push(label.request.cast_signed());
-            pending.widths.push(width);
-            next_row += 1;
+        let mut labels = labels::labels(meta).peekable();
+        // In pieces: a packet may have more rows than may wait.
+        let most = (MOST_PENDING / (width + ROW_COST)).max(1);
+        while labels.peek().is_some() {
+            let pending = &mut self.partitions.entry(meta.layer).or_default().pending;
+            let before = pending.cost();
+            for label in labels.by_ref().take(most) {
+                pending.tensors.push(tensor.clone());
+                pending.rows.push(next_row);
+                pending.steps.push(label.step.cast_signed());
+                pending.sequences.push(label.sequence);
+                pending.positions.push(label.position);
+                pending.tokens.push(label.token);
+                pending.requests.push(label.request.cast_signed());
+                pending.widths.push(width);
+                next_row += 1;
+            }
+            let (these, behind) = rest.split_at(rest.len().min(most.saturating_mul(width * meta.dtype.size())));
+            to_f32(meta.dtype, these, &mut pending.values);
+            rest = behind;
+            self.pending += pending.cost() - before;
+            self.flush_largest()?;
         }
         self.taken.insert(name.to_owned(), next_row);
-        to_f32(meta.dtype, bytes, &mut pending.values);
-        self.pending += pending.values.len() - before;
-        while self.pending > MOST_PENDING {
-            let largest = self.partitions.iter().max_by_key(|(_, p)| p.pending.values.len()).map(|(&layer, _)| layer);
-            let Some(layer) = largest else { break };
-            self.flush(layer)?;
-        }
         Ok(())
     }
 
@@ -186,6 +202,11 @@ fn finish_file(writer: SerializedFileWriter<File>, path: &Path) -> Result<(), Er
 }
 
 impl Pending {
+    /// Memory that it takes, counted in values.
+    fn cost(&self) -> usize {
+        self.values.len() + self.widths.len() * ROW_COST
+    }
+
     /// Writes and forgets everything; how many values did not fit half precision.
     fn write(&mut self, writer: &mut SerializedFileWriter<File>, half: bool) -> Result<u64, ParquetError> {
         let mut group = writer.next_row_group()?;

@@ -3,6 +3,7 @@
 //! docs/STREAM-FORMAT.md is the specification; this is its one implementation, used by writer and reader. No thread, no file, no clock.
 
 mod index;
+mod limits;
 mod meta;
 mod packet;
 mod parse;
@@ -12,6 +13,7 @@ mod varint;
 mod write;
 
 pub use index::{Entry as IndexEntry, Index, IndexBuilder, MOST_ENTRIES};
+pub use limits::most_bytes;
 pub use packet::{
     END_MARK, FRAME_LEN, Frame, LEAST_PACKET, LEAST_TRAILER, NO_VALUES, OpenPacket, RawPacket, TAIL_LEN, TRAILER_MAGIC,
     TRAILER_START_LEN, Tail, begin, read_trailer, set_sequence,

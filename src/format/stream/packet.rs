@@ -197,8 +197,10 @@ impl Frame {
 pub struct RawPacket<'a> {
     /// Its name.
     pub name: &'a str,
-    /// The data before the trailer.
+    /// The data before the trailer; empty where they were not read.
     pub body: &'a [u8],
+    /// Their length in the file.
+    pub body_len: usize,
     /// Version of the format it was written in.
     pub version: u8,
     /// Its kind as a number: [`Kind::from_u8`].
@@ -240,7 +242,15 @@ impl<'a> RawPacket<'a> {
         let body = bytes.take(body_len.ok_or_else(|| Malformed::new("the trailer is longer than the data"))?)?;
         let trailer = read_trailer_start(&mut bytes, tail.trailer_len)?;
         let metadata = bytes.take(bytes.len().saturating_sub(TAIL_LEN))?;
-        Ok(Self { name, body, version: trailer.0, kind: trailer.1, sequence: trailer.2, metadata })
+        Ok(Self {
+            name,
+            body,
+            body_len: body.len(),
+            version: trailer.0,
+            kind: trailer.1,
+            sequence: trailer.2,
+            metadata,
+        })
     }
 }
 

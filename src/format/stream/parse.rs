@@ -93,7 +93,11 @@ impl<'a> Packet<'a> {
         let mut bytes = Cursor::new(raw.metadata);
         let content = match Kind::from_u8(raw.kind) {
             Some(Kind::Header) => Content::Header(json(&bytes)?),
-            Some(Kind::Tensor) => Content::Tensor { meta: read_meta(&mut bytes)?, body: raw.body },
+            Some(Kind::Tensor) => {
+                let meta = read_meta(&mut bytes)?;
+                meta.check(raw.body_len)?;
+                Content::Tensor { meta, body: raw.body }
+            }
             Some(Kind::Tokens) => Content::Tokens(read_tokens(&mut bytes)?),
             Some(Kind::Account) => Content::Account(json(&bytes)?),
             Some(Kind::Checkpoint) => Content::Checkpoint(json(&bytes)?),
@@ -153,7 +157,7 @@ mod tests {
             (meta::tests::meta(), SampledToken { seq: 1, pos: 2, token: 3, request: 4, probability: None, t_ns: 5 });
         let mut out = Vec::new();
         write_header(&mut out, 0, &json!({"session_id": "s"})).unwrap();
-        write_tensor(&mut out, 1, "Qcur-3", &meta, b"values").unwrap();
+        write_tensor(&mut out, 1, "Qcur-3", &meta, b"bounded: 8 rows, 2 bytes each").unwrap();
         write_tokens(&mut out, 2, &[token]).unwrap();
         write_account(&mut out, 3, &json!({"seen": {}})).unwrap();
         write_checkpoint(&mut out, 4, &json!({"tokens": 1})).unwrap();
@@ -164,7 +168,9 @@ mod tests {
         assert_eq!(all.iter().map(|p| p.kind().unwrap() as u8).collect::<Vec<_>>(), [0, 1, 2, 3, 4, 5, 6]);
         assert!(matches!(&all[0].content, Content::Header(h)
             if h["format"] == "llama-resource-stream" && h["version"] == 1 && h["session_id"] == "s"));
-        assert!(matches!(&all[1].content, Content::Tensor { meta: m, body: b"values" } if *m == meta));
+        assert!(
+            matches!(&all[1].content, Content::Tensor { meta: m, body: b"bounded: 8 rows, 2 bytes each" } if *m == meta)
+        );
         assert!(matches!(&all[2].content, Content::Tokens(t) if t[..] == [token]));
         assert!(matches!(&all[6].content, Content::End(e) if e["last_index"] == 77));
     }

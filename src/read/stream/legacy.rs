@@ -9,16 +9,13 @@ use super::reader::Form;
 use super::walk::{self, Check, Ends, Step};
 use super::window::Window;
 use crate::format::stream::{
-    END_MARK, FRAME_LEN, Frame, Kind, LEAST_PACKET, Malformed, NO_VALUES, TAIL_LEN, TRAILER_MAGIC, Tail,
+    END_MARK, FRAME_LEN, Frame, Kind, LEAST_PACKET, Malformed, NO_VALUES, TAIL_LEN, TRAILER_MAGIC, Tail, most_bytes,
 };
 
 /// Packets looked at to tell the older system's file from a damaged one of ours.
 const LOOKED_AT: usize = 10_000;
 /// Bytes at the beginning of a file that are searched for our marks.
 const SEARCHED: u64 = 1 << 20;
-/// Values of one packet: no more bytes than this are decompressed.
-const MOST_BYTES: u64 = 1 << 32;
-
 const LZ4_MAGIC: [u8; 4] = [0x04, 0x22, 0x4d, 0x18];
 const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 
@@ -80,21 +77,24 @@ impl<'a> LegacyPacket<'a> {
     /// When the data cannot be decompressed.
     pub fn decode(&self, codec: Option<LegacyCodec>, out: &mut Vec<u8>) -> Result<(), Malformed> {
         let failed = |e: io::Error| Malformed(format!("the data cannot be decompressed: {e}"));
-        let before = out.len();
+        let (before, most) = (out.len(), most_bytes(self.data.len()));
         let result = match codec.unwrap_or_else(|| LegacyCodec::sniff(self.data)) {
             LegacyCodec::Raw => {
                 out.extend_from_slice(self.data);
                 Ok(self.data.len())
             }
-            LegacyCodec::Lz4 => read_all(lz4_flex::frame::FrameDecoder::new(self.data), out),
+            LegacyCodec::Lz4 => read_all(lz4_flex::frame::FrameDecoder::new(self.data), most, out),
             LegacyCodec::Zstd => {
-                zstd::stream::read::Decoder::new(self.data).and_then(|d| read_all(d.single_frame(), out))
+                zstd::stream::read::Decoder::new(self.data).and_then(|d| read_all(d.single_frame(), most, out))
             }
         };
         match result {
-            Ok(n) if n as u64 >= MOST_BYTES => {
+            Ok(n) if n as u64 > most => {
                 out.truncate(before);
-                Err(Malformed("the data decompress to more than 4 GiB".to_owned()))
+                let stored = self.data.len();
+                Err(Malformed(format!(
+                    "{stored} bytes decompress to more than {most}, the most that this library reads of them"
+                )))
             }
             Ok(_) => Ok(()),
             Err(e) => {
@@ -105,8 +105,9 @@ impl<'a> LegacyPacket<'a> {
     }
 }
 
-fn read_all(reader: impl Read, out: &mut Vec<u8>) -> io::Result<usize> {
-    reader.take(MOST_BYTES).read_to_end(out)
+/// One byte more than `most` says that there are more.
+fn read_all(reader: impl Read, most: u64, out: &mut Vec<u8>) -> io::Result<usize> {
+    reader.take(most + 1).read_to_end(out)
 }
 
 /// What stands at `offset` of a file of the older system.

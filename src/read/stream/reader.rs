@@ -206,7 +206,8 @@ impl<R: Read + Seek> StreamReader<R> {
         let Some(trailer) = self.window.look(start, tail.trailer_len)? else { return wrong("the packet is cut") };
         let metadata = trailer.get(TRAILER_START_LEN..trailer.len().saturating_sub(TAIL_LEN)).unwrap_or_default();
         let Ends { version, kind, sequence, .. } = *found;
-        let read = Packet::understand(RawPacket { name: "", body: &[], version, kind, sequence, metadata });
+        let body_len = (found.at.len as usize).saturating_sub(FRAME_LEN + found.name_len + tail.trailer_len);
+        let read = Packet::understand(RawPacket { name: "", body: &[], body_len, version, kind, sequence, metadata });
         match read {
             Ok(Packet { content: Content::Tensor { meta, .. }, .. }) if self.name.len() == found.name_len => {
                 Ok(Ok(Content::Tensor { meta, body: &[] }))

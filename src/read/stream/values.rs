@@ -5,20 +5,15 @@ use half::{bf16, f16};
 use crate::codec::{self, DType};
 use crate::format::stream::{Malformed, TensorMeta};
 
-/// Most bytes of values that one packet is decoded to. The writer's packets have a thousandth of it; a description that claims more is hostile.
-pub const MOST_BYTES: u64 = 1 << 32;
-
 /// Appends the values of a packet, little-endian, type `meta.dtype`, to `out`.
 ///
 /// # Errors
 /// When description and body do not fit together.
 pub fn decode(meta: &TensorMeta, body: &[u8], out: &mut Vec<u8>) -> Result<(), Malformed> {
-    let n = meta.n_values();
-    if n.saturating_mul(meta.dtype.size() as u64) > MOST_BYTES {
-        return Err(Malformed(format!("{n} values in one packet are more than this library reads")));
-    }
+    meta.check(body.len())?;
     let before = out.len();
-    let decoded = codec::decode(meta.codec, meta.dtype, meta.row_len as usize, n as usize, body, out);
+    let n = meta.n_values() as usize;
+    let decoded = codec::decode(meta.codec, meta.dtype, meta.row_len as usize, n, body, out);
     decoded.map_err(|e| {
         out.truncate(before);
         Malformed(format!("the {} body cannot be decoded: {e}", meta.codec.name()))

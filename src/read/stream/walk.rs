@@ -8,7 +8,8 @@ use crate::format::stream::{
     END_MARK, FRAME_LEN, Frame, LEAST_PACKET, Malformed, RawPacket, TAIL_LEN, TRAILER_START_LEN, Tail, read_trailer,
 };
 
-/// Bytes searched at once for the next packet.
+/// Bytes searched at once for the next packet: at first, and at most. Twice as many each time, so that a search costs what it covers.
+const SEARCHED_FIRST: u64 = 256;
 const SEARCHED: u64 = 1 << 20;
 
 /// How closely a packet is looked at.
@@ -126,26 +127,34 @@ fn behind_damage<R: Read + Seek>(window: &mut Window<R>, offset: u64, problem: M
 }
 
 /// The first whole packet that begins behind `offset`. Without one: the offset behind the last byte that is not zero.
+///
+/// Ends that look right and whose checksum is wrong cost reading what they claim. Damaged packets do not overlap, crafted ones may lie in
+/// each other, thousands deep: what is read for nothing stays below twice what was searched, and ends beyond that are passed over.
 pub(super) fn search<R: Read + Seek>(window: &mut Window<R>, offset: u64) -> Result<(Option<Location>, u64)> {
     let mut written = offset;
-    let mut at = offset;
+    let (mut at, mut most, mut in_vain) = (offset, SEARCHED_FIRST, 0_u64);
     while at < window.len() {
-        let n = (window.len() - at).min(SEARCHED);
+        let n = (window.len() - at).min(most);
         let Some(bytes) = window.get(at, n as usize)? else { break };
         let last = bytes.iter().rposition(|&b| b != 0);
         written = last.map_or(written, |last| at + last as u64 + 1);
         for mark in marks(bytes.get(..last.map_or(0, |last| last + 1)).unwrap_or_default(), at) {
-            if let Some(found) =
-                ending_at(window, mark + END_MARK.len() as u64, Check::Whole)?.filter(|f| f.at.offset > offset)
-            {
+            let end = mark + END_MARK.len() as u64;
+            let Some(found) = ending_at(window, end, Check::Ends)?.filter(|f| f.at.offset > offset) else { continue };
+            if in_vain.saturating_add(found.at.len) > 2 * (end - offset) {
+                continue;
+            }
+            if packet_at(window, found.at.offset, Check::Whole)?.is_ok() {
                 return Ok((Some(found.at), written));
             }
+            in_vain += found.at.len;
         }
-        if n < SEARCHED {
+        if at + n >= window.len() {
             break;
         }
         // A mark may stand across two reads.
         at += n - (END_MARK.len() as u64 - 1);
+        most = (most * 2).min(SEARCHED);
     }
     Ok((None, written))
 }
@@ -163,18 +172,23 @@ pub(super) fn ending_at<R: Read + Seek>(window: &mut Window<R>, end: u64, check:
     Ok(packet_at(window, start, check)?.ok().filter(|found| found.at.end() == end))
 }
 
-/// Offset behind the last byte of the file that is not zero.
+/// Offset behind the last byte of the file that is not zero. It is looked for once.
 pub(super) fn written_end<R: Read + Seek>(window: &mut Window<R>) -> Result<u64> {
+    if let Some(end) = window.written {
+        return Ok(end);
+    }
     let mut end = window.len();
     while end > 0 {
         let n = end.min(SEARCHED);
-        let Some(bytes) = window.look(end - n, n as usize)? else { return Ok(end) };
+        let Some(bytes) = window.look(end - n, n as usize)? else { break };
         if let Some(last) = bytes.iter().rposition(|&b| b != 0) {
-            return Ok(end - n + last as u64 + 1);
+            end = end - n + last as u64 + 1;
+            break;
         }
         end -= n;
     }
-    Ok(0)
+    window.written = Some(end);
+    Ok(end)
 }
 
 /// The last packet that ends at or before `end`.
@@ -182,8 +196,9 @@ pub(super) fn last_before<R: Read + Seek>(window: &mut Window<R>, mut end: u64, 
     if let Some(found) = ending_at(window, end, check)? {
         return Ok(Some(found));
     }
+    let mut most = SEARCHED_FIRST;
     while end > 0 {
-        let n = end.min(SEARCHED);
+        let n = end.min(most);
         let start = end - n;
         let Some(bytes) = window.look(start, n as usize)? else { return Ok(None) };
         for mark in marks(bytes, start).into_iter().rev() {
@@ -192,6 +207,7 @@ pub(super) fn last_before<R: Read + Seek>(window: &mut Window<R>, mut end: u64, 
             }
         }
         end = if start == 0 { 0 } else { start + END_MARK.len() as u64 - 1 };
+        most = (most * 2).min(SEARCHED);
     }
     Ok(None)
 }

@@ -15,6 +15,8 @@ pub(super) struct Window<R> {
     reader: R,
     /// Length of the file.
     len: u64,
+    /// Offset behind the last byte that is not zero, once it was looked for.
+    pub(super) written: Option<u64>,
     main: Part,
     side: Part,
 }
@@ -31,7 +33,7 @@ struct Part {
 impl<R: Read + Seek> Window<R> {
     pub(super) fn new(mut reader: R) -> io::Result<Self> {
         let len = reader.seek(SeekFrom::End(0))?;
-        Ok(Self { reader, len, main: Part::default(), side: Part::default() })
+        Ok(Self { reader, len, written: None, main: Part::default(), side: Part::default() })
     }
 
     /// Length of the file when it was opened.

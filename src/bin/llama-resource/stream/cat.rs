@@ -61,7 +61,7 @@ pub fn cat(args: &args::Cat) -> Result<(), Stop> {
                         "step": label.step, "sequence": sequence, "position": position, "token": token, "request": label.request,
                         "values": values,
                     });
-                    out.print(format_args!("{json}\n"))?;
+                    out.json(&json.to_string())?;
                 } else {
                     line += &format!("{} {sequence} {position} {token}", label.step);
                     numbers.iter().for_each(|&x| push(&mut line, dtype, x));

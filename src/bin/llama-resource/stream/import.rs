@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use llama_resource_instrumentation::analyze::stream::{Amount, Ledger};
 use llama_resource_instrumentation::codec::{Codec, DType, Encoder, Params};
 use llama_resource_instrumentation::export::stream::Rewrite;
-use llama_resource_instrumentation::export::units::{bytes, count};
+use llama_resource_instrumentation::export::units::{bytes, count, printable};
 use llama_resource_instrumentation::format::stream::{Part, Route, TensorMeta};
 use llama_resource_instrumentation::read::stream::LegacyPacket;
 use serde_json::{Map, json};
@@ -90,7 +90,8 @@ impl Importer {
     fn packet(&mut self, packet: &LegacyPacket<'_>) -> Result<(), Stop> {
         let name = if packet.name.is_empty() { ROOT } else { packet.name };
         let step = self.steps.entry(name.to_owned()).or_default();
-        let wrong = |problem: String| Stop::Failed(format!("cannot import packet {step} of `{name}`: {problem}"));
+        let wrong =
+            |problem: String| Stop::Failed(format!("cannot import packet {step} of `{}`: {problem}", printable(name)));
         self.values.clear();
         packet.decode(None, &mut self.values).map_err(|e| wrong(e.0))?;
         let (n, odd) = (self.values.len() / self.dtype.size(), self.values.len() % self.dtype.size());
@@ -108,9 +109,9 @@ impl Importer {
         }
         let rows = n.checked_div(width).unwrap_or(0);
         self.body.clear();
-        let done = self.encoder.encode(&self.params, self.dtype, width as usize, &self.values, &mut self.body);
+        let mut done = self.encoder.encode(&self.params, self.dtype, width as usize, &self.values, &mut self.body);
         let part = Part { step: *step, t_ns: 0, ne: [width, rows, 1, 1], token_dim: 0, rows: Vec::new() };
-        let meta = TensorMeta {
+        let mut meta = TensorMeta {
             tensor: name.to_owned(),
             op: String::new(),
             layer: layer(name),
@@ -127,6 +128,13 @@ impl Importer {
             slice: None,
             parts: vec![part],
         };
+        if meta.check(self.body.len()).is_err() {
+            // A great deal of zeros: what they shrink to, no reader would believe.
+            self.body.clear();
+            let stored = Params { codec: Codec::None, ..self.params };
+            done = self.encoder.encode(&stored, self.dtype, width as usize, &self.values, &mut self.body);
+            meta.codec = done.codec;
+        }
         self.out.tensor(name, &meta, &self.body)?;
         *step += 1;
         self.ledger.captured = self.ledger.captured.plus(Amount { tensors: 1, bytes: self.values.len() as u64 });

@@ -30,10 +30,8 @@ pub fn info(args: &args::Info) -> Result<(), Stop> {
     let all = !source.is_long();
     let mut out = Out::new();
     if args.json {
-        out.print(format_args!(
-            "{:#}\n",
-            export::survey(&args.file.display().to_string(), source.len(), &survey, &account, all)
-        ))?;
+        let json = export::survey(&args.file.display().to_string(), source.len(), &survey, &account, all);
+        out.json(&format!("{json:#}"))?;
     } else {
         out.print(format_args!("{}", as_text(&args.file, source.len(), &survey, &account, all)))?;
     }
@@ -135,7 +133,7 @@ fn legacy(args: &args::Info, source: &mut Source) -> Result<(), Stop> {
             "file": args.file.display().to_string(), "bytes": source.len(), "form": "legacy", "header": null, "clean_end": null,
             "account": null, "packets": account.packets, "tensors": tensors, "damage": account.damaged,
         });
-        out.print(format_args!("{json:#}\n"))?;
+        out.json(&format!("{json:#}"))?;
     } else {
         let style = stdout_style();
         out.print(format_args!("{}  {}\n", style.heading("STREAM"), style.strong(&printable(&args.file))))?;

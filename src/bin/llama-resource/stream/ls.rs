@@ -26,7 +26,7 @@ pub fn ls(args: &args::Ls) -> Result<(), Stop> {
     let mut out = Out::new();
     if args.json {
         let json = serde_json::to_string_pretty(tensors).map_err(|e| format!("cannot write the list as JSON: {e}"))?;
-        out.print(format_args!("{json}\n"))?;
+        out.json(&json)?;
     } else {
         out.print(format_args!("{}", text::tensors(tensors.iter(), stdout_style())))?;
     }

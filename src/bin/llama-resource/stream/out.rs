@@ -3,6 +3,8 @@
 use std::fmt;
 use std::io::{self, BufWriter, StdoutLock, Write};
 
+use llama_resource_instrumentation::export::units::{printable, printable_json};
+
 /// Why the work ends before its time.
 #[derive(Debug)]
 pub enum Stop {
@@ -20,7 +22,8 @@ impl From<String> for Stop {
 
 impl From<llama_resource_instrumentation::error::Error> for Stop {
     fn from(e: llama_resource_instrumentation::error::Error) -> Self {
-        Self::Failed(e.to_string())
+        // Names of the file stand in it; a message is one line.
+        Self::Failed(printable(&e.to_string()))
     }
 }
 
@@ -42,6 +45,11 @@ impl Out {
     /// Prints.
     pub fn print(&mut self, text: fmt::Arguments<'_>) -> Result<(), Stop> {
         Ok(self.0.write_fmt(text)?)
+    }
+
+    /// Prints JSON, and ends the line.
+    pub fn json(&mut self, text: &str) -> Result<(), Stop> {
+        self.print(format_args!("{}\n", printable_json(text)))
     }
 
     /// Prints what is still in memory.

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use llama_resource_instrumentation::analyze::stream::Globs;
 use llama_resource_instrumentation::error::Error;
+use llama_resource_instrumentation::export::units::printable;
 use llama_resource_instrumentation::format::stream::{Content, Packet, TensorMeta};
 use llama_resource_instrumentation::read::stream::{
     self, Form, Item, LegacyPacket, Location, StreamAccount, StreamReader,
@@ -212,7 +213,7 @@ pub fn values(tensor: &Tensor<'_>, path: &Path, out: &mut Vec<u8>) -> Result<(),
     stream::decode(tensor.meta, tensor.body, out).map_err(|e| {
         Stop::Failed(format!(
             "cannot decode `{}` in `{}`, packet at byte {}: {}; `stream verify` checks all of them",
-            tensor.name,
+            printable(tensor.name),
             path.display(),
             tensor.at.offset,
             e.0

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use llama_resource_instrumentation::analyze::stream::{Figures, Globs, Label, Moments, labels};
 use llama_resource_instrumentation::export::stream::text;
-use llama_resource_instrumentation::export::units::{known, printable};
+use llama_resource_instrumentation::export::units::{known, printable, printable_json};
 use serde_json::{Value, json};
 
 use super::args::{self, By};
@@ -87,10 +87,8 @@ fn print_groups(args: &args::Stats, lines: &[(String, &Group)], out: &mut Out) -
             })
             .collect();
         let by = if by_layer { "layer" } else { "tensor" };
-        return out.print(format_args!(
-            "{:#}\n",
-            json!({ "file": args.file.display().to_string(), "by": by, "stats": stats })
-        ));
+        let json = json!({ "file": args.file.display().to_string(), "by": by, "stats": stats });
+        return out.json(&format!("{json:#}"));
     }
     if args.csv {
         out.print(format_args!("{}layer,{FIGURES}\n", if by_layer { "" } else { "tensor," }))?;
@@ -105,7 +103,7 @@ fn print_groups(args: &args::Stats, lines: &[(String, &Group)], out: &mut Out) -
     out.print(format_args!("{}", text::stats(&lines, if by_layer { "layer" } else { "tensor" }, stdout_style())))
 }
 
-/// The figures of each token of a packet: the rows of all its heads together.
+/// The figures of each token of a packet: the rows of all its heads together. One token at a time, since a row may be a single value.
 fn by_token(
     tensor: &Tensor<'_>,
     values: &[u8],
@@ -114,24 +112,21 @@ fn by_token(
     let (meta, dtype) = (tensor.meta, tensor.meta.dtype);
     let width = labels::width(meta) as usize * dtype.size();
     let mut rest = values;
-    let mut tokens: Vec<(Label, u64, Moments)> = Vec::new();
     for part in &meta.parts {
-        tokens.clear();
-        for row in 0..labels::rows_of(part) {
-            let Some((bytes, behind)) = rest.split_at_checked(width) else { return Ok(()) };
-            rest = behind;
-            let token = labels::token_of(part, row).unwrap_or(row) as usize;
-            while tokens.len() <= token {
-                tokens.push((labels::label(part, row), 0, Moments::default()));
-            }
-            if let Some((label, size, moments)) = tokens.get_mut(token) {
-                *label = labels::label(part, row);
-                *size += bytes.len() as u64;
+        let bytes = (labels::rows_of(part) as usize).saturating_mul(width);
+        let Some((these, behind)) = rest.split_at_checked(bytes) else { return Ok(()) };
+        rest = behind;
+        for group in 0..labels::groups(part) {
+            let (mut moments, mut size, mut first) = (Moments::default(), 0, None);
+            for rows in labels::rows_of_group(part, group) {
+                let bytes = these.get(rows.start as usize * width..rows.end as usize * width).unwrap_or_default();
                 moments.add_bytes(dtype, bytes);
+                size += bytes.len() as u64;
+                first = first.or(Some(rows.start));
             }
-        }
-        for (label, size, moments) in &tokens {
-            each(*label, *size, &moments.finish())?;
+            if let Some(row) = first {
+                each(labels::label(part, row), size, &moments.finish())?;
+            }
         }
     }
     Ok(())
@@ -171,7 +166,7 @@ impl<'a> TokenPrinter<'a> {
             line["step"] = label.step.into();
             (line["sequence"], line["position"], line["token"]) = (sequence.into(), position.into(), token.into());
             let comma = if std::mem::take(&mut self.first) { "" } else { ",\n" };
-            return self.out.print(format_args!("{comma}{line}"));
+            return self.out.print(format_args!("{comma}{}", printable_json(&line.to_string())));
         }
         if self.csv {
             let layer = tensor.meta.layer.map(|l| l.to_string()).unwrap_or_default();
@@ -209,7 +204,8 @@ fn figures_json(size: u64, f: &Figures) -> Value {
     line
 }
 
-/// A name as CSV wants it.
+/// A name as CSV wants it, on one line and safe for a terminal: CSV has no escapes for what is neither.
 fn quoted(name: &str) -> String {
-    if name.contains([',', '"', '\n', '\r']) { format!("\"{}\"", name.replace('"', "\"\"")) } else { name.to_owned() }
+    let name = printable(name);
+    if name.contains([',', '"']) { format!("\"{}\"", name.replace('"', "\"\"")) } else { name }
 }

@@ -56,7 +56,7 @@ fn check(args: &args::Verify, good: &mut bool) -> Result<(), Stop> {
             object.insert("problems".to_owned(), json!(survey.problems));
             object.insert("n_problems".to_owned(), survey.n_problems.into());
         }
-        out.print(format_args!("{json:#}\n"))?;
+        out.json(&format!("{json:#}"))?;
         return out.finish();
     }
     let style = stdout_style();
