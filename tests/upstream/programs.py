@@ -78,7 +78,7 @@ def jobs():
         job("log", "test-log"),
         job("mtmd-c-api", "test-mtmd-c-api"),
         job("backend-ops-grad", "test-backend-ops", "grad", "-o", "MUL"),
-        job("backend-ops", "test-backend-ops", "test", "-b", "CPU", "-o", "RMS_NORM,SOFT_MAX,ADD"),
+        job("backend-ops", "test-backend-ops", "test", "-b", "CPU", "-o", "RMS_NORM"),
         *[job(f"tokenizer-0-{path.stem[11:]}", "test-tokenizer-0", path) for path in vocabularies if path.with_suffix(".gguf.inp").exists()],
         job("tokenizer-1-spm", "test-tokenizer-1-spm", SOURCE / "models/ggml-vocab-llama-spm.gguf"),
         job("tokenizer-1-bpe", "test-tokenizer-1-bpe", SOURCE / "models/ggml-vocab-gpt-2.gguf"),
@@ -231,8 +231,12 @@ def main():
                 state, wrong, facts = "FAILED", [f"the judge itself failed: {error!r}"[:500]], ""
         count[state] += 1
         print(f"{job.name:28} {state:8} {facts}", flush=True)
+        by_sentence = {}
         for sentence in wrong:
-            print(f"    {sentence}", flush=True)
+            mode, _, rest = sentence.partition(": ")
+            by_sentence.setdefault(rest, []).append(mode)
+        for sentence, modes in by_sentence.items():
+            print(f"    {', '.join(modes)}: {sentence}", flush=True)
         if state == "ok":
             shutil.rmtree(OUT / job.name, ignore_errors=True)
     print(f"{count['ok']} passed, {count['FAILED']} failed, {count['excluded']} excluded, {count['missing']} not built; {time.monotonic() - began:.0f} s")
