@@ -24,7 +24,7 @@ fn source() -> &'static Source {
         let ns_per_tick = tsc.delta_as_nanos(0, TICKS) as f64 / TICKS as f64;
         let read = Reading::of(&tsc);
         Source {
-            anchor: Shared::new(Anchor { raw: read.raw, mono_ns: read.mono_ns, ns_per_tick }),
+            anchor: Shared::new(Anchor { raw: read.raw, mono_ns: read.mono_ns, shown_ns: read.mono_ns, ns_per_tick }),
             unix_minus_mono_ns: AtomicI64::new(read.unix_minus_mono_ns),
             tsc,
         }

@@ -13,6 +13,8 @@ const LEAST_NS: u64 = 100_000_000;
 pub(super) struct Anchor {
     pub raw: u64,
     pub mono_ns: u64,
+    /// What the clock itself showed then.
+    pub shown_ns: u64,
     pub ns_per_tick: f64,
 }
 
@@ -31,14 +33,14 @@ impl Anchor {
         let ours = self.at(raw);
         let behind = mono_ns as f64 - ours as f64;
         if behind.abs() > JUMP_NS || ticks <= 0.0 {
-            return Self { raw, mono_ns, ..self };
+            return Self { raw, mono_ns, shown_ns: mono_ns, ..self };
         }
-        if mono_ns.saturating_sub(self.mono_ns) < LEAST_NS {
+        if mono_ns.saturating_sub(self.shown_ns) < LEAST_NS {
             return self;
         }
-        // This one began with an error of its own, which its pace was to make good: so what is left is twice the pace's error.
-        let ns_per_tick = (mono_ns as f64 + behind - self.mono_ns as f64) / ticks;
-        Self { raw, mono_ns: ours, ns_per_tick }
+        // The clock's own pace, and what makes good by then what is amiss now.
+        let ns_per_tick = (mono_ns as f64 - self.shown_ns as f64 + behind) / ticks;
+        Self { raw, mono_ns: ours, shown_ns: mono_ns, ns_per_tick }
     }
 }
 
@@ -49,6 +51,7 @@ pub(super) struct Shared {
     version: AtomicU32,
     raw: AtomicU64,
     mono_ns: AtomicU64,
+    shown_ns: AtomicU64,
     ns_per_tick: AtomicU64,
 }
 
@@ -58,6 +61,7 @@ impl Shared {
             version: AtomicU32::new(0),
             raw: AtomicU64::new(anchor.raw),
             mono_ns: AtomicU64::new(anchor.mono_ns),
+            shown_ns: AtomicU64::new(anchor.shown_ns),
             ns_per_tick: AtomicU64::new(anchor.ns_per_tick.to_bits()),
         }
     }
@@ -67,6 +71,7 @@ impl Shared {
         Anchor {
             raw: self.raw.load(Ordering::Relaxed),
             mono_ns: self.mono_ns.load(Ordering::Relaxed),
+            shown_ns: self.shown_ns.load(Ordering::Relaxed),
             ns_per_tick: f64::from_bits(self.ns_per_tick.load(Ordering::Relaxed)),
         }
     }
@@ -91,6 +96,7 @@ impl Shared {
         fence(Ordering::Release);
         self.raw.store(anchor.raw, Ordering::Relaxed);
         self.mono_ns.store(anchor.mono_ns, Ordering::Relaxed);
+        self.shown_ns.store(anchor.shown_ns, Ordering::Relaxed);
         self.ns_per_tick.store(anchor.ns_per_tick.to_bits(), Ordering::Relaxed);
         self.version.store(next.wrapping_add(1), Ordering::Release);
     }
@@ -106,7 +112,7 @@ mod tests {
 
     /// A counter that was calibrated 40 millionths too fast.
     fn calibrated() -> Anchor {
-        Anchor { raw: 1_000, mono_ns: SECOND, ns_per_tick: 1e9 / HZ * 1.000_04 }
+        Anchor { raw: 1_000, mono_ns: SECOND, shown_ns: SECOND, ns_per_tick: 1e9 / HZ * 1.000_04 }
     }
 
     fn ticks(ns: u64) -> u64 {
@@ -141,7 +147,7 @@ mod tests {
 
     #[test]
     fn a_reader_never_sees_half_of_a_correction() {
-        let of = |n: u64| Anchor { raw: n, mono_ns: n, ns_per_tick: n as f64 };
+        let of = |n: u64| Anchor { raw: n, mono_ns: n, shown_ns: n, ns_per_tick: n as f64 };
         let shared = Shared::new(of(0));
         std::thread::scope(|s| {
             s.spawn(|| (1..200_000).for_each(|n| shared.store(of(n))));

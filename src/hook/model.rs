@@ -2,8 +2,10 @@
 
 use std::ffi::{CStr, c_char};
 
+use super::older::is_forwarded;
 use super::{ByValue, Ptr};
 use crate::clock;
+use crate::observe::models::Loading;
 use crate::observe::{self, models};
 use crate::session;
 
@@ -12,45 +14,47 @@ fn c_str<'a>(p: *const c_char) -> Option<&'a CStr> {
     (!p.is_null()).then(|| unsafe { CStr::from_ptr(p) })
 }
 
+/// A load begins; `None` for a call that an older one has forwarded.
+pub(super) fn load_begins(path: *const c_char) -> Option<Loading> {
+    session::is_no_router();
+    (!is_forwarded()).then(|| models::begin(c_str(path)))
+}
+
+pub(super) fn load_ends(loading: Option<Loading>, model: Ptr) {
+    if let Some(loading) = loading {
+        // SAFETY: what the real function has just given the host.
+        unsafe { models::end(loading, model) }
+    }
+}
+
+pub(super) fn context_made(ctx: Ptr) {
+    let mut host = observe::host();
+    host.buffers.settle(true);
+    if !ctx.is_null() {
+        host.contexts.get(ctx);
+    }
+}
+
 hooks! {
     /// A model file is loaded. With `--fit` llama-server loads it twice, the first time without weights.
     fn llama_model_load_from_file(path: *const c_char, params: ByValue<64>) -> Ptr;
     before {
-        session::is_no_router();
-        Some(models::begin(c_str(path)))
+        load_begins(path)
     }
-    after |loading, model| {
-        if let Some(l) = loading {
-            // SAFETY: what the real function has just given the host.
-            unsafe { models::end(l, *model) }
-        }
-    }
+    after |loading, model| { load_ends(loading, *model) }
 
     /// A model in several files.
     fn llama_model_load_from_splits(paths: *mut *const c_char, n_paths: usize, params: ByValue<64>) -> Ptr;
     before {
-        session::is_no_router();
         // SAFETY: the host passes an array of n_paths paths.
-        let first = if paths.is_null() || n_paths == 0 { None } else { c_str(unsafe { *paths }) };
-        Some(models::begin(first))
+        load_begins(if paths.is_null() || n_paths == 0 { std::ptr::null() } else { unsafe { *paths } })
     }
-    after |loading, model| {
-        if let Some(l) = loading {
-            // SAFETY: what the real function has just given the host.
-            unsafe { models::end(l, *model) }
-        }
-    }
+    after |loading, model| { load_ends(loading, *model) }
 
     /// A context is made: its KV cache, compute and output buffers are allocated inside.
     fn llama_init_from_model(model: Ptr, params: ByValue<64>) -> Ptr;
     before { session::is_no_router() }
-    after |(), ctx| {
-        let mut host = observe::host();
-        host.buffers.settle(true);
-        if !ctx.is_null() {
-            host.contexts.get(*ctx);
-        }
-    }
+    after |(), ctx| { context_made(*ctx) }
 
     /// A context is freed: before the real call, while its requests can still be told.
     fn llama_free(ctx: Ptr);

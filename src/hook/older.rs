@@ -1,10 +1,14 @@
-//! The KV cache by the names that its functions had until July 2025. They take the context. Builds of some months have both: there the older
-//! call forwards to a newer one, and is told once.
+//! Models, contexts and the KV cache by the names that their functions had until January and until July 2025. Builds of some months have both:
+//! there the older call forwards to a newer one, and is told once.
 
 use std::cell::Cell;
 
-use super::Ptr;
+use std::ffi::c_char;
+
 use super::memory::{self, Of};
+use super::model::{context_made, load_begins, load_ends};
+use super::{ByValue, Ptr};
+use crate::session;
 
 thread_local! {
     /// A call runs that newer builds forward to one which is hooked too.
@@ -50,6 +54,23 @@ macro_rules! older {
             )*
         }
     };
+}
+
+hooks! {
+    /// A model file is loaded (until January 2025).
+    fn llama_load_model_from_file(path: *const c_char, params: ByValue<64>) -> Ptr;
+    before { Some((load_begins(path), Forwarding::begin())) }
+    after |begun, model| {
+        if let Some((loading, call)) = begun {
+            drop(call);
+            load_ends(loading, *model);
+        }
+    }
+
+    /// A context is made (until January 2025).
+    fn llama_new_context_with_model(model: Ptr, params: ByValue<64>) -> Ptr;
+    before { session::is_no_router() }
+    after |(), ctx| { context_made(*ctx) }
 }
 
 older! {

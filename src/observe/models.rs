@@ -20,6 +20,12 @@ pub struct Loading {
 #[must_use]
 pub fn begin(path: Option<&CStr>) -> Loading {
     // The host's ggml is certainly there now, and nothing is running yet: the best moment for the probe.
+    tell_layout();
+    Loading { path: path.map(|p| p.to_string_lossy().into_owned()), t_ns: clock::now_ns() }
+}
+
+/// Whether tensors can be read. What cannot is said: a build whose loading was not seen may come to it with its first graph.
+pub(super) fn tell_layout() {
     match layout::check() {
         Ok(()) => super::state::tell(
             "layout",
@@ -34,7 +40,6 @@ pub fn begin(path: Option<&CStr>) -> Loading {
             Some("everything that needs tensors: operations, layers, components, weights"),
         ),
     }
-    Loading { path: path.map(|p| p.to_string_lossy().into_owned()), t_ns: clock::now_ns() }
 }
 
 /// A load has ended with `model` (null: it failed).

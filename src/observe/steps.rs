@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::plan::{self, Fate, Plan};
 use super::splits::{self, Splits};
 use super::timer::{Span, Timer};
-use super::{cadence, device_totals, host, routing, state, workers};
+use super::{cadence, device_totals, host, models, routing, state, workers};
 use crate::clock;
 use crate::format::Level;
 use crate::ggml::api::{self, Ptr};
@@ -285,6 +285,7 @@ pub fn reset() {
 pub fn begin(sched: Ptr, graph: Ptr) -> Option<Step> {
     BY_HOOK.store(true, Ordering::Relaxed);
     if layout::check().is_err() {
+        models::tell_layout();
         return None;
     }
     let mut host = host();

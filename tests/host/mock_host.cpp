@@ -23,6 +23,8 @@ int32_t llama_decode(void *, llama_batch);
 float *llama_get_logits_ith(void *, int32_t);
 void llama_sampler_apply(void *, void *);
 void llama_sampler_accept(void *, int32_t);
+void *llama_load_model_from_file(const char *, params);
+void *llama_new_context_with_model(void *, params);
 void llama_kv_self_clear(void *);
 bool llama_kv_self_seq_rm(void *, int32_t, int32_t, int32_t);
 size_t llama_state_seq_set_data(void *, const uint8_t *, size_t, int32_t);
@@ -64,6 +66,9 @@ static bool special(const std::string & verb, const char *value) {
         llama_sampler_accept(nullptr, 7);
     } else if (verb == "context") {
         kept = llama_init_from_model(model, params{});
+        next = 0;
+    } else if (verb == "older-context") {
+        kept = llama_new_context_with_model(llama_load_model_from_file("older.gguf", params{}), params{});
         next = 0;
     } else if (verb == "steps") {
         // So many tokens, ten milliseconds apart.

@@ -222,6 +222,9 @@ int32_t llama_memory_seq_pos_max(void *memory, int32_t seq) {
 }
 int32_t llama_memory_seq_pos_min(void *memory, int32_t seq) { return llama_memory_seq_pos_max(memory, seq) - 7; }
 size_t llama_state_seq_set_data(void *, const uint8_t *, size_t size, int32_t) { return size; }
+// Functions by the names that they had before.
+void *llama_load_model_from_file(const char *path, params p) { return llama_model_load_from_file(path, p); }
+void *llama_new_context_with_model(void *model, params p) { return llama_init_from_model(model, p); }
 // The cache's functions by the name that they had for some months.
 void llama_kv_self_clear(void *) {}
 bool llama_kv_self_seq_rm(void *, int32_t, int32_t, int32_t) { return true; }

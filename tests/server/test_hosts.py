@@ -163,6 +163,15 @@ def test_prompts_by_older_names_are_requests_of_their_own(verbs, mock, run):  # 
     assert [e["generated_tokens"] for e in of_kind(outcome.events, "request_end")] == [ANSWER] * 3
 
 
+def test_loads_by_older_names_are_told_once(mock, run):  # noqa: F811
+    """The MOCK has both, and the older one calls the newer."""
+    command, more = mock("MOCK_PLAIN")
+    outcome = run([*command, "older-context", "steps=2"], **more)
+    outcome.is_untouched().said_nothing()
+    assert [load["path"] for load in of_kind(outcome.events, "model_load")] == ["mock.gguf", "older.gguf"]
+    assert buffers(outcome.events) == [("kv_cache", 1000), ("output", 500)]
+
+
 # --- What is not seen is not guessed ------------------------------------------------------------------------------------------------
 
 def buffers(events):
