@@ -219,6 +219,7 @@ pub fn start(config: &Config, mode: Mode) -> Result<Started> {
         at_failure,
     };
     let (commands, inbox) = mailbox::<Command>(8, Duration::ZERO);
+    children::expect_forks();
     boundary::claim_process();
     let before = boundary::phase();
     // Ahead of the thread, which ends this phase when it cannot write.

@@ -175,7 +175,8 @@ pub struct RequestEnd {
     pub prompt_tokens: u64,
     /// Prompt tokens that were in the KV cache already.
     pub cached_tokens: u64,
-    /// Tokens sampled.
+    /// Tokens sampled. Those of a draft that a server has verified and then drops, because its context is full, are among them, unless the
+    /// server is patched to tell.
     pub generated_tokens: u64,
     /// From the start to the first sampled token; `null` when none was sampled.
     pub ttft_ms: Option<f64>,

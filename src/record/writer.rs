@@ -275,6 +275,7 @@ impl Writer {
 
     fn interval(&mut self, now: u64, stopping: bool) {
         let level = level();
+        clock::correct();
         self.budget.interval(now);
         if let Some((summary, missing)) = self.collector.collect(now, level) {
             dropped::count("rate_limit", "step_events", missing.left_out);

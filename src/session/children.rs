@@ -1,5 +1,6 @@
 //! What the host starts: programs, which are recorded if that is wished or it is a router, and forked children, which are not.
 
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
@@ -73,13 +74,23 @@ pub fn is_no_router() {
     }
 }
 
-/// A forked child of a recording process computes. It is told on stderr, since the log is the parent's.
+/// One child has told; all processes that are forked from this one share it.
+static TOLD: OnceLock<Option<&'static AtomicBool>> = OnceLock::new();
+
+/// Recording starts: from here on children may be forked.
+pub(super) fn expect_forks() {
+    TOLD.get_or_init(host::shared_flag);
+}
+
+/// A forked child of a recording process computes. The first one says on stderr that none is recorded, since the log is the parent's.
 #[inline]
 pub fn child_computes() {
-    if boundary::child_is_untold() {
+    if boundary::child_is_untold()
+        && !TOLD.get().copied().flatten().is_some_and(|told| told.swap(true, Ordering::AcqRel))
+    {
         log::warn(format!(
             "process {} was forked from one that is recorded (gunicorn --preload and other prefork servers do so), and \
-             what it computes is not: let each worker load the model itself",
+             what it and others like it compute is not: let each worker load the model itself",
             std::process::id()
         ));
     }

@@ -15,6 +15,7 @@ struct params { char bytes[200]; };
 extern "C" {
 extern int mock_throw;
 void mock_compute(void);
+void mock_picture(void);
 void *llama_model_load_from_file(const char *, params);
 void *llama_init_from_model(void *, params);
 void llama_free(void *);
@@ -94,6 +95,8 @@ static bool special(const std::string & verb, const char *value) {
             decode(kept, next);
             sample(kept);
         }
+    } else if (verb == "pictures") {
+        for (int i = 0; i < n; i++) { mock_picture(); }
     } else if (verb == "restore-all") {
         const uint8_t state[4] = {};
         llama_state_seq_set_data(kept, state, sizeof state, -1);

@@ -9,6 +9,8 @@
 // Its llama_decode, scheduler and samplers throw C++ exceptions when they are told to. A context that was freed must not be asked for
 // anything, nor a cache for a sequence that it does not have, nor a device for a name that it has not got: the mock aborts then, or crashes
 // as the real one does.
+#include <unistd.h>
+
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -99,6 +101,8 @@ ggml_tensor *ggml_set_name(ggml_tensor *t, const char *name) { std::strncpy(t->n
 void *ggml_get_data(const ggml_tensor *t) { return t->data; }
 #endif
 
+static useconds_t mock_sleep_us;
+
 #ifndef MOCK_MINIMAL
 // A graph of two nodes, computed as the CPU backend does: the tensor is announced, threads meet.
 struct graph { int n; ggml_tensor *nodes[2]; };
@@ -124,6 +128,7 @@ int ggml_backend_sched_graph_compute_async(void *sched, graph *g) {
     for (int i = 0; i < g->n; i++) {
         ggml_cpu_extra_compute_forward(nullptr, g->nodes[i]);
         if (mock_throw == 4) { throw std::runtime_error("compute"); }
+        usleep(mock_sleep_us);
         ggml_barrier(logits);
     }
     return 0;
@@ -139,8 +144,21 @@ void mock_compute() {
     static graph g = {2, {&a, &b}};
     ggml_backend_sched_graph_compute_async(logits, &g);
 }
+// A graph that processes no tokens, as an encoder of pictures has them. It takes its time.
+void mock_picture() {
+    static ggml_tensor t;
+    t.op = 25;
+    t.ne[0] = 8, t.ne[1] = t.ne[2] = t.ne[3] = 1;
+    t.data = logits;
+    std::strcpy(t.name, "patches");
+    static graph g = {1, {&t}};
+    mock_sleep_us = 2000;
+    ggml_backend_sched_graph_compute_async(logits, &g);
+    mock_sleep_us = 0;
+}
 #else
 void mock_compute() {}
+void mock_picture() {}
 #endif
 
 // A device, and buffers.

@@ -10,8 +10,8 @@ from host import HERE, MODEL, OUT, PINNED, PROMPTS, SERVER_OPTIONS, TOKENS, fetc
 class Entry:
     name: str
     prepare: object            # () -> (how to run it, what doctor is asked)
-    version: str
-    date: str                  # when that build was published
+    version: object            # what of llama.cpp is in it; a function where the newest is fetched
+    date: object               # when that build was published
     loads: str                 # how it loads ggml
     fast: bool = False         # in `make test-matrix`, too
     without: dict = field(default_factory=dict)  # facts that this host has nothing of, and why
@@ -41,7 +41,9 @@ def debian_server():
     libraries = root / "usr/lib/x86_64-linux-gnu"
     launcher = [libraries / "ld-linux-x86-64.so.2", "--library-path", f"{libraries}:{libraries / 'llama'}"]
     server, backends = root / "usr/bin/llama-server", next((libraries / "ggml").glob("backends*"))
-    return llama_server([*launcher, server], cwd=backends), {"path": server, "launcher": launcher, "cwd": backends}
+    # doctor looks where LD_LIBRARY_PATH says; with these libraries it only runs on their own C library, too.
+    find = {"LD_LIBRARY_PATH": f"{libraries}:{libraries / 'llama'}"}
+    return llama_server([*launcher, server], cwd=backends), {"path": server, "launcher": launcher, "cwd": backends, "extra": find}
 
 
 def router():
@@ -126,13 +128,14 @@ PIN = "0c1e57098 (v0.5.0-dev)"
 
 ENTRIES = [
     Entry("pinned llama-server", pinned_server, PIN, "2026-10-01", "linked shared libraries", fast=True),
-    Entry("b10434 llama-server", old_server, "b10434, ggml 0.20.0", "2026-06", "linked shared libraries, with Vulkan and RPC", fast=True),
-    Entry("Debian unstable llama-server", debian_server, "0.7.0 (b11669), ggml 0.27.0", "2026-11", "CPU backend opened with dlopen, one of 14"),
+    Entry("b10434 llama-server", old_server, "b10434, ggml 0.20.0", "2026-08", "linked shared libraries, with Vulkan and RPC", fast=True),
+    Entry("Debian unstable llama-server", debian_server, lambda: (fetch("debian") / "version").read_text().split("\n")[0],
+          lambda: (fetch("debian") / "version").read_text().split("\n")[1], "CPU backend opened with dlopen, one of many"),
     Entry("llama-server with -Bsymbolic", symbolic_server, PIN, "2026-10-01", "linked shared libraries, calls within each bound", fast=True),
     Entry("llama-server as router", router, PIN, "2026-10-01", "linked shared libraries, in a child process a model"),
     Entry("llama-cpp-python", python_host, f"0.3.36 on {PIN}", "2026-10-01", "ctypes, with dlsym", fast=True),
     Entry("llama-cpp-python, vocab_only", vocabulary_host, f"0.3.36 on {PIN}", "2026-10-01", "ctypes, with dlsym", fast=True, without={
-        **{fact: NO_GRAPH for fact in ("requests", "KV", "memory", "operation times", "capture", "labels")}, "doctor": NOT_ASKED}),
+        **{fact: NO_GRAPH for fact in ("requests", "KV", "memory", "tensors", "operation times", "capture", "labels")}, "doctor": NOT_ASKED}),
     Entry("gunicorn --preload", gunicorn, f"llama-cpp-python 0.3.36 on {PIN}", "2026-10-01", "ctypes, before a fork", without={"doctor": NOT_ASKED}),
     Entry("node-llama-cpp 3.22.1", node_host("node"), "v0.5.0, ggml 0.25.1", "2026-09-28", "an addon that links shared libraries; CPU backend opened with dlopen"),
     Entry("node-llama-cpp 3.14.5", node_host("node-3.14"), "b7347", "2026-03-22", "as above", fast=True),

@@ -65,7 +65,9 @@ get_debian() {
   mapfile -t packages < <(apt-get "${apt[@]}" -s --no-install-recommends install llama.cpp-tools | awk '/^Inst/ {print $2}' | grep -E "$needed")
   [ ${#packages[@]} -gt 6 ] || return 1
   (cd "$1" && apt-get "${apt[@]}" download "${packages[@]}" && for package in *.deb; do dpkg -x "$package" . && rm "$package"; done) || return 1
-  apt-cache "${apt[@]}" show llama.cpp-tools | awk '/^Version:/ {print $2; exit}' >"$1/version"
+  # Version of llama.cpp and of ggml, and the day of the package.
+  { for package in llama.cpp-tools libggml0; do apt-cache "${apt[@]}" show $package | awk '/^Version:/ {print $2; exit}'; done | paste -sd' ' | sed 's/ /, ggml /'
+    date -u -d "$(zcat "$1"/usr/share/doc/llama.cpp-tools/changelog.Debian.gz | sed -n 's/^ -- .*>  //p' | head -n 1)" +%F; } >"$1/version"
   rm -rf "$1/apt"
 }
 

@@ -66,6 +66,7 @@ class Run:
         env["OMP_WAIT_POLICY"] = "passive"
         if self.preloaded:
             env |= {"LD_PRELOAD": str(LIBRARY), "LLAMA_RESOURCE_LOG_LEVEL": "DETAILED", "LLAMA_RESOURCE_LOG_PATH": str(self.log_path),
+                    "LLAMA_RESOURCE_LOG_RATE": "unlimited",  # every event is there to be counted
                     "LLAMA_RESOURCE_CAPTURE": str(self.stream_path), "LLAMA_RESOURCE_TENSORS": SELECTION}
         else:
             extra = {k: v for k, v in extra.items() if not k.startswith("LLAMA_RESOURCE_")}

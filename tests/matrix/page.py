@@ -32,7 +32,7 @@ def write(path, results, pinned):
             numbers[text] = len(notes)
         return numbers[text]
 
-    lines = [HEAD, f"The pinned llama.cpp is {pinned}.\n", "| host | version | of | how it loads ggml | " + " | ".join(TITLES.get(c, c) for c in COLUMNS) + " |",
+    lines = [HEAD, f"The pinned llama.cpp is {pinned}.\n", "| host | version | published | how it loads ggml | " + " | ".join(TITLES.get(c, c) for c in COLUMNS) + " |",
              "|---|---|---|---|" + "---|" * len(COLUMNS)]
     for entry, facts, whys, skipped in results:
         cells = []
@@ -46,7 +46,9 @@ def write(path, results, pinned):
                 if fact == "output" and state == "yes":
                     state = facts["exit"].state
                 cells.append(cell(state, footnote(whys[fact]) if state != "yes" else None))
-        lines.append("| " + " | ".join([entry.name, entry.version, entry.date, entry.loads, *cells]) + " |")
+        # What is fetched anew has no version where it cannot be had.
+        version, date = ("–" if skipped and callable(value) else value() if callable(value) else value for value in (entry.version, entry.date))
+        lines.append("| " + " | ".join([entry.name, version, date, entry.loads, *cells]) + " |")
     lines.append("")
     lines += [f"[^{i}]: {text[:1].upper()}{text[1:]}{'' if text.endswith('.') else '.'}" for i, text in enumerate(notes, 1)]
     path.write_text("\n".join(lines) + "\n")

@@ -69,7 +69,7 @@ def test_a_recording_that_begins_in_mid_batch(linked, run, tmp_path):  # noqa: F
     outcome.is_untouched()
     outcome.log_path = log
     [request] = of_kind(outcome.events, "request_end")
-    assert (request["prompt_tokens"], request["generated_tokens"]) == (6 + 2, 1), "two rows were seen, behind positions 0 to 5"
+    assert (request["prompt_tokens"], request["generated_tokens"]) == (8 + 2, 1), "two rows were seen, behind positions 0 to 7"
 
 
 def test_a_token_outside_the_vocabulary_has_no_text(host, run, tmp_path):  # noqa: F811
@@ -139,6 +139,17 @@ def test_a_second_recording_counts_its_own_work(linked, run, tmp_path):  # noqa:
         operations = sum(op["count"] for total in totals for op in total["ops"])
         assert (summary["steps"], sum(t["steps"] for t in totals), totals[-1]["step"], operations) == (steps, steps, steps, 2 * steps)
         assert summary["component_flows"] == sum(t["component_flows"] for t in totals)
+
+
+def test_graphs_without_tokens_are_in_the_whole_as_in_its_parts(mock, run):  # noqa: F811
+    """Such as an encoder of pictures: 50 graphs of 2 ms beside a few short steps. A share is a part over the whole."""
+    command, more = mock("MOCK_PLAIN")
+    outcome = run([*command, "context", "steps=3", "pictures=50"], **more, **RECORD_ALL)
+    outcome.is_untouched().said_nothing()
+    totals = of_kind(outcome.events, "step_summary")
+    whole, parts = sum(t["timed_graph_us"] for t in totals), sum(c["timed_us"] for t in totals for c in t["components"])
+    assert 50 * 2_000 <= parts <= whole, (parts, whole)
+    assert sum(t["steps"] for t in totals) == 3, "they are no steps"
 
 
 # --- Older names --------------------------------------------------------------------------------------------------------------------

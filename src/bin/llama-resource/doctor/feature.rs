@@ -38,16 +38,33 @@ pub(super) enum Rule {
     AllOf(&'static [&'static str]),
     /// All of these, called within the library that defines them too.
     AllInside(&'static [&'static str]),
-    /// Whatever of this prefix there is.
-    Prefix(&'static str, &'static str),
+    /// Whatever of these prefixes there is; what it means if there is nothing.
+    Prefix(&'static [&'static str], Works, &'static str),
 }
+
+/// The functions of the KV cache, by the names that they have had: since June 2025, for some months before, and until then.
+const KV: [&str; 3] = ["llama_memory_seq_", "llama_kv_self_seq_", "llama_kv_cache_seq_"];
 
 const FEATURES: [(&str, Rule); 8] = [
     ("model", Rule::AllOf(&["llama_model_load_from_file", "llama_init_from_model"])),
     ("decode", Rule::AnyOf(&["llama_process", "llama_decode"])),
-    ("batches", Rule::Prefix("llama_batch_ext_", "this build passes the batch to llama_decode itself, which is seen")),
+    (
+        "batches",
+        Rule::Prefix(
+            &["llama_batch_ext_"],
+            Works::Yes,
+            "this build passes the batch to llama_decode itself, which is seen",
+        ),
+    ),
     ("requests", Rule::AllOf(&["llama_set_sampler", "llama_sampler_accept", "llama_get_logits_ith"])),
-    ("KV operations", Rule::Prefix("llama_memory_seq_", "this build has no such functions")),
+    (
+        "KV operations",
+        Rule::Prefix(
+            &KV,
+            Works::No,
+            "this build has none of the functions that are known; a prompt is known by its positions alone",
+        ),
+    ),
     (
         "memory",
         Rule::AllInside(&[
@@ -155,17 +172,18 @@ pub(super) fn judge(feature: &'static str, rule: Rule, objects: &[Object], for_h
         Rule::AnyOf(symbols) => (symbols.to_vec(), false, true),
         Rule::AllOf(symbols) => (symbols.to_vec(), false, false),
         Rule::AllInside(symbols) => (symbols.to_vec(), true, false),
-        Rule::Prefix(prefix, otherwise) => {
+        Rule::Prefix(prefixes, works, why) => {
+            let has_one = |n: &&str| prefixes.iter().any(|p| n.starts_with(p));
             let mut names: Vec<&str> = objects.iter().flat_map(|o| &o.imports).map(String::as_str).collect();
-            names.retain(|n| n.starts_with(prefix));
+            names.retain(has_one);
             names.sort_unstable();
             names.dedup();
             if names.is_empty() {
                 names = objects.iter().flat_map(|o| &o.defines).map(String::as_str).collect();
-                names.retain(|n| n.starts_with(prefix));
+                names.retain(has_one);
             }
             if names.is_empty() {
-                return Feature { feature, works: Works::Yes, why: otherwise.to_owned() };
+                return Feature { feature, works, why: why.to_owned() };
             }
             (names, false, true)
         }
@@ -231,6 +249,17 @@ mod tests {
         assert_eq!(works(&[object("cpu", &names, &[], &names[..1])], "op times (CPU)", false), Works::Partly);
         let symbolic = Object { is_symbolic: true, ..object("cpu", &names, &[], &names) };
         assert_eq!(works(&[symbolic], "op times (CPU)", false), Works::No);
+    }
+
+    #[test]
+    fn kv_operations_have_had_three_names_and_are_not_seen_by_a_fourth() {
+        for name in ["llama_memory_seq_rm", "llama_kv_self_seq_rm", "llama_kv_cache_seq_rm"] {
+            let objects = [object("server", &[], &[name], &[]), object("libllama.so", &[name], &[], &[])];
+            assert_eq!(works(&objects, "KV operations", false), Works::Yes, "{name}");
+        }
+        let other = ["llama_kv_other_rm"];
+        let objects = [object("server", &[], &other, &[]), object("libllama.so", &other, &[], &[])];
+        assert_eq!(works(&objects, "KV operations", false), Works::No);
     }
 
     #[test]
