@@ -128,8 +128,8 @@ def check_model(f, log, outcome):
 
 def printed_mib(run, llama, whisper):
     """Sum of the sizes that the host prints, llama.cpp's in MiB and whisper's in MB, and how far it may be off for their rounding."""
-    mib = re.findall(rf" {llama} buffer size = +([0-9.]+) MiB", run.stderr) if llama else []
-    mb = re.findall(rf"{whisper} size += +([0-9.]+) MB", run.stderr) if whisper else []
+    mib = re.findall(rf" {llama} buffer size = +([0-9.]+) MiB", run.said) if llama else []
+    mb = re.findall(rf"{whisper} size += +([0-9.]+) MB", run.said) if whisper else []
     if not mib and not mb:
         return None, 0
     return sum(map(float, mib)) + sum(map(float, mb)) * 1e6 / 2**20, 0.005 * (len(mib) + len(mb)) + 0.001

@@ -93,6 +93,11 @@ class Run:
     def stderr(self):
         return (self.dir / "stderr").read_text(errors="replace")
 
+    @property
+    def said(self):
+        """All that it wrote: a router passes on what its children say."""
+        return self.stderr + (self.dir / "stdout").read_text(errors="replace")
+
     def ours(self):
         """Our lines on the host's stderr."""
         return [l for l in self.stderr.splitlines() if l.startswith("llama-resource: ")]

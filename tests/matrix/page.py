@@ -7,6 +7,7 @@ HEAD = """# Compatibility
 Each host ran twice, plain and with the library preloaded (`DETAILED`, and a capture of `residual,logits`), with the same prompts of SmolLM2-135M.
 Written by `make compatibility` from what was found; not edited by hand. `make test-matrix-all` finds the same again or fails.
 
+- **published**: as the package or its registry says.
 - **output identical**: every token, text and count of the host's answers, and its exit status.
 - **requests**: prompt, cached and generated tokens of every request, against the host's own counts.
 - **memory**: buffers of weights, KV cache and compute, against the sizes that the host prints; every one that was allocated was freed.
