@@ -12,7 +12,7 @@
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
 
 /// State of the library.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -169,5 +169,16 @@ pub fn in_forked_child() -> bool {
 
 /// In a forked child: the threads are gone and locks may be held by nobody, so the child never records.
 pub fn poison_child() {
-    PHASE.store(Phase::Poisoned as u8, Ordering::Release);
+    if PHASE.swap(Phase::Poisoned as u8, Ordering::AcqRel) == Phase::Running as u8 {
+        CHILD_UNTOLD.store(true, Ordering::Release);
+    }
+}
+
+/// A forked child of a recording process, of which nobody was told yet that it is not recorded.
+static CHILD_UNTOLD: AtomicBool = AtomicBool::new(false);
+
+/// Whether that is to be told now: once in a child. One load for everybody else.
+#[inline]
+pub fn child_is_untold() -> bool {
+    CHILD_UNTOLD.load(Ordering::Relaxed) && CHILD_UNTOLD.swap(false, Ordering::AcqRel)
 }

@@ -1,15 +1,18 @@
 //! One clock behind everything: monotonic nanoseconds for `t_ns`, and its anchor to wall-clock time for the `timestamp` strings.
 
+mod anchor;
+
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use anchor::{Anchor, Shared};
+
 struct Source {
+    /// In one line of the cache with the clock itself: both are read for every operation.
+    anchor: Shared,
     tsc: quanta::Clock,
-    /// Counter at calibration: times are nanoseconds since then, which keeps the scaling exact.
-    zero: u64,
-    /// Added to the time-stamp counter's nanoseconds to give CLOCK_MONOTONIC, so that `t_ns` can be joined with other tools' clocks.
-    to_monotonic: i64,
-    unix_minus_mono_ns: i128,
+    unix_minus_mono_ns: AtomicI64,
 }
 
 static SOURCE: OnceLock<Source> = OnceLock::new();
@@ -17,23 +20,43 @@ static SOURCE: OnceLock<Source> = OnceLock::new();
 fn source() -> &'static Source {
     SOURCE.get_or_init(|| {
         let tsc = quanta::Clock::new();
-        let zero = tsc.raw();
-        let read = || tsc.delta_as_nanos(zero, tsc.raw());
-        // The tightest of a few reads: the host may be interrupted between the two clocks.
-        let (mut best, mut to_monotonic, mut unix_minus_mono_ns) = (u64::MAX, 0, 0);
+        const TICKS: u64 = 1 << 40;
+        let ns_per_tick = tsc.delta_as_nanos(0, TICKS) as f64 / TICKS as f64;
+        let read = Reading::of(&tsc);
+        Source {
+            anchor: Shared::new(Anchor { raw: read.raw, mono_ns: read.mono_ns, ns_per_tick }),
+            unix_minus_mono_ns: AtomicI64::new(read.unix_minus_mono_ns),
+            tsc,
+        }
+    })
+}
+
+/// The three clocks at one moment.
+struct Reading {
+    raw: u64,
+    mono_ns: u64,
+    unix_minus_mono_ns: i64,
+}
+
+impl Reading {
+    /// The tightest of a few: the host may be interrupted between two clocks.
+    fn of(tsc: &quanta::Clock) -> Self {
+        let mut best = u64::MAX;
+        let mut found = Self { raw: 0, mono_ns: 0, unix_minus_mono_ns: 0 };
         for _ in 0..8 {
-            let a = read();
-            let mono = crate::host::monotonic_ns();
-            let unix = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as i128);
-            let b = read();
-            if b - a < best {
-                best = b - a;
-                to_monotonic = mono as i64 - (a + (b - a) / 2) as i64;
-                unix_minus_mono_ns = unix - i128::from(mono);
+            let before = tsc.raw();
+            let mono_ns = crate::host::monotonic_ns();
+            let after = tsc.raw();
+            let unix = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as i64);
+            let width = tsc.raw().saturating_sub(before);
+            if width < best {
+                best = width;
+                let raw = before + after.saturating_sub(before) / 2;
+                found = Self { raw, mono_ns, unix_minus_mono_ns: unix.saturating_sub(mono_ns as i64) };
             }
         }
-        Source { zero, to_monotonic, unix_minus_mono_ns, tsc }
-    })
+        found
+    }
 }
 
 /// Reads the clocks for the first time (the time-stamp counter is calibrated here, which takes some milliseconds).
@@ -41,17 +64,31 @@ pub fn init() {
     let _ = source();
 }
 
+/// Compares the counter with the clock that it stands for, and lets it follow: a calibration of some milliseconds is off by seconds in a
+/// week, CLOCK_MONOTONIC itself is slewed, and a machine that was suspended may count on or not. By one thread, every second or so.
+pub fn correct() {
+    let s = source();
+    let read = Reading::of(&s.tsc);
+    s.anchor.store(s.anchor.load().corrected(read.raw, read.mono_ns));
+    s.unix_minus_mono_ns.store(read.unix_minus_mono_ns, Ordering::Relaxed);
+}
+
 /// CLOCK_MONOTONIC in nanoseconds, read from the calibrated time-stamp counter: about a third of a clock_gettime.
 #[must_use]
 pub fn now_ns() -> u64 {
     let s = source();
-    (s.tsc.delta_as_nanos(s.zero, s.tsc.raw()) as i64 + s.to_monotonic) as u64
+    match s.anchor.try_load() {
+        Some(anchor) => anchor.at(s.tsc.raw()),
+        // It is being corrected.
+        None => crate::host::monotonic_ns(),
+    }
 }
 
 /// Unix time in microseconds at the monotonic moment `t_ns`.
 #[must_use]
 pub fn unix_us(t_ns: u64) -> u64 {
-    ((i128::from(t_ns) + source().unix_minus_mono_ns) / 1000).max(0) as u64
+    let offset = source().unix_minus_mono_ns.load(Ordering::Relaxed);
+    ((i128::from(t_ns) + i128::from(offset)) / 1000).max(0) as u64
 }
 
 /// Local time `YYYY-MM-DD HH:MM:SS.mmm` at the monotonic moment `t_ns`.
@@ -96,6 +133,7 @@ mod tests {
     fn our_clock_stays_within_a_millisecond_of_clock_monotonic() {
         super::init();
         for _ in 0..5 {
+            super::correct();
             let diff = crate::host::monotonic_ns() as i64 - super::now_ns() as i64;
             assert!(diff.abs() < 1_000_000, "{diff} ns apart");
             std::thread::sleep(std::time::Duration::from_millis(20));

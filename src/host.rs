@@ -8,6 +8,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
+use std::sync::atomic::AtomicBool;
 
 /// Broken-down local time.
 #[derive(Debug, Clone, Copy)]
@@ -55,9 +56,19 @@ pub fn local_time(unix_s: i64) -> LocalTime {
 /// CPU time of the calling thread in nanoseconds.
 #[must_use]
 pub fn thread_cpu_ns() -> u64 {
+    cpu_ns(libc::CLOCK_THREAD_CPUTIME_ID)
+}
+
+/// CPU time of all threads of the process in nanoseconds: to the nanosecond, where /proc counts in hundredths of a second.
+#[must_use]
+pub fn process_cpu_ns() -> u64 {
+    cpu_ns(libc::CLOCK_PROCESS_CPUTIME_ID)
+}
+
+fn cpu_ns(clock: libc::clockid_t) -> u64 {
     let mut t = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: POSIX: clock_gettime writes one timespec to the valid pointer.
-    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut t) };
+    unsafe { libc::clock_gettime(clock, &raw mut t) };
     t.tv_sec as u64 * 1_000_000_000 + t.tv_nsec as u64
 }
 
@@ -232,6 +243,27 @@ pub fn carries_ggml() -> bool {
     // SAFETY: `each` matches the callback's type and does not unwind; `found` outlives the call.
     unsafe { libc::dl_iterate_phdr(Some(each), (&raw mut found).cast()) };
     found
+}
+
+/// A flag that this process shares with every child that it forks; false at first. `None` without memory.
+#[must_use]
+pub fn shared_flag() -> Option<&'static AtomicBool> {
+    // SAFETY: a shared anonymous mapping at an address of the kernel's choice touches no memory that is in use.
+    let page = unsafe {
+        libc::mmap(
+            std::ptr::null_mut(),
+            size_of::<AtomicBool>(),
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_SHARED | libc::MAP_ANONYMOUS,
+            -1,
+            0,
+        )
+    };
+    if page == libc::MAP_FAILED {
+        return None;
+    }
+    // SAFETY: zeroed memory that is never unmapped; zero is `false`.
+    Some(unsafe { &*page.cast::<AtomicBool>() })
 }
 
 /// Registers `handler` to run when the process exits in order.
@@ -432,14 +464,12 @@ impl Drop for Pages {
     }
 }
 
-/// Bytes of a page and ticks of a second, for /proc.
+/// Bytes of a page, for /proc.
 #[must_use]
-pub fn page_and_ticks() -> (u64, u64) {
+pub fn page_bytes() -> u64 {
     // SAFETY: sysconf only reads a constant.
     let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
-    // SAFETY: as above.
-    let ticks = unsafe { libc::sysconf(libc::_SC_CLK_TCK) };
-    (page.max(1) as u64, ticks.max(1) as u64)
+    page.max(1) as u64
 }
 
 #[cfg(test)]

@@ -1,5 +1,7 @@
 //! Starts and stops recording: the one place that knows all the parts.
 
+mod children;
+
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -19,6 +21,8 @@ use crate::observe::{self, state, steps};
 use crate::record::sink::Sink;
 use crate::record::writer::{self, Command, Options};
 use crate::{capture, clock, gpu, host, log, mark, record};
+
+pub use self::children::{child_computes, is_no_router};
 
 /// The longest that the end of the host may wait for a slow disk.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -82,10 +86,8 @@ pub fn start_preloaded() {
 /// The process turned out to be a llama.cpp host: the first hooked call of a preloaded library that waits, or the constructor.
 /// Nothing fails here: the host comes first.
 pub fn begin_in_host() {
-    let (config, warnings) = from_environment();
-    if !config.follow_children {
-        host::leave_ld_preload();
-    }
+    let (mut config, warnings) = from_environment();
+    children::settle(&mut config, &program_name());
     warnings.iter().for_each(log::warn);
     if let Err(e) = start(&config, Mode::Preload) {
         log::error(format!("{e}. Nothing is recorded; the host goes on"));
@@ -114,12 +116,21 @@ extern "C" fn at_exit_unseen() {
     }
     boundary::guard((), || {
         let (config, _) = from_environment();
-        if boundary::phase() == Phase::Waiting && !config.disabled && host::carries_ggml() {
-            log::warn(format!(
-                "{} is statically linked with llama.cpp, so none of its calls can be seen; nothing was recorded. Use a build with shared libraries, or the C API",
-                program_name()
-            ));
+        if boundary::phase() != Phase::Waiting || config.disabled || !host::carries_ggml() {
+            return;
         }
+        let program = program_name();
+        log::warn(if symbol::any_llama_object() {
+            format!(
+                "{program} has loaded llama.cpp's shared libraries, but no call that is recorded was seen: it made none, or its calls are bound inside \
+                 them; nothing was recorded (`llama-resource doctor` says what can be seen of a library)"
+            )
+        } else {
+            format!(
+                "{program} is statically linked with llama.cpp, so none of its calls can be seen; nothing was recorded. Use a build with shared \
+                 libraries, or the C API"
+            )
+        });
     });
 }
 
@@ -188,15 +199,13 @@ pub fn start(config: &Config, mode: Mode) -> Result<Started> {
     let path = config.resolved_log_path(std::process::id(), clock::unix_us(now) / 1_000_000, &program);
     let sink = Sink::open(&path)?;
     record::set_level(config.level);
-    record::rate::open(config.bytes_per_second().is_some());
+    record::begin(config.bytes_per_second().is_some());
     record::set_paused(false);
     observe::splits::set_serialize(config.split_times);
     observe::reset();
     state::reset();
     steps::reset();
     mark::reset();
-    // What was pushed while the last recording ended.
-    record::queue().drain(drop);
     let session_id = clock::session_id(now);
     let session = capture::start::Session { id: session_id.clone(), program: program.clone() };
     let first = first_line(config, mode, now, &session_id, program);
@@ -210,6 +219,7 @@ pub fn start(config: &Config, mode: Mode) -> Result<Started> {
         at_failure,
     };
     let (commands, inbox) = mailbox::<Command>(8, Duration::ZERO);
+    children::expect_forks();
     boundary::claim_process();
     let before = boundary::phase();
     // Ahead of the thread, which ends this phase when it cannot write.
@@ -222,7 +232,11 @@ pub fn start(config: &Config, mode: Mode) -> Result<Started> {
     *running = Some(Running { commands, thread: Some(thread), mode, began_ns: now });
     // A callback that gets the message may call us again.
     drop(running);
-    begin_capture(config, &session, now);
+    if children::may_be_router() {
+        children::put_off(config, session, now);
+    } else {
+        begin_capture(config, &session, now);
+    }
     log::info(format!("recording at {} into {}", config.level.name(), path.display()));
     Ok(Started::Now)
 }
@@ -304,6 +318,7 @@ pub fn stop() -> bool {
 }
 
 fn close(mut running: Running) {
+    children::forget();
     if boundary::recording() {
         mark::before_the_end();
         tell_the_end(&running);
@@ -362,13 +377,15 @@ fn tell_the_end(running: &Running) {
     let now = clock::now_ns();
     {
         let mut host = observe::host();
-        host.buffers.settle(false);
+        host.buffers.settle_all();
         host.contexts.iter_mut().for_each(observe::contexts::Context::flush_batch);
         host.settle_samples();
         host.requests.end_all(None, "unfinished", now);
     }
-    if matches!(running.mode, Mode::Preload | Mode::Linked) && !state::any_call_seen() {
-        let lived_s = (now - running.began_ns) as f64 / 1e9;
+    if children::may_be_router() {
+        state::tell("process", "ok", children::NO_MODEL, None);
+    } else if matches!(running.mode, Mode::Preload | Mode::Linked) && !state::any_call_seen() {
+        let lived_s = now.saturating_sub(running.began_ns) as f64 / 1e9;
         state::tell(
             "hooks",
             "unavailable",

@@ -236,6 +236,20 @@ fn random_damage_never_panics_and_every_line_stays_accounted_for() {
 }
 
 #[test]
+fn a_report_on_any_number_of_sessions_is_about_the_newest() {
+    let start = sample::log().lines().next().unwrap().to_owned();
+    let id = serde_json::from_str::<serde_json::Value>(&start).unwrap()["session_id"].as_str().unwrap().to_owned();
+    let log: String = (0..3000).map(|i| start.replace(&id, &format!("s{i}")) + "\n").collect();
+    let report = report_of(log.as_bytes(), &Which::All);
+    let shown: Vec<&str> = report.sessions.iter().map(|s| s.session.session_id.as_str()).collect();
+    assert_eq!((shown.len(), shown.first(), shown.last()), (1000, Some(&"s2000"), Some(&"s2999")));
+    assert_eq!(report.account.sessions.len(), 3000);
+    let from = report.account.sessions[2998].first_byte;
+    assert_eq!(report_of(log.as_bytes(), &Which::From(from)).sessions.len(), 2);
+    assert_eq!(report_of(log.as_bytes(), &Which::Id("s7".to_owned())).sessions.len(), 1);
+}
+
+#[test]
 fn huge_lines_and_text_that_is_markup_are_harmless() {
     let mut log = Vec::new();
     writeln!(log, "{}", "x".repeat(9 << 20)).unwrap();

@@ -153,8 +153,9 @@ fn on_context(ctx: *const c_void, f: impl FnOnce(&mut observers::Host, u64)) {
     }
     let mut host = observers::host();
     // What was sampled and not accepted belongs to what went before.
-    host.settle_sample(ctx.cast_mut());
-    let id = host.contexts.get(ctx.cast_mut()).id;
+    let context = host.contexts.get(ctx.cast_mut());
+    let (id, serial) = (context.id, context.serial);
+    host.settle_sample(serial);
     f(&mut host, id);
 }
 

@@ -44,7 +44,7 @@ pub struct Declared {
     /// Events that were not written.
     pub events_dropped: u64,
     /// Largest sum of live buffers, MiB.
-    pub total_memory_mb: f64,
+    pub total_memory_mb: Option<f64>,
     /// Floating-point operations, 10^9.
     pub total_compute_gflops: f64,
 }

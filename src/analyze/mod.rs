@@ -32,16 +32,19 @@ use crate::read::{Error, Log};
 /// Version of the `--json` output. Fields are only ever added; it counts the additions.
 pub const REPORT_VERSION: u32 = 1;
 
+/// Sessions that one report is about, at most: the newest ones. A session takes a few kilobytes, and a file may hold any number of them.
+pub const MOST_SESSIONS: usize = 1000;
+
 /// Which sessions of a file are wanted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Which {
     /// The one that began last.
     Last,
-    /// Every one.
+    /// Every one, up to the newest [`MOST_SESSIONS`].
     All,
     /// The one with this id, or with this name if the host itself began it.
     Id(String),
-    /// The first one that begins at or behind this byte of the file.
+    /// Every one that begins at or behind this byte of the file, up to the newest [`MOST_SESSIONS`].
     From(u64),
 }
 
@@ -155,6 +158,11 @@ fn is_context(line: &Line) -> bool {
     )
 }
 
+/// Whether a session is the one of this id, or the host began one of this name within it.
+fn holds(session: &SessionAccount, id: &String) -> bool {
+    session.session_id == *id || session.tracked.contains(id)
+}
+
 /// Reads the whole log and answers every question about the wanted sessions. Memory grows with requests and samples, not with the file.
 ///
 /// # Errors
@@ -162,9 +170,20 @@ fn is_context(line: &Line) -> bool {
 pub fn report<R: BufRead>(mut log: Log<R>, file: &str, which: &Which) -> Result<Report, Error> {
     let mut folds: BTreeMap<usize, SessionFold> = BTreeMap::new();
     while let Some(entry) = log.next_entry()? {
-        let session = &log.account().sessions[entry.session];
+        let sessions = &log.account().sessions;
+        let session = &sessions[entry.session];
+        let is_new = entry.session + MOST_SESSIONS >= sessions.len();
+        if is_new && folds.len() >= MOST_SESSIONS && !folds.contains_key(&entry.session) {
+            // Of a name, sessions are kept that may turn out to hold it.
+            if let Which::Id(id) = which {
+                folds.retain(|&i, _| holds(&sessions[i], id));
+            }
+            if folds.len() >= MOST_SESSIONS {
+                folds.pop_first();
+            }
+        }
         let wanted = match which {
-            Which::All => true,
+            Which::All => is_new,
             Which::Last => {
                 // A newer session has begun: the older ones are no longer the last.
                 if entry.session + 1 == log.account().sessions.len() {
@@ -172,9 +191,7 @@ pub fn report<R: BufRead>(mut log: Log<R>, file: &str, which: &Which) -> Result<
                 }
                 entry.session + 1 == log.account().sessions.len()
             }
-            Which::From(byte) => {
-                session.first_byte >= *byte && folds.keys().next().is_none_or(|&first| first == entry.session)
-            }
+            Which::From(byte) => is_new && session.first_byte >= *byte,
             Which::Id(id) if session.session_id == *id => true,
             Which::Id(id) => session_id(&entry.line) == id || is_context(&entry.line),
         };
@@ -185,7 +202,7 @@ pub fn report<R: BufRead>(mut log: Log<R>, file: &str, which: &Which) -> Result<
     let account = log.account().clone();
     if let Which::Id(id) = which {
         // Of sessions that merely hold the context of a name, only those count in which the name was begun.
-        folds.retain(|&i, _| account.sessions[i].session_id == *id || account.sessions[i].tracked.contains(id));
+        folds.retain(|&i, _| holds(&account.sessions[i], id));
     }
     let sessions = folds.into_iter().map(|(index, fold)| fold.finish(index, &account.sessions[index])).collect();
     Ok(Report { report_version: REPORT_VERSION, file: file.to_owned(), account, sessions })

@@ -6,7 +6,7 @@ mod settings;
 mod value;
 
 use std::ffi::OsStr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use self::path::Placeholders;
 use crate::format::Level;
@@ -39,8 +39,8 @@ pub struct Config {
     pub rate: Option<Rate>,
     /// Token ids may be written.
     pub text: bool,
-    /// Keep LD_PRELOAD for children.
-    pub follow_children: bool,
+    /// Keep LD_PRELOAD for children; `None`: only in a process that starts servers and is none itself.
+    pub follow_children: Option<bool>,
     /// Time between two readings of the GPUs in milliseconds; 0 for none.
     pub gpu_interval_ms: u64,
     /// Wait for each device after its part of a graph.
@@ -57,12 +57,18 @@ impl Default for Config {
             disabled: false,
             rate: None,
             text: false,
-            follow_children: false,
+            follow_children: None,
             gpu_interval_ms: 100,
             split_times: false,
             capture: CaptureConfig::default(),
         }
     }
+}
+
+/// A path of which every process makes its own: one with its number in it.
+#[must_use]
+pub fn apart(path: &Path) -> PathBuf {
+    path::apart(path)
 }
 
 /// Whether a file of this name can be what a path's last part, placeholders and all, becomes in some process.

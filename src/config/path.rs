@@ -38,6 +38,17 @@ impl Placeholders<'_> {
     }
 }
 
+/// The path with `%p` before its extension, if its name has none yet.
+pub(super) fn apart(path: &Path) -> PathBuf {
+    let name = path.file_name().unwrap_or_default().as_bytes();
+    if name.windows(2).any(|w| w == b"%p") {
+        return path.to_owned();
+    }
+    let at = name.iter().rposition(|&b| b == b'.').filter(|&at| at > 0).unwrap_or(name.len());
+    let (stem, extension) = name.split_at(at);
+    path.with_file_name(OsString::from_vec([stem, b".%p", extension].concat()))
+}
+
 /// Whether `name` can be what [`Placeholders::fill`] makes of `pattern`, in any process at any time.
 pub(super) fn fits(pattern: &[u8], name: &[u8]) -> bool {
     let number = |rest: &[u8]| {
@@ -56,7 +67,16 @@ pub(super) fn fits(pattern: &[u8], name: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{Placeholders, fits};
+    use super::{Placeholders, apart, fits};
+
+    #[test]
+    fn each_process_has_its_own() {
+        let cases =
+            [("a.stream", "a.%p.stream"), ("/x.y/log", "/x.y/log.%p"), (".hidden", ".hidden.%p"), ("a.%p", "a.%p")];
+        for (path, own) in cases {
+            assert_eq!(apart(path.as_ref()), std::path::Path::new(own));
+        }
+    }
 
     #[test]
     fn what_was_filled_fits_and_nothing_else_does() {

@@ -73,10 +73,10 @@ pub const SETTINGS: &[Setting] = &[
     },
     Setting {
         name: "LLAMA_RESOURCE_FOLLOW_CHILDREN",
-        default: "0",
+        default: "0, and 1 for a llama-server in router mode",
         values: YES_NO,
         help: "Leave LD_PRELOAD as it is, so that programs started by the host are recorded too (give the path a %p).",
-        apply: |c, v| some(value::boolean(v), &mut c.follow_children),
+        apply: |c, v| some(value::boolean(v).map(Some), &mut c.follow_children),
     },
     Setting {
         name: "LLAMA_RESOURCE_GPU_INTERVAL_MS",

@@ -16,7 +16,7 @@ pub struct ModelLoad {
     pub t_ns: u64,
     /// Path as the host gave it; `null` when it loaded from something else than a path.
     pub path: Option<String>,
-    /// `load` for a real load, `probe` for one that reads no weights (`--fit`), `failed`.
+    /// `load` for a real load, `probe` for one that reads no weights (`--fit`), `vocabulary` for one of the vocabulary only, `failed`.
     pub outcome: String,
     /// Time the load took.
     pub duration_ms: f64,
@@ -175,7 +175,8 @@ pub struct RequestEnd {
     pub prompt_tokens: u64,
     /// Prompt tokens that were in the KV cache already.
     pub cached_tokens: u64,
-    /// Tokens sampled.
+    /// Tokens sampled. Those of a draft that a server has verified and then drops, because its context is full, are among them, unless the
+    /// server is patched to tell.
     pub generated_tokens: u64,
     /// From the start to the first sampled token; `null` when none was sampled.
     pub ttft_ms: Option<f64>,

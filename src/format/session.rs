@@ -52,8 +52,8 @@ pub struct SessionSummary {
     pub timestamp: String,
     /// Session.
     pub session_id: String,
-    /// Largest sum of live backend buffers during the session, MiB.
-    pub total_memory_mb: f64,
+    /// Largest sum of live backend buffers during the session, MiB; `null` where not all of them could be seen.
+    pub total_memory_mb: Option<f64>,
     /// Floating-point operations of all steps, in 10^9, from the real shapes.
     pub total_compute_gflops: f64,
     /// Hand-offs between components in all steps.

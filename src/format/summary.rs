@@ -130,11 +130,12 @@ pub struct StepSummary {
     pub prefill: PhaseTotals,
     /// Ubatches with one token a sequence.
     pub decode: PhaseTotals,
-    /// Wall time of the timed steps, microseconds: operations + barriers + `other_us`.
+    /// Wall time of the timed graphs, microseconds: operations + barriers + `other_us`. Graphs without tokens (an encoder of pictures or of
+    /// speech, a shift of keys) are no steps, but their time is in here as in the totals by operation, component and layer.
     pub timed_graph_us: f64,
     /// Time of compute thread 0 at barriers between operations, microseconds.
     pub barrier_us: f64,
-    /// The rest of the timed steps: starting the threads, scheduling, copies between backends, what the host compresses for a capture.
+    /// The rest of the timed graphs: starting the threads, scheduling, copies between backends, what the host compresses for a capture.
     pub other_us: f64,
     /// Hand-offs between components in all steps.
     pub component_flows: u64,
@@ -310,7 +311,7 @@ pub struct InstrumentationState {
     pub session_id: String,
     /// Monotonic clock in nanoseconds.
     pub t_ns: u64,
-    /// Part of the library: `hooks`, `layout`, `op_times`, `requests`, `memory`, `gpu`, `log`, `config`, `process`, `internal`.
+    /// Part of the library: `hooks`, `layout`, `op_times`, `requests`, `capture`, `memory`, `gpu`, `log`, `config`, `process`, `internal`.
     pub component: String,
     /// `ok`, `unavailable`, `degraded`, `warning`, `stopped`.
     pub state: String,

@@ -60,6 +60,10 @@ api! {
     fn ggml_add(ctx: Ptr, a: *mut ggml_tensor, b: *mut ggml_tensor) -> *mut ggml_tensor;
     /// A view.
     fn ggml_view_1d(ctx: Ptr, a: *mut ggml_tensor, ne0: i64, offset: usize) -> *mut ggml_tensor;
+    /// First tensor of a ggml context.
+    fn ggml_get_first_tensor(ctx: Ptr) -> *mut ggml_tensor;
+    /// Name of a tensor.
+    fn ggml_get_name(t: *const ggml_tensor) -> *const c_char;
     /// Sets the output flag.
     fn ggml_set_output(t: *mut ggml_tensor);
     /// Names a tensor.
@@ -170,6 +174,10 @@ api! {
     fn llama_model_is_recurrent(model: Ptr) -> bool;
     /// Vocabulary of a model.
     fn llama_model_get_vocab(model: Ptr) -> Ptr;
+    /// Kind of a vocabulary: 0 for a model without one.
+    fn llama_vocab_type(vocab: Ptr) -> i32;
+    /// Tokens of a vocabulary.
+    fn llama_vocab_n_tokens(vocab: Ptr) -> i32;
     /// Whether a token ends a generation.
     fn llama_vocab_is_eog(vocab: Ptr, token: i32) -> bool;
     /// Text of a token; its length, negative if the buffer is too small.

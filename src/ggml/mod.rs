@@ -14,6 +14,7 @@ pub mod api;
 )]
 pub mod bindings;
 pub mod copies;
+pub mod device;
 pub mod layout;
 pub mod symbol;
 pub mod view;

@@ -3,16 +3,39 @@
 use super::Ptr;
 use crate::boundary::observe as guarded;
 use crate::capture::allocator;
+use crate::ggml::api;
 use crate::ggml::copies::{self, Caller, Hooked, Target};
 use crate::ggml::view::TensorPtr;
+use crate::observe::buffers::Kind;
 use crate::{observe, record};
 
 fn tensor_placed(buffer: Ptr, tensor: Ptr) {
-    // SAFETY: the host has just placed this tensor; one of a graph lives until the scheduler places the next.
+    // SAFETY: the host has just placed this tensor, and it is looked at here and now.
     let Some(t) = (unsafe { TensorPtr::new(tensor) }) else { return };
     let placement = observe::host().buffers.tensor_placed(buffer, t, record::level());
     if let Some(placement) = placement {
         record::push_line(placement.line(None));
+    }
+}
+
+/// What the tensors of a ggml context are for, as far as the name of its first one says.
+fn kind_of(ctx: Ptr) -> Option<Kind> {
+    // SAFETY: the host has just passed this context to ggml.
+    let first = unsafe { api::ggml_get_first_tensor(ctx) }.filter(|t| !t.is_null())?;
+    // SAFETY: a live tensor of that context.
+    Kind::of_tensor(&unsafe { api::text(api::ggml_get_name(first)) }?)
+}
+
+hooks! {
+    /// A buffer is made for the tensors of a context. ggml allocates it by the call below, which is not seen in every build.
+    fn ggml_backend_alloc_ctx_tensors_from_buft(ctx: Ptr, buft: Ptr) -> Ptr;
+    before { Some(observe::host().buffers.filling()) }
+    after |filling, buffer| {
+        if let Some(filling) = filling.filter(|_| !buffer.is_null()) {
+            let kind = kind_of(ctx);
+            // SAFETY: the real function has just made it.
+            unsafe { observe::host().buffers.filled(&filling, *buffer, kind) }
+        }
     }
 }
 

@@ -1,12 +1,13 @@
 //! The KV cache as the host orders it: remove, copy, shift, keep, clear, save, restore.
 
-use std::cell::Cell;
 use std::ffi::c_char;
 
 use super::Ptr;
+use super::older::{Forwarding, is_forwarded};
 use crate::clock;
 use crate::format::resource::KvCacheOperation;
 use crate::format::{Level, Line};
+use crate::observe::contexts::Context;
 use crate::observe::{self, Host};
 use crate::record::{self, stamp::resource_id};
 
@@ -44,17 +45,39 @@ fn tell(host: &Host, ctx: u64, op: &Operation) {
     }));
 }
 
-/// Runs `f` on the context that owns `memory`, and tells the operation if that context serves anything. Gives the context's number and
-/// whether cells changed hands.
-fn on_memory(memory: Ptr, op: &Operation, f: impl FnOnce(&mut observe::contexts::Context)) -> Option<(u64, bool)> {
+/// Whose cache a call changes: newer calls name the memory, older ones the context.
+#[derive(Clone, Copy)]
+pub(super) enum Of {
+    Memory(Ptr),
+    Context(Ptr),
+}
+
+impl Of {
+    fn context(self, host: &mut Host) -> Option<&mut Context> {
+        match self {
+            Self::Memory(memory) => host.contexts.of_memory(memory),
+            Self::Context(ctx) => Some(host.contexts.get(ctx)),
+        }
+    }
+
+    fn is_serving(self, host: &mut Host) -> bool {
+        self.context(host).is_some_and(|c| c.is_serving())
+    }
+}
+
+/// Runs `f` on the context whose cache it is, and tells the operation if that context serves anything. Gives the context's number and
+/// whether cells changed hands. Nothing for a call that another one of ours has forwarded: that one tells.
+fn on_cache(of: Of, op: &Operation, f: impl FnOnce(&mut Context)) -> Option<(u64, bool)> {
+    if is_forwarded() {
+        return None;
+    }
     let mut host = observe::host();
     let host = &mut *host;
     let others_serve = host.contexts.any_serving();
     // The host has gone on from its last sample.
-    if let Some(ctx) = host.contexts.pointer_of_memory(memory) {
-        host.settle_sample(ctx);
-    }
-    let context = host.contexts.of_memory(memory)?;
+    let serial = of.context(host)?.serial;
+    host.settle_sample(serial);
+    let context = of.context(host)?;
     let counts = context.counts(others_serve);
     let before = context.kv.used();
     f(context);
@@ -66,13 +89,61 @@ fn on_memory(memory: Ptr, op: &Operation, f: impl FnOnce(&mut observe::contexts:
     counts.then_some((id, changed))
 }
 
-fn removed(memory: Ptr, seq: i32, p0: i32, p1: i32) {
+pub(super) fn removed(of: Of, seq: i32, p0: i32, p1: i32) {
     let now = clock::now_ns();
     let op = Operation { name: "evict", seq, p0, p1 };
-    if let Some((id, changed)) = on_memory(memory, &op, |c| c.kv.remove(seq, p0, p1)) {
+    if let Some((id, changed)) = on_cache(of, &op, |c| c.kv.remove(seq, p0, p1)) {
         let mut host = observe::host();
-        let serving = host.contexts.of_memory(memory).is_some_and(|c| c.is_serving());
-        host.requests.touched(id, seq, serving, changed, now);
+        let serving = of.is_serving(&mut host);
+        host.requests.touched(id, seq, p0, serving, changed, now);
+    }
+}
+
+pub(super) fn copied(of: Of, from: i32, to: i32, p0: i32, p1: i32) {
+    let op = Operation { name: "copy", seq: to, p0, p1 };
+    let copy = |c: &mut Context| {
+        let shared = c.unified();
+        c.kv.copy(from, to, p0, p1, shared);
+    };
+    if let Some((id, _)) = on_cache(of, &op, copy) {
+        let mut host = observe::host();
+        if host.requests.copied(id, from, to)
+            && let Some(c) = of.context(&mut host)
+        {
+            c.share_row(from, to);
+        }
+    }
+}
+
+pub(super) fn kept(of: Of, seq: i32) {
+    on_cache(of, &Operation { name: "keep", seq, p0: -1, p1: -1 }, |c| c.kv.keep(seq));
+}
+
+pub(super) fn added(of: Of, seq: i32, p0: i32, p1: i32, delta: i32) {
+    let op = Operation { name: "shift", seq, p0, p1 };
+    let counted = on_cache(of, &op, |c| c.kv.map_positions(seq, p0, p1, |p| p.saturating_add(delta)));
+    let Some((id, _)) = counted else { return };
+    let mut host = observe::host();
+    host.requests.moved(id, seq, delta);
+    if delta < 0 {
+        host.requests.shifted(id, seq, u64::from(delta.unsigned_abs()));
+    }
+}
+
+pub(super) fn divided(of: Of, seq: i32, p0: i32, p1: i32, by: i32) {
+    let op = Operation { name: "shift", seq, p0, p1 };
+    let divide = |p| if by > 1 { p / by } else { p };
+    if let Some((id, _)) = on_cache(of, &op, |c| c.kv.map_positions(seq, p0, p1, divide)) {
+        observe::host().requests.rearranged(id, Some(seq));
+    }
+}
+
+pub(super) fn cleared(of: Of) {
+    let now = clock::now_ns();
+    if let Some((id, _)) = on_cache(of, &Operation { name: "clear", seq: -1, p0: -1, p1: -1 }, |c| c.kv.clear()) {
+        let mut host = observe::host();
+        let serving = of.is_serving(&mut host);
+        host.requests.touched(id, -1, 0, serving, true, now);
     }
 }
 
@@ -80,60 +151,32 @@ hooks! {
     /// Positions are removed. After the real call: recurrent memories may refuse.
     fn llama_memory_seq_rm(memory: Ptr, seq: i32, p0: i32, p1: i32) -> bool;
     before {}
-    after |(), done| { if *done { removed(memory, seq, p0, p1) } }
+    after |(), done| { if *done { removed(Of::Memory(memory), seq, p0, p1) } }
 
     /// A sequence is copied: a further completion of the same prompt, or a shared prefix.
     fn llama_memory_seq_cp(memory: Ptr, from: i32, to: i32, p0: i32, p1: i32);
     before {}
-    after |(), ()| {
-        let op = Operation { name: "copy", seq: to, p0, p1 };
-        if let Some((id, _)) = on_memory(memory, &op, |c| {
-            let shared = c.unified();
-            c.kv.copy(from, to, p0, p1, shared);
-        }) {
-            let mut host = observe::host();
-            if host.requests.copied(id, from, to)
-                && let Some(c) = host.contexts.of_memory(memory)
-            {
-                c.share_row(from, to);
-            }
-        }
-    }
+    after |(), ()| { copied(Of::Memory(memory), from, to, p0, p1) }
 
     /// All other sequences are removed.
     fn llama_memory_seq_keep(memory: Ptr, seq: i32);
     before {}
-    after |(), ()| { on_memory(memory, &Operation { name: "keep", seq, p0: -1, p1: -1 }, |c| c.kv.keep(seq)); }
+    after |(), ()| { kept(Of::Memory(memory), seq) }
 
     /// Positions are moved: context shift, or reuse of a chunk.
     fn llama_memory_seq_add(memory: Ptr, seq: i32, p0: i32, p1: i32, delta: i32);
     before {}
-    after |(), ()| {
-        let op = Operation { name: "shift", seq, p0, p1 };
-        let counted = on_memory(memory, &op, |c| c.kv.map_positions(seq, p0, p1, |p| p.saturating_add(delta)));
-        if let (Some((id, _)), true) = (counted, delta < 0) {
-            observe::host().requests.shifted(id, seq, u64::from(delta.unsigned_abs()));
-        }
-    }
+    after |(), ()| { added(Of::Memory(memory), seq, p0, p1, delta) }
 
     /// Positions are divided (self-extend).
     fn llama_memory_seq_div(memory: Ptr, seq: i32, p0: i32, p1: i32, by: i32);
     before {}
-    after |(), ()| {
-        on_memory(memory, &Operation { name: "shift", seq, p0, p1 }, |c| c.kv.map_positions(seq, p0, p1, |p| if by > 1 { p / by } else { p }));
-    }
+    after |(), ()| { divided(Of::Memory(memory), seq, p0, p1, by) }
 
     /// Everything is removed.
     fn llama_memory_clear(memory: Ptr, data: bool);
     before {}
-    after |(), ()| {
-        let now = clock::now_ns();
-        if let Some((id, _)) = on_memory(memory, &Operation { name: "clear", seq: -1, p0: -1, p1: -1 }, |c| c.kv.clear()) {
-            let mut host = observe::host();
-            let serving = host.contexts.of_memory(memory).is_some_and(|c| c.is_serving());
-            host.requests.touched(id, -1, serving, true, now);
-        }
-    }
+    after |(), ()| { cleared(Of::Memory(memory)) }
 
     /// A sequence's state is saved (prompt cache, checkpoints).
     fn llama_state_seq_get_data_ext(ctx: Ptr, dst: *mut u8, size: usize, seq: i32, flags: u32) -> usize;
@@ -147,17 +190,17 @@ hooks! {
 
     /// The older call, which newer builds forward to the one above: told once, here.
     fn llama_state_seq_get_data(ctx: Ptr, dst: *mut u8, size: usize, seq: i32) -> usize;
-    before { FORWARDS.set(true) }
-    after |(), n| {
-        FORWARDS.set(false);
+    before { Some(Forwarding::begin()) }
+    after |call, n| {
+        drop(call);
         if *n > 0 { saved_or_restored(ctx, Some(seq), 0, "save") }
     }
 
     /// The older call.
     fn llama_state_seq_set_data(ctx: Ptr, src: *const u8, size: usize, seq: i32) -> usize;
-    before { FORWARDS.set(true) }
-    after |(), n| {
-        FORWARDS.set(false);
+    before { Some(Forwarding::begin()) }
+    after |call, n| {
+        drop(call);
         if *n > 0 { saved_or_restored(ctx, Some(seq), 0, "restore") }
     }
 
@@ -182,26 +225,25 @@ hooks! {
     after |(), done| { if *done { saved_or_restored(ctx, None, 0, "restore") } }
 }
 
-thread_local! {
-    /// A call runs that newer builds forward to one which is hooked too.
-    static FORWARDS: Cell<bool> = const { Cell::new(false) };
-}
-
 /// `seq`: one sequence, or all.
 fn saved_or_restored(ctx: Ptr, seq: Option<i32>, flags: u32, name: &'static str) {
     /// Only the part that cannot be rolled back (sliding window, recurrent state): the cells stay.
     const PARTIAL_ONLY: u32 = 1;
-    if FORWARDS.get() {
+    if is_forwarded() {
         return;
     }
     let mut host = observe::host();
     let host = &mut *host;
     let others_serve = host.contexts.any_serving();
     let context = host.contexts.get(ctx);
-    if name == "restore" && flags & PARTIAL_ONLY == 0 {
+    let replaced = name == "restore" && flags & PARTIAL_ONLY == 0;
+    if replaced {
         context.restored(seq);
     }
     let (id, counts) = (context.id, context.counts(others_serve));
+    if replaced {
+        host.requests.rearranged(id, seq);
+    }
     if counts {
         tell(host, id, &Operation { name, seq: seq.unwrap_or(-1), p0: -1, p1: -1 });
     }

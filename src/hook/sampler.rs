@@ -3,6 +3,9 @@
 //!
 //! A token counts when, on one thread, the host reads the logits of a row, applies a sampler, and accepts. A grammar may read and apply
 //! twice before it accepts once; accepting a prompt's tokens (llama-server does, to fill a sampler's history) applies nothing before.
+//! Between these calls the host may free the context (it has its own copy of the logits by then), so what is remembered is the context's
+//! serial number: a freed one has none, and nothing is asked of it.
+//!
 //! A host that never accepts (node-llama-cpp keeps samplers of its own) has chosen when it goes on: its samples count at the next
 //! batch, with the time of the apply.
 
@@ -10,14 +13,15 @@ use std::cell::Cell;
 
 use super::Ptr;
 use crate::ggml::bindings::llama_token_data_array;
+use crate::observe::contexts::Serial;
 use crate::{capture, clock, observe};
 
 /// How far a sample has come on this thread.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Stage {
     Nothing,
-    Read { ctx: usize, row: i32 },
-    Applied { ctx: usize, row: i32 },
+    Read { ctx: Serial, row: i32 },
+    Applied { ctx: Serial, row: i32 },
 }
 
 thread_local! {
@@ -44,13 +48,17 @@ impl Drop for Call {
     }
 }
 
+fn logits_read(ctx: Ptr, row: i32) {
+    STAGE.set(Stage::Read { ctx: observe::host().contexts.get(ctx).serial, row });
+}
+
 fn applied() {
     let Stage::Read { ctx, row } = STAGE.get() else { return };
     STAGE.set(Stage::Applied { ctx, row });
     let now = clock::now_ns();
     let mut host = observe::host();
-    if let Some((row, t_ns)) = host.contexts.get(ctx as Ptr).sampler_applied(row, now) {
-        let _ = host.sampled(ctx as Ptr, row, -1, t_ns);
+    if let Some((row, t_ns)) = host.contexts.of_serial(ctx).and_then(|c| c.sampler_applied(row, now)) {
+        let _ = host.sampled(ctx, row, -1, t_ns);
     }
 }
 
@@ -76,9 +84,10 @@ fn accepted(token: i32) {
     let Stage::Applied { ctx, row } = STAGE.replace(Stage::Nothing) else { return };
     let now = clock::now_ns();
     let mut host = observe::host();
-    host.contexts.get(ctx as Ptr).take_applied();
-    let sampled = host.sampled(ctx as Ptr, row, token, now);
-    let vocab = host.contexts.get(ctx as Ptr).vocab();
+    let Some(context) = host.contexts.of_serial(ctx) else { return };
+    context.take_applied();
+    let vocab = context.vocab_with(token);
+    let sampled = host.sampled(ctx, row, token, now);
     drop(host);
     if let Some(s) = sampled.filter(|_| capture::is_on()) {
         capture::token(&s, token, probability_of(token), now, vocab);
@@ -101,16 +110,16 @@ fn embedding_read(ctx: Ptr, row: Option<i32>, seq: Option<i32>) {
 hooks! {
     /// Logits of a row are read: a sample may follow.
     fn llama_get_logits_ith(ctx: Ptr, row: i32) -> *mut f32;
-    before { STAGE.set(Stage::Read { ctx: ctx as usize, row }) }
+    before { logits_read(ctx, row) }
 
     /// Logits of all rows are read: the sample is of the last.
     fn llama_get_logits(ctx: Ptr) -> *mut f32;
-    before { STAGE.set(Stage::Read { ctx: ctx as usize, row: -1 }) }
+    before { logits_read(ctx, -1) }
 
     /// A token that the backend has sampled is read: nothing is applied any more. -1 says that there is none.
     fn llama_get_sampled_token_ith(ctx: Ptr, row: i32) -> i32;
     before {}
-    after |(), token| { if *token >= 0 { STAGE.set(Stage::Applied { ctx: ctx as usize, row }) } }
+    after |(), token| { if *token >= 0 { STAGE.set(Stage::Applied { ctx: observe::host().contexts.get(ctx).serial, row }) } }
 
     /// Embeddings of a row are read: the request is real, though no token will come.
     fn llama_get_embeddings_ith(ctx: Ptr, row: i32) -> *mut f32;

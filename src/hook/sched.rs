@@ -10,16 +10,17 @@ hooks! {
     /// A graph was built and gets its memory. Not called for a graph that runs again as it is.
     fn ggml_backend_sched_alloc_graph(sched: Ptr, graph: Ptr) -> bool;
     before {
-        observe::host().buffers.graph_begins(sched);
-        if capture::is_on() {
+        let placing = observe::host().buffers.graph_begins(sched);
+        let allocating = if capture::is_on() {
             capture::run::graph_begins(sched, graph)
         } else {
             capture::allocator::begin_without(sched)
-        }
+        };
+        (Some(placing), allocating)
     }
-    after |allocating, done| {
+    after |(placing, allocating), done| {
+        drop(placing);
         let mut host = observe::host();
-        host.buffers.graph_ends();
         host.schedulers.graph_allocated(sched);
         drop(host);
         if capture::is_on() {

@@ -151,7 +151,7 @@ impl State {
         {
             run.number = Some(TOTALS.last_step.fetch_add(1, std::sync::atomic::Ordering::Relaxed) + 1);
             run.prefill = tokens > 1;
-            run.sampled = rate::may_sample(run.prefill, now);
+            run.permit = rate::may_sample(run.prefill, now);
         }
         let at = run.add(t, &self.plans);
         self.asked = Some((at, now));
@@ -167,16 +167,24 @@ impl State {
     fn finish(&mut self) {
         let Some(mut run) = self.run.take() else { return };
         self.asked = None;
+        if self.epoch != super::spans::epoch() {
+            // Of a recording that is over.
+            return;
+        }
         let key = std::ptr::from_ref(self) as usize;
         let Some((plan, reused)) = run.plan(&mut self.plans, key) else { return };
-        let fate = if run.sampled { crate::observe::plan::Fate::Written } else { crate::observe::plan::Fate::LeftOut };
+        let fate = if run.permit.is_some() {
+            crate::observe::plan::Fate::Written
+        } else {
+            crate::observe::plan::Fate::LeftOut
+        };
         steps::account(&plan, run.prefill, reused, run.end_ns.saturating_sub(run.start_ns), &run.sums, fate);
-        if run.sampled {
+        if let Some(permit) = run.permit.take() {
             TOTALS.sampled.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
             record::push(Event::Step(Box::new(StepSample {
                 plan,
                 step: run.number,
-                prefill: run.prefill,
+                permit,
                 start_ns: run.start_ns,
                 end_ns: run.end_ns,
                 spans: run.spans,

@@ -14,6 +14,7 @@ use crate::observe::plan::{self, Place, Plan, PlanNode};
 use crate::observe::routing;
 use crate::observe::steps::hand_to_the_writer;
 use crate::observe::timer::{Span, Sums};
+use crate::record::rate::Permit;
 
 use super::tensor;
 
@@ -40,8 +41,8 @@ pub struct Run {
     pub end_ns: u64,
     /// Number of the ubatch.
     pub number: Option<u64>,
-    /// Whether it is written event by event.
-    pub sampled: bool,
+    /// It may be written event by event.
+    pub permit: Option<Permit>,
     /// More than one token.
     pub prefill: bool,
     /// Times of the nodes, if it is sampled.
@@ -83,7 +84,7 @@ impl Run {
             start_ns,
             end_ns: start_ns,
             number: None,
-            sampled: false,
+            permit: None,
             prefill: false,
             spans: Vec::new(),
             sums: Sums::default(),
@@ -150,7 +151,7 @@ impl Run {
         self.sums.op_ns += ns;
         self.sums.ops += 1;
         self.times.push((at as u32, ns));
-        if self.sampled {
+        if self.permit.is_some() {
             self.spans.push(Span { node: at as u32, until: at as u32 + 1, start_ns, end_ns, barrier_ns: 0 });
         }
         // The ids are a source, so they live until the node is done.

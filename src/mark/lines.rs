@@ -68,7 +68,7 @@ pub fn summary(e: &sessions::Ended, sums: &super::expand::Sums) -> Line {
     Line::ResourceSessionSummary(SessionSummary {
         timestamp: String::new(),
         session_id: e.id.to_string(),
-        total_memory_mb: mib(if buffers > 0 { buffers } else { sums.peak_bytes }),
+        total_memory_mb: buffers.map(|seen| mib(if seen > 0 { seen } else { sums.peak_bytes })),
         total_compute_gflops: if stepped { e.seen.flops } else { sums.flops } as f64 / 1e9,
         component_flows: if stepped { e.seen.flows } else { sums.handoffs },
         t_ns: e.t_ns,

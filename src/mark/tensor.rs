@@ -8,6 +8,7 @@ use parking_lot::Mutex;
 use super::Refusal;
 use super::words::{self, Reader};
 use crate::ggml::api;
+use crate::ggml::device;
 use crate::ggml::layout;
 use crate::ggml::view::{TensorPtr, keep};
 use crate::graph::Tensor;
@@ -70,9 +71,9 @@ fn ask(buft: api::Ptr, buffer: api::Ptr) -> Place {
     // SAFETY: as above.
     let device = unsafe { api::ggml_backend_buft_get_device(buft) }.filter(|d| !d.is_null());
     // SAFETY: a device lives as long as the process.
-    let is_cpu = device.and_then(|d| unsafe { api::ggml_backend_dev_type(d) }).is_none_or(|t| t == 0);
+    let is_cpu = device.and_then(|d| unsafe { device::kind(d) }).is_none_or(|t| t == 0);
     // SAFETY: as above.
-    let device = device.and_then(|d| unsafe { api::text(api::ggml_backend_dev_name(d)) });
+    let device = device.and_then(|d| unsafe { device::name(d) });
     // SAFETY: a live buffer.
     let is_host = unsafe { api::ggml_backend_buffer_is_host(buffer) }.unwrap_or(false);
     let name = keep(name.as_deref().unwrap_or("unknown"));

@@ -1,19 +1,62 @@
 //! Live backend buffers: who allocated how much for what. A buffer's kind shows only after its allocation (its usage is set, tensors
-//! are placed in it), so its event waits until then and carries the time of the allocation.
+//! are placed in it), so its event waits until then and carries the time of the allocation. What shows none is `other`.
+//!
+//! Several threads of a host may build graphs, make contexts and load models at once. So what a thread is in the middle of is kept by
+//! thread, and a call that returns settles what its own thread has allocated. Of the tensors of a graph only addresses are kept: they
+//! are compared with those of the graph that runs, and read there.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 
+use super::placement::Placement;
+use super::state;
 use crate::clock;
-use crate::format::resource::MemoryAllocation;
 use crate::format::server::{BufferAllocation, BufferFree};
 use crate::format::{Level, Line};
 use crate::ggml::api::{self, Ptr};
+use crate::ggml::device;
 use crate::ggml::view::{TensorPtr, keep};
-use crate::graph::class;
-use crate::record::{self, expand::shape, stamp::resource_id};
+use crate::record;
 
 /// Below this size a tensor is no news at MINIMAL.
 const LARGE: u64 = 1 << 20;
+
+thread_local! {
+    /// The scheduler that is placing a graph on this thread, 0 if there is none.
+    static PLACING: Cell<usize> = const { Cell::new(0) };
+    /// Calls that make a buffer for given tensors, one within the other.
+    static FILLING: Cell<u32> = const { Cell::new(0) };
+}
+
+/// The calling thread, as long as it lives.
+fn this_thread() -> usize {
+    PLACING.with(|p| std::ptr::from_ref(p) as usize)
+}
+
+/// A scheduler places the tensors of a graph on this thread, until this goes - also by a C++ exception.
+#[derive(Debug)]
+pub struct Placing {
+    outer: usize,
+}
+
+impl Drop for Placing {
+    fn drop(&mut self) {
+        PLACING.set(self.outer);
+    }
+}
+
+/// A buffer is being made for given tensors on this thread, until this goes - also by a C++ exception.
+#[derive(Debug)]
+pub struct Filling {
+    /// Buffers that were seen before.
+    seen: u64,
+}
+
+impl Drop for Filling {
+    fn drop(&mut self) {
+        FILLING.set(FILLING.get().saturating_sub(1));
+    }
+}
 
 /// What a buffer is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +76,19 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// What a buffer is for that holds a tensor of this name, where the name says it.
+    #[must_use]
+    pub fn of_tensor(name: &str) -> Option<Self> {
+        let starts = |prefixes: [&str; 2]| prefixes.iter().any(|p| name.starts_with(p));
+        if starts(["cache_k", "cache_v"]) {
+            Some(Self::KvCache)
+        } else if starts(["cache_r", "cache_s"]) {
+            Some(Self::RecurrentState)
+        } else {
+            None
+        }
+    }
+
     /// Name in the log.
     #[must_use]
     pub const fn name(self) -> &'static str {
@@ -52,6 +108,12 @@ impl Kind {
 pub struct Buffer {
     id: u64,
     t_ns: u64,
+    /// Number among all buffers that were seen.
+    number: u64,
+    /// Thread that allocated it.
+    thread: usize,
+    /// It was made for given tensors.
+    filled: bool,
     kind: Option<Kind>,
     size: u64,
     type_name: &'static str,
@@ -64,63 +126,11 @@ pub struct Buffer {
     early: Vec<Placement>,
 }
 
-/// A tensor that got its place in a buffer.
-#[derive(Clone, Debug)]
-pub struct Placement {
-    t_ns: u64,
-    address: usize,
-    tensor: Box<str>,
-    op: &'static str,
-    precision: &'static str,
-    ne: [i64; 4],
-    nbytes: u64,
-    packed_bytes: u64,
-    backend: &'static str,
-    device: Option<&'static str>,
-    memory_type: &'static str,
-    usage: &'static str,
-}
-
-impl Placement {
-    /// The event. Made by the writer for the tensors of a graph, which `step` runs: there may be a thousand.
-    #[must_use]
-    pub fn line(&self, step: Option<u64>) -> Line {
-        let class = class::classify_tensor(&self.tensor, self.op);
-        let component = class.component.name();
-        let elements = self.ne.iter().fold(1u64, |n, &d| n.saturating_mul(u64::try_from(d).unwrap_or(0)));
-        Line::MemoryAllocation(MemoryAllocation {
-            resource_id: resource_id(self.device.or(Some(self.backend)), "memory", class.layer, component, self.t_ns),
-            timestamp: String::new(),
-            component_type: component.to_owned(),
-            layer_id: class.layer,
-            allocation_size_mb: (self.nbytes as f64 / 1024.0 / 1024.0 * 1e6).round() / 1e6,
-            memory_type: self.memory_type.to_owned(),
-            tensor_shape: shape(&self.ne),
-            precision: self.precision.to_owned(),
-            estimated_bandwidth_gbps: None,
-            compression_ratio: if self.packed_bytes > 0 {
-                (elements * 4) as f64 / self.packed_bytes as f64
-            } else {
-                1.0
-            },
-            memory_address: (self.address != 0).then(|| format!("{:#x}", self.address)),
-            session_id: String::new(),
-            step,
-            t_ns: self.t_ns,
-            backend: Some(self.backend.to_owned()),
-            device: self.device.map(str::to_owned),
-            tensor: self.tensor.to_string(),
-            usage: self.usage.to_owned(),
-            tensor_strides: None,
-        })
-    }
-}
-
-/// The tensors that a scheduler has placed for the graph that it runs next: pointers only, since every graph has hundreds.
+/// The tensors that a scheduler has placed for the graph that it runs next: buffer and address of each, since every graph has hundreds.
 #[derive(Debug, Default)]
 struct Graph {
     t_ns: u64,
-    tensors: Vec<(usize, TensorPtr)>,
+    tensors: Vec<(usize, usize)>,
 }
 
 /// All live buffers.
@@ -129,8 +139,10 @@ pub struct Buffers {
     live: HashMap<usize, Buffer>,
     /// By scheduler.
     graphs: HashMap<usize, Graph>,
-    /// The scheduler that is placing a graph right now.
-    placing: Option<usize>,
+    /// Buffers seen.
+    seen: u64,
+    /// Some were allocated where no call could be seen.
+    unseen: bool,
     next_id: u64,
     live_bytes: u64,
     peak_bytes: u64,
@@ -151,14 +163,18 @@ impl Buffers {
         // SAFETY: as above.
         let device = buft.and_then(|b| unsafe { api::ggml_backend_buft_get_device(b) }).filter(|d| !d.is_null());
         // SAFETY: a device lives as long as the process.
-        let on_cpu = device.and_then(|d| unsafe { api::ggml_backend_dev_type(d) }).is_none_or(|t| t == 0);
+        let on_cpu = device.and_then(|d| unsafe { device::kind(d) }).is_none_or(|t| t == 0);
         // SAFETY: as above.
-        let device = device.and_then(|d| unsafe { api::text(api::ggml_backend_dev_name(d)) }).map(|n| keep(&n));
+        let device = device.and_then(|d| unsafe { device::name(d) }).map(|n| keep(&n));
         // SAFETY: the buffer again.
         let is_host = unsafe { api::ggml_backend_buffer_is_host(buffer) }.unwrap_or(false);
+        self.seen += 1;
         let new = Buffer {
             id: 0,
             t_ns: clock::now_ns(),
+            number: self.seen,
+            thread: this_thread(),
+            filled: FILLING.get() > 0,
             kind: mapped.then_some(Kind::Weights),
             size,
             type_name: type_name.unwrap_or("unknown"),
@@ -198,17 +214,45 @@ impl Buffers {
         self.set_kind(buffer as usize, kind);
     }
 
+    /// A buffer is about to be made for given tensors on the calling thread.
+    #[must_use]
+    pub fn filling(&self) -> Filling {
+        FILLING.set(FILLING.get() + 1);
+        Filling { seen: self.seen }
+    }
+
+    /// `buffer` was made for `kind` of tensors (`None`: their names do not say).
+    ///
+    /// # Safety
+    /// `buffer` is a live buffer of ggml.
+    pub unsafe fn filled(&mut self, filling: &Filling, buffer: Ptr, kind: Option<Kind>) {
+        let thread = this_thread();
+        let its = |b: &Buffer| b.thread == thread && b.number > filling.seen;
+        if !self.live.contains_key(&(buffer as usize)) && !self.live.values().any(its) {
+            // ggml has allocated it by a call of its own that nobody else sees. Those of its graph allocator are bound like it.
+            self.unseen = true;
+            let reason = "ggml's calls within its own library are bound there in this build (-Bsymbolic, LTO or -fno-semantic-interposition)";
+            state::tell(
+                "memory",
+                "degraded",
+                reason,
+                Some("compute buffers, tensors in buffers; so no largest sum of memory"),
+            );
+            // SAFETY: the caller's promise.
+            unsafe { self.allocated(buffer, false) };
+        }
+        let Some(kind) = kind else { return };
+        let open = self.live.iter().filter(|(_, b)| its(b) && b.kind.is_none()).map(|(k, _)| *k);
+        open.collect::<Vec<_>>().into_iter().for_each(|key| self.set_kind(key, kind));
+    }
+
     /// The scheduler begins to place the tensors of a graph; what it placed before is gone.
-    pub fn graph_begins(&mut self, sched: Ptr) {
-        self.placing = Some(sched as usize);
+    #[must_use]
+    pub fn graph_begins(&mut self, sched: Ptr) -> Placing {
         let graph = self.graphs.entry(sched as usize).or_default();
         graph.t_ns = clock::now_ns();
         graph.tensors.clear();
-    }
-
-    /// The scheduler has placed the graph.
-    pub fn graph_ends(&mut self) {
-        self.placing = None;
+        Placing { outer: PLACING.replace(sched as usize) }
     }
 
     /// The scheduler is freed, and its graphs with it.
@@ -220,16 +264,13 @@ impl Buffers {
     /// that runs it, see [`Self::graph_of`]: a busy server builds many graphs a second.
     pub fn tensor_placed(&mut self, buffer: Ptr, t: TensorPtr, level: Level) -> Option<Placement> {
         let key = buffer as usize;
-        if self.live.get(&key)?.kind.is_none() {
-            let starts = |p: &[&str]| p.iter().any(|p| t.name().starts_with(p));
-            if starts(&["cache_k", "cache_v"]) {
-                self.set_kind(key, Kind::KvCache);
-            } else if starts(&["cache_r", "cache_s"]) {
-                self.set_kind(key, Kind::RecurrentState);
-            }
+        if self.live.get(&key)?.kind.is_none()
+            && let Some(kind) = Kind::of_tensor(t.name())
+        {
+            self.set_kind(key, kind);
         }
-        if let Some(sched) = self.placing {
-            self.graphs.entry(sched).or_default().tensors.push((key, t));
+        if PLACING.get() != 0 {
+            self.graphs.entry(PLACING.get()).or_default().tensors.push((key, t.address() as usize));
             return None;
         }
         let b = self.live.get_mut(&key)?;
@@ -245,22 +286,43 @@ impl Buffers {
         None
     }
 
-    /// The tensors of the graph that `sched` has just run and that were not told yet. The graph must still be alive.
-    pub fn graph_of(&mut self, sched: usize, level: Level) -> Vec<Placement> {
-        let Some(graph) = self.graphs.get_mut(&sched) else { return Vec::new() };
-        let tensors = std::mem::take(&mut graph.tensors);
-        tensors
+    /// The tensors of the graph that `sched` has just run and that were not told yet: those that were placed for it and that `nodes`, which
+    /// it has computed, are or read.
+    pub fn graph_of(&mut self, sched: usize, level: Level, nodes: &[TensorPtr]) -> Vec<Placement> {
+        let Some(graph) = self.graphs.get_mut(&sched).filter(|g| !g.tensors.is_empty()) else { return Vec::new() };
+        let mut alive: HashMap<usize, TensorPtr> = HashMap::with_capacity(nodes.len() * 2);
+        for t in nodes {
+            let read = (0..t.n_src()).filter_map(|i| t.src(i));
+            for t in read.chain([*t]) {
+                let root = t.view_src().unwrap_or(t);
+                alive.insert(t.address() as usize, t);
+                alive.insert(root.address() as usize, root);
+            }
+        }
+        std::mem::take(&mut graph.tensors)
             .iter()
-            .filter_map(|(buffer, t)| Some(self.live.get(buffer)?.placement(*t, graph.t_ns)))
+            .filter_map(|(buffer, t)| Some(self.live.get(buffer)?.placement(*alive.get(t)?, graph.t_ns)))
             .filter(|p| level == Level::Verbose || p.nbytes > LARGE)
             .collect()
     }
 
-    /// The call that allocated has returned: buffers that showed no kind are outputs of a context (no tensors, no usage) or other.
+    /// A call of the calling thread's that allocates has returned. What it allocated within a context, and not for given tensors, nor with a
+    /// usage, is for the context's outputs; whatever else showed no kind has none.
     pub fn settle(&mut self, in_context: bool) {
-        let open: Vec<usize> = self.live.iter().filter(|(_, b)| !b.told && b.kind.is_none()).map(|(k, _)| *k).collect();
-        for key in open {
-            self.set_kind(key, if in_context { Kind::Output } else { Kind::Other });
+        let thread = this_thread();
+        self.settle_those(|b| b.thread == thread, in_context);
+    }
+
+    /// Recording ends: nothing will show a kind any more.
+    pub fn settle_all(&mut self) {
+        self.settle_those(|_| true, false);
+    }
+
+    fn settle_those(&mut self, its: impl Fn(&Buffer) -> bool, in_context: bool) {
+        let open = self.live.iter().filter(|(_, b)| !b.told && b.kind.is_none() && its(b));
+        let open: Vec<(usize, bool)> = open.map(|(k, b)| (*k, b.filled)).collect();
+        for (key, filled) in open {
+            self.set_kind(key, if in_context && !filled { Kind::Output } else { Kind::Other });
         }
     }
 
@@ -284,16 +346,19 @@ impl Buffers {
         }));
     }
 
-    /// Largest sum of live buffers.
+    /// Largest sum of live buffers, `None` where some could not be seen.
     #[must_use]
-    pub const fn peak_bytes(&self) -> u64 {
-        self.peak_bytes
+    pub fn peak_bytes(&self) -> Option<u64> {
+        (!self.unseen).then_some(self.peak_bytes)
     }
 
-    /// Whether any buffer with weights in it is alive: a load that allocated none was a probe (`--fit`).
+    /// Bytes of the weights that the calling thread has allocated since then: 0 for a load that only placed holders of nothing (`--fit`),
+    /// `None` if no buffer for weights was seen.
     #[must_use]
-    pub fn weights_bytes_since(&self, t_ns: u64) -> u64 {
-        self.live.values().filter(|b| b.t_ns >= t_ns && b.kind == Some(Kind::Weights)).map(|b| b.size).sum()
+    pub fn weights_since(&self, t_ns: u64) -> Option<u64> {
+        let thread = this_thread();
+        let of = |b: &&Buffer| b.t_ns >= t_ns && b.thread == thread && (b.kind == Some(Kind::Weights) || b.size == 0);
+        self.live.values().filter(of).map(|b| b.size).reduce(|a, b| a + b)
     }
 
     fn set_kind_if_open(&mut self, key: usize) {

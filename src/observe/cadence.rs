@@ -32,6 +32,14 @@ pub fn of(prefill: bool) -> &'static Cadence {
     &PHASES[usize::from(!prefill)]
 }
 
+/// A recording begins: nothing is known of its steps.
+pub fn reset() {
+    for phase in &PHASES {
+        phase.last_ns.store(0, Ordering::Relaxed);
+        phase.untimed.store(0, Ordering::Relaxed);
+    }
+}
+
 impl Cadence {
     const fn new() -> Self {
         Self { last_ns: AtomicU64::new(0), untimed: AtomicU64::new(0) }

@@ -1,5 +1,9 @@
 //! Contexts and the batches they process: which row belongs to which sequence, what the KV cache holds, who is a draft.
 
+mod all;
+
+pub use all::Contexts;
+
 use std::collections::HashMap;
 
 use super::kv::Shadow;
@@ -26,8 +30,26 @@ pub struct Row {
     pub output: bool,
 }
 
-/// What a call processed of one sequence: sequence, rows, outputs, first position.
-pub type Processed = (i32, u64, u64, i32);
+/// What a call processed of one sequence. Positions are `None` where neither host nor build tells.
+#[derive(Clone, Copy, Debug)]
+pub struct Processed {
+    /// Sequence.
+    pub seq: i32,
+    /// Rows.
+    pub rows: u64,
+    /// Those of them with an output.
+    pub outputs: u64,
+    /// Position of the first.
+    pub first_pos: Option<i32>,
+    /// One past the largest position.
+    pub end_pos: Option<i32>,
+    /// It was an encoder's call.
+    pub encoded: bool,
+}
+
+/// Which context it is, for what outlives a call: an address alone may be another context's by then, or nobody's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Serial(u64);
 
 /// A call of `llama_process` or `llama_decode` that is running.
 #[derive(Debug, Default)]
@@ -44,18 +66,26 @@ struct Running {
 pub struct Context {
     /// Number within the session, from 1.
     pub id: u64,
+    /// Number within the process: a context that is made at the address of a freed one has another.
+    pub serial: Serial,
     memory: usize,
     vocab: usize,
+    /// Tokens that have a text: 0 where the build does not tell, or the model has none.
+    n_vocab: i32,
     size_cells: u64,
     n_seq_max: u32,
     unified: bool,
     has_cells: bool,
+    /// [`Self::kv`] is kept: for caches of cells, and where the build does not say whether it is one (then it shows what changes only).
+    shadowed: bool,
     /// What its first `llama_set_sampler` told; `None` before.
     serving: Option<bool>,
     /// The cells.
     pub kv: Shadow,
     rows: Vec<Row>,
     remaining: Remaining,
+    /// The running call is an encoder's.
+    encodes: bool,
     /// Sequences that sample from a row, and how many have.
     samplers_of_row: HashMap<usize, (Vec<i32>, usize)>,
     /// A sampler was applied to this row at this time, and no accept has followed yet.
@@ -68,84 +98,28 @@ pub struct Context {
     told_usage_ns: u64,
 }
 
-/// All live contexts.
-#[derive(Debug, Default)]
-pub struct Contexts {
-    by_ptr: HashMap<usize, Context>,
-    by_memory: HashMap<usize, usize>,
-    builders: HashMap<usize, Vec<Row>>,
-    next_id: u64,
-}
-
-impl Contexts {
-    /// The context at `ctx`, made known if it is not (a host may have made it before we started).
-    pub fn get(&mut self, ctx: Ptr) -> &mut Context {
-        let key = ctx as usize;
-        if !self.by_ptr.contains_key(&key) {
-            self.next_id += 1;
-            let new = Context::new(self.next_id, ctx);
-            self.by_memory.insert(new.memory, key);
-            self.by_ptr.insert(key, new);
-        }
-        #[expect(clippy::unwrap_used, reason = "inserted just above")]
-        self.by_ptr.get_mut(&key).unwrap()
+/// Tokens of a vocabulary that have a text. A model without a vocabulary has tokens, but llama.cpp aborts where it is asked for one's text.
+fn texts(vocab: Ptr) -> i32 {
+    const NO_VOCABULARY: i32 = 0;
+    if vocab.is_null() {
+        return 0;
     }
-
-    /// The context whose memory this is.
-    pub fn of_memory(&mut self, memory: Ptr) -> Option<&mut Context> {
-        let ptr = self.by_memory.get(&(memory as usize))?;
-        self.by_ptr.get_mut(ptr)
-    }
-
-    /// A context was freed.
-    pub fn remove(&mut self, ctx: Ptr) -> Option<Context> {
-        let old = self.by_ptr.remove(&(ctx as usize))?;
-        self.by_memory.remove(&old.memory);
-        Some(old)
-    }
-
-    /// Whether some context has told that it serves requests.
-    #[must_use]
-    pub fn any_serving(&self) -> bool {
-        self.by_ptr.values().any(|c| c.serving == Some(true))
-    }
-
-    /// Addresses of all contexts.
-    #[must_use]
-    pub fn pointers(&self) -> Vec<Ptr> {
-        self.by_ptr.keys().map(|&p| p as Ptr).collect()
-    }
-
-    /// Address of the context whose memory this is.
-    #[must_use]
-    pub fn pointer_of_memory(&self, memory: Ptr) -> Option<Ptr> {
-        self.by_memory.get(&(memory as usize)).map(|&p| p as Ptr)
-    }
-
-    /// All contexts.
-    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut Context> {
-        self.by_ptr.values_mut()
-    }
-
-    /// The rows that a `llama_batch_ext` is being filled with.
-    pub fn builder(&mut self, batch: Ptr) -> &mut Vec<Row> {
-        self.builders.entry(batch as usize).or_default()
-    }
-
-    /// A `llama_batch_ext` was freed.
-    pub fn drop_builder(&mut self, batch: Ptr) {
-        self.builders.remove(&(batch as usize));
-    }
+    // SAFETY: the vocabulary of a live model.
+    let kind = unsafe { api::llama_vocab_type(vocab) }.filter(|&k| k != NO_VOCABULARY);
+    // SAFETY: as above.
+    kind.and_then(|_| unsafe { api::llama_vocab_n_tokens(vocab) }).unwrap_or(0)
 }
 
 impl Context {
-    fn new(id: u64, ctx: Ptr) -> Self {
-        // SAFETY: a live context, as the host uses it right now; so for all calls below.
-        let memory = unsafe { api::llama_get_memory(ctx) }.unwrap_or(std::ptr::null_mut());
+    fn new(id: u64, serial: Serial, ctx: Ptr) -> Self {
+        // SAFETY: a live context, as the host uses it right now (`Contexts::get`); so for all calls below.
+        let told = unsafe { api::llama_get_memory(ctx) };
+        let memory = told.unwrap_or(std::ptr::null_mut());
         // SAFETY: as above.
         let model = unsafe { api::llama_get_model(ctx) }.filter(|m| !m.is_null());
         // SAFETY: the model of a live context.
         let vocab = model.and_then(|m| unsafe { api::llama_model_get_vocab(m) }).unwrap_or(std::ptr::null_mut());
+        let n_vocab = texts(vocab);
         // SAFETY: as above.
         let recurrent = model.and_then(|m| unsafe { api::llama_model_is_recurrent(m) }).unwrap_or(false);
         // SAFETY: as above.
@@ -156,17 +130,21 @@ impl Context {
         let n_ctx_seq = unsafe { api::llama_n_ctx_seq(ctx) }.unwrap_or(n_ctx);
         Self {
             id,
+            serial,
             memory: memory as usize,
             vocab: vocab as usize,
+            n_vocab,
             size_cells: u64::from(n_ctx),
             n_seq_max,
             // One stream for all sequences: then each may fill the whole context.
             unified: n_seq_max <= 1 || n_ctx_seq == n_ctx,
             has_cells: !memory.is_null() && !recurrent,
+            shadowed: (!memory.is_null() || told.is_none()) && !recurrent,
             serving: None,
             kv: Shadow::default(),
             rows: Vec::new(),
             remaining: Remaining::default(),
+            encodes: false,
             samplers_of_row: HashMap::new(),
             applied: None,
             running: None,
@@ -223,8 +201,9 @@ impl Context {
     }
 
     /// A call begins with these rows.
-    pub fn batch_begins(&mut self, mut rows: Vec<Row>) {
+    pub fn batch_begins(&mut self, mut rows: Vec<Row>, encodes: bool) {
         self.flush_batch();
+        self.encodes = encodes;
         self.fill_positions(&mut rows);
         self.remaining.begin(rows.len());
         self.rows = rows;
@@ -280,11 +259,11 @@ impl Context {
         }
     }
 
-    /// The call has returned. Gives the rows by sequence if it succeeded: (sequence, rows, outputs, first position).
+    /// The call has returned. Gives when it began, and its rows by sequence if it succeeded.
     pub fn batch_ends(&mut self, status: i32, others_serve: bool) -> Option<(u64, Vec<Processed>)> {
         let running = self.running.take()?;
         let now = clock::now_ns();
-        self.busy_ns += now - running.begun_ns;
+        self.busy_ns += now.saturating_sub(running.begun_ns);
         let mut by_seq: Vec<Processed> = Vec::new();
         if status == 0 {
             self.place_rows(&mut by_seq);
@@ -303,7 +282,7 @@ impl Context {
                 sequences: self.sequences_in_batch() as u32,
                 outputs: self.rows.iter().filter(|r| r.output).count() as u32,
                 status,
-                duration_us: (now - running.begun_ns) as f64 / 1e3,
+                duration_us: now.saturating_sub(running.begun_ns) as f64 / 1e3,
                 synchronized_us: None,
             });
         }
@@ -313,23 +292,35 @@ impl Context {
     fn place_rows(&mut self, by_seq: &mut Vec<Processed>) {
         for i in 0..self.rows.len() {
             let (seq, output) = (self.rows[i].seq, self.rows[i].output);
+            // A row that was put into its batch before we were started: whose it is was not seen.
+            if seq < 0 {
+                continue;
+            }
             // Without a position llama.cpp continues the sequence; ask it, once, where that was.
-            let pos = self.rows[i].pos.unwrap_or_else(|| {
-                // SAFETY: the memory of a live context.
-                let max = unsafe { api::llama_memory_seq_pos_max(self.memory as Ptr, seq) }.unwrap_or(-1);
-                max + 1 - self.rows[i..].iter().filter(|r| r.seq == seq).count() as i32
+            let pos = self.rows[i].pos.or_else(|| {
+                let (_, max) = self.positions_of(seq)?;
+                Some(max + 1 - self.rows[i..].iter().filter(|r| r.seq == seq).count() as i32)
             });
-            if self.has_cells {
+            if let Some(pos) = pos.filter(|_| self.shadowed) {
                 let mut seqs = vec![seq];
                 seqs.extend(&self.rows[i].more);
                 self.kv.place(&seqs, pos);
             }
-            match by_seq.iter_mut().find(|e| e.0 == seq) {
+            let end_pos = pos.map(|p| p.saturating_add(1));
+            match by_seq.iter_mut().find(|e| e.seq == seq) {
                 Some(e) => {
-                    e.1 += 1;
-                    e.2 += u64::from(output);
+                    e.rows += 1;
+                    e.outputs += u64::from(output);
+                    e.end_pos = e.end_pos.max(end_pos);
                 }
-                None => by_seq.push((seq, 1, u64::from(output), pos)),
+                None => by_seq.push(Processed {
+                    seq,
+                    rows: 1,
+                    outputs: u64::from(output),
+                    first_pos: pos,
+                    end_pos,
+                    encoded: self.encodes,
+                }),
             }
         }
     }
@@ -338,7 +329,7 @@ impl Context {
     pub fn synchronized(&mut self) {
         let now = clock::now_ns();
         if let Some(b) = &mut self.unsynchronized {
-            b.synchronized_us = Some((now - b.t_ns) as f64 / 1e3);
+            b.synchronized_us = Some(now.saturating_sub(b.t_ns) as f64 / 1e3);
         }
         self.flush_batch();
     }
@@ -422,10 +413,10 @@ impl Context {
         self.serving
     }
 
-    /// The vocabulary of its model, null if there is none.
+    /// The vocabulary of its model, null if `token` is none of its own: llama.cpp throws where it is asked for the text of another.
     #[must_use]
-    pub fn vocab(&self) -> Ptr {
-        self.vocab as Ptr
+    pub fn vocab_with(&self, token: i32) -> Ptr {
+        if (0..self.n_vocab).contains(&token) { self.vocab as Ptr } else { std::ptr::null_mut() }
     }
 
     /// `to` got a copy of `from`'s prompt and samples from the same row.
@@ -473,20 +464,28 @@ impl Context {
     /// A state was restored into a sequence, or into all.
     pub fn restored(&mut self, seq: Option<i32>) {
         match seq {
-            Some(seq) => self.restored_one(seq),
-            None => (0..i32::try_from(self.n_seq_max).unwrap_or(1)).for_each(|seq| self.restored_one(seq)),
+            Some(seq) if seq >= 0 => self.restored_one(seq),
+            _ => (0..i32::try_from(self.n_seq_max).unwrap_or(1)).for_each(|seq| self.restored_one(seq)),
         }
     }
 
     fn restored_one(&mut self, seq: i32) {
-        let memory = self.memory as Ptr;
-        // SAFETY: the memory of a live context.
-        let p0 = unsafe { api::llama_memory_seq_pos_min(memory, seq) }.unwrap_or(-1);
-        // SAFETY: as above.
-        let p1 = unsafe { api::llama_memory_seq_pos_max(memory, seq) }.unwrap_or(-1);
-        if self.has_cells {
+        if let Some((p0, p1)) = self.positions_of(seq).filter(|_| self.has_cells) {
             self.kv.restore(seq, p0, p1);
         }
+    }
+
+    /// Smallest and largest position of a sequence in the cache, -1 if it has none. `None` where llama.cpp must not be asked: it aborts
+    /// on a sequence that the context does not have.
+    fn positions_of(&self, seq: i32) -> Option<(i32, i32)> {
+        let has = u32::try_from(seq).is_ok_and(|seq| seq < self.n_seq_max);
+        if !has || self.memory == 0 {
+            return None;
+        }
+        // SAFETY: the memory of a live context (only the host's calls on it come here), and a sequence that it has.
+        let min = unsafe { api::llama_memory_seq_pos_min(self.memory as Ptr, seq) }?;
+        // SAFETY: as above.
+        Some((min, unsafe { api::llama_memory_seq_pos_max(self.memory as Ptr, seq) }?))
     }
 
     /// Writes the KV cache's use, at most every `every_ms` (0: always).

@@ -10,6 +10,7 @@ pub mod device_totals;
 pub mod kv;
 pub mod models;
 pub mod parts;
+pub mod placement;
 pub mod plan;
 pub mod requests;
 pub mod routing;
@@ -22,7 +23,7 @@ pub mod workers;
 
 use parking_lot::{Mutex, MutexGuard};
 
-use crate::ggml::api::Ptr;
+use contexts::Serial;
 
 /// Everything we know about the host.
 #[derive(Debug, Default)]
@@ -49,10 +50,11 @@ pub struct Sampled {
 }
 
 impl Host {
-    /// A token was chosen from row `row` of the last batch; `token` is -1 where the host does not say which. For which request.
-    pub fn sampled(&mut self, ctx: Ptr, row: i32, token: i32, t_ns: u64) -> Option<Sampled> {
+    /// A token was chosen from row `row` of the last batch; `token` is -1 where the host does not say which. For which request. Nothing
+    /// if the context was freed since its logits were read.
+    pub fn sampled(&mut self, ctx: Serial, row: i32, token: i32, t_ns: u64) -> Option<Sampled> {
         let others_serve = self.contexts.any_serving();
-        let context = self.contexts.get(ctx);
+        let context = self.contexts.of_serial(ctx)?;
         if !context.counts(others_serve) {
             return None;
         }
@@ -65,15 +67,15 @@ impl Host {
     }
 
     /// A sample that was applied and never accepted was one all the same, now that the host goes on (a batch, a cut, the end).
-    pub fn settle_sample(&mut self, ctx: Ptr) {
-        if let Some((row, t_ns)) = self.contexts.get(ctx).take_applied() {
+    pub fn settle_sample(&mut self, ctx: Serial) {
+        if let Some((row, t_ns)) = self.contexts.of_serial(ctx).and_then(contexts::Context::take_applied) {
             self.sampled(ctx, row, -1, t_ns);
         }
     }
 
     /// [`Self::settle_sample`] for all contexts.
     pub fn settle_samples(&mut self) {
-        self.contexts.pointers().into_iter().for_each(|ctx| self.settle_sample(ctx));
+        self.contexts.serials().into_iter().for_each(|ctx| self.settle_sample(ctx));
     }
 }
 

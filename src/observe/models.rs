@@ -46,23 +46,24 @@ pub unsafe fn end(loading: Loading, model: Ptr) {
     let weights = {
         let mut host = super::host();
         host.buffers.settle(false);
-        host.buffers.weights_bytes_since(loading.t_ns)
-    };
-    let outcome = match (model.is_null(), weights) {
-        (true, _) => "failed",
-        (false, 0) => "probe",
-        (false, _) => "load",
+        host.buffers.weights_since(loading.t_ns)
     };
     // SAFETY: a live model, as the host has just got it; null is not asked.
     let about = (!model.is_null()).then(|| unsafe { About::of(model) });
     let about = about.unwrap_or_default();
+    let outcome = match (model.is_null(), weights) {
+        (true, _) => "failed",
+        (false, _) if about.vocabulary_only => "vocabulary",
+        (false, Some(0)) => "probe",
+        (false, _) => "load",
+    };
     record::push_line(Line::ModelLoad(ModelLoad {
         timestamp: String::new(),
         session_id: String::new(),
         t_ns,
         path: loading.path,
         outcome: outcome.to_owned(),
-        duration_ms: (t_ns - loading.t_ns) as f64 / 1e6,
+        duration_ms: t_ns.saturating_sub(loading.t_ns) as f64 / 1e6,
         description: about.description,
         name: about.name,
         architecture: about.architecture,
@@ -95,6 +96,8 @@ pub struct About {
     pub size_bytes: Option<u64>,
     /// Parameters.
     pub n_params: Option<u64>,
+    /// It has no layers: it was loaded for its vocabulary.
+    pub vocabulary_only: bool,
     /// Blocks.
     pub n_layer: Option<i32>,
     /// Width.
@@ -123,6 +126,13 @@ impl About {
         // SAFETY: the caller's promise.
         let text = |k: &str| unsafe { meta(model, k) };
         let key = |k: &str| architecture.as_ref().and_then(|a| text(&format!("{a}.{k}"))?.parse().ok());
+        // A model that was loaded for its vocabulary only has no layers and no width, and llama.cpp aborts where it is asked for the heads
+        // of its first layer.
+        // SAFETY: the caller's promise.
+        let n_layer = unsafe { api::llama_model_n_layer(model) };
+        let vocabulary_only = n_layer.is_some_and(|n| n <= 0);
+        let n_layer = n_layer.filter(|&n| n > 0);
+        let has_layers = n_layer.is_some();
         let mut buf = [0 as std::ffi::c_char; 256];
         // SAFETY: as above; the buffer's length is given.
         let described = unsafe { api::llama_model_desc(model, buf.as_mut_ptr(), buf.len()) }.is_some_and(|n| n > 0);
@@ -133,19 +143,19 @@ impl About {
             n_expert: key("expert_count").filter(|&n| n > 0),
             n_expert_used: key("expert_used_count").filter(|&n| n > 0),
             // SAFETY: the caller's promise.
-            size_bytes: unsafe { api::llama_model_size(model) },
+            size_bytes: unsafe { api::llama_model_size(model) }.filter(|&n| n > 0),
             // SAFETY: the caller's promise.
-            n_params: unsafe { api::llama_model_n_params(model) },
+            n_params: unsafe { api::llama_model_n_params(model) }.filter(|&n| n > 0),
+            vocabulary_only,
+            n_layer,
             // SAFETY: the caller's promise.
-            n_layer: unsafe { api::llama_model_n_layer(model) },
+            n_embd: has_layers.then(|| unsafe { api::llama_model_n_embd(model) }).flatten(),
             // SAFETY: the caller's promise.
-            n_embd: unsafe { api::llama_model_n_embd(model) },
+            n_head: has_layers.then(|| unsafe { api::llama_model_n_head(model) }).flatten(),
             // SAFETY: the caller's promise.
-            n_head: unsafe { api::llama_model_n_head(model) },
+            n_head_kv: has_layers.then(|| unsafe { api::llama_model_n_head_kv(model) }).flatten(),
             // SAFETY: the caller's promise.
-            n_head_kv: unsafe { api::llama_model_n_head_kv(model) },
-            // SAFETY: the caller's promise.
-            n_ctx_train: unsafe { api::llama_model_n_ctx_train(model) },
+            n_ctx_train: has_layers.then(|| unsafe { api::llama_model_n_ctx_train(model) }).flatten(),
             architecture,
         }
     }

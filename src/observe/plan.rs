@@ -6,10 +6,11 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use super::parts::{self, Copied, Part};
 use crate::ggml::api::{self, Ptr};
+use crate::ggml::device;
 use crate::ggml::view::{TensorPtr, keep};
 use crate::graph::class::{self, Class};
 use crate::graph::cost::{self, Cost};
-use crate::graph::{Node, Tensor};
+use crate::graph::{Node, Tensor, origin};
 
 /// Kinds of devices with memory of their own, as ggml numbers them.
 const GPU: i32 = 1;
@@ -297,7 +298,7 @@ pub fn plan_node(
         sources.iter().map(|s| s.as_ref().map_or_else(Tensor::default, TensorPtr::view)).collect();
     let out = t.view();
     let node = Node { out, src: &views };
-    let mut class = class::classify(&node);
+    let mut class = origin::classify_by_origin(&node, *t);
     // The last layer picks the rows that have an output from the residual of the layer before: unnamed, so its source gives it its layer,
     // but it runs in the middle of the next.
     if let Some(last) = before.last().filter(|_| out.name.starts_with("node_"))
@@ -377,9 +378,9 @@ fn place(sched: Ptr, t: TensorPtr, known: &mut HashMap<usize, Place>) -> Place {
         // SAFETY: as above.
         let device = unsafe { api::ggml_backend_get_device(backend) }.filter(|d| !d.is_null());
         // SAFETY: a live device.
-        let kind = device.and_then(|d| unsafe { api::ggml_backend_dev_type(d) });
+        let kind = device.and_then(|d| unsafe { device::kind(d) });
         // SAFETY: as above.
-        let device = device.and_then(|d| unsafe { api::text(api::ggml_backend_dev_name(d)) });
+        let device = device.and_then(|d| unsafe { device::name(d) });
         let name = keep(name.as_deref().unwrap_or("unknown"));
         Place {
             backend: name,

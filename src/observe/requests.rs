@@ -10,12 +10,14 @@
 //! resets each slot); a draft context's first call passes a sampler. Other hosts' requests are derived from the tokens alone and told
 //! only once an output is read, so that warm-up decodes never count. A patched server tells launch and release itself: [`served`].
 
+mod positions;
 pub mod served;
 
 use std::collections::HashMap;
 
 use crate::format::Line;
 use crate::format::server::{InterToken, RequestEnd, RequestStart};
+use crate::observe::contexts::Processed;
 use crate::record::event::Token;
 use crate::record::{self, Event};
 
@@ -69,6 +71,10 @@ impl Request {
 struct Sequence {
     launched: Option<(u64, u64)>,
     first_touch_ns: Option<u64>,
+    /// Its last rows.
+    last: Option<positions::Last>,
+    /// The rows that are being computed lie before those.
+    goes_back: bool,
     request: Option<Request>,
 }
 
@@ -100,8 +106,8 @@ impl Requests {
         false
     }
 
-    /// The host removed positions of a sequence: before a prompt that is the cached-prefix cut, and work on the prompt begins.
-    pub fn touched(&mut self, ctx: u64, seq: i32, serving: bool, changed: bool, now: u64) {
+    /// The host removed positions of a sequence, from `from` on: before a prompt that is the cached-prefix cut, and work on the prompt begins.
+    pub fn touched(&mut self, ctx: u64, seq: i32, from: i32, serving: bool, changed: bool, now: u64) {
         let hit: Vec<i32> = if seq < 0 {
             self.sequences.keys().filter(|(c, _)| *c == ctx).map(|(_, s)| *s).collect()
         } else {
@@ -109,13 +115,15 @@ impl Requests {
         };
         for seq in hit {
             let s = self.sequences.entry((ctx, seq)).or_default();
+            // The part of a draft that was refused.
+            let refused = s.last.is_some_and(|last| last.verified && from > last.first);
             match &s.request {
                 None => {
                     s.first_touch_ns.get_or_insert(now);
                 }
                 // A serving context says when a request ends; elsewhere, cutting a sequence that has generated begins the next one.
                 // (A cut that removes nothing begins nothing: llama-cpp-python makes one before every decode.)
-                Some(r) if !serving && changed && r.generated > 0 => {
+                Some(r) if !serving && changed && r.generated > 0 && !refused => {
                     let at = r.last_ns;
                     self.end(ctx, seq, at, Some("superseded"));
                     self.sequences.entry((ctx, seq)).or_default().first_touch_ns = Some(now);
@@ -132,8 +140,10 @@ impl Requests {
             return false;
         }
         let (prompt_start_ns, processed, cached) = (parent.prompt_start_ns, parent.processed, parent.cached);
+        let last = self.sequences.get(&(ctx, from)).and_then(|s| s.last);
         let child = Request { prompt_start_ns, processed, cached, ..Request::new("copy", parent.start_ns) };
         let s = self.sequences.entry((ctx, to)).or_default();
+        s.last = last;
         if let Some(r) = &mut s.request {
             // Launched by a patched server, and now it has its prompt.
             let waits = r.served.is_some() && r.prompt_start_ns == 0;
@@ -148,31 +158,22 @@ impl Requests {
         true
     }
 
-    /// Tokens of a sequence were processed: `n` rows from position `first_pos`, `outputs` of them with an output.
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "one fact each; a struct would be built and taken apart at its only use"
-    )]
-    pub fn processed(
-        &mut self,
-        ctx: u64,
-        seq: i32,
-        serving: bool,
-        n: u64,
-        outputs: u64,
-        first_pos: i32,
-        begun_ns: u64,
-        busy_ns: u64,
-    ) {
+    /// Tokens of a sequence were processed.
+    pub fn processed(&mut self, ctx: u64, serving: bool, rows: &Processed, begun_ns: u64, busy_ns: u64) {
+        let Processed { seq, rows: n, outputs, first_pos, end_pos, encoded } = *rows;
         let s = self.sequences.entry((ctx, seq)).or_default();
-        if let Some(r) = &s.request {
+        let verified = outputs > 1;
+        s.last = first_pos.zip(end_pos).map(|(first, end)| positions::Last { first, end, verified, encoded });
+        let goes_back = std::mem::take(&mut s.goes_back);
+        if let Some(r) = s.request.as_ref().filter(|r| !serving && r.served.is_none()) {
             // A prompt in a sequence that was generating, without a word from the host: the next request (several rows, one output;
-            // the verification of a draft asks for an output on every row).
-            if !serving && r.generated > 0 && n > 1 && outputs <= 1 {
-                let at = r.last_ns;
+            // the verification of a draft asks for an output on every row). So is whatever goes back to where the sequence has been.
+            if goes_back || (r.generated > 0 && n > 1 && outputs <= 1) {
+                let at = if r.generated > 0 { r.last_ns } else { begun_ns };
                 self.end(ctx, seq, at, Some("superseded"));
             }
         }
+        let first_pos = first_pos.unwrap_or(0);
         let s = self.sequences.entry((ctx, seq)).or_default();
         if s.request.is_none() {
             let touched = s.first_touch_ns.take().unwrap_or(begun_ns);
@@ -203,7 +204,7 @@ impl Requests {
     pub fn sampled(&mut self, ctx: u64, seq: i32, token_id: i32, ends: bool, now: u64) {
         self.tell_start(ctx, seq);
         let Some(r) = self.sequences.get_mut(&(ctx, seq)).and_then(|s| s.request.as_mut()) else { return };
-        let since = now - if r.generated == 0 { r.start_ns.min(now) } else { r.last_ns };
+        let since = now.saturating_sub(if r.generated == 0 { r.start_ns } else { r.last_ns });
         if r.generated == 0 {
             r.first_ns = now;
         } else {
@@ -240,8 +241,11 @@ impl Requests {
     /// Number that the request of a sequence has, or will have once it is told: its first rows are computed before that. `rows` and
     /// `outputs` are the running batch's of this sequence, by which [`Self::processed`] will see a new request.
     pub fn upcoming(&mut self, ctx: u64, seq: i32, serving: bool, rows: usize, outputs: usize) -> u64 {
-        let running = self.sequences.get(&(ctx, seq)).and_then(|s| s.request.as_ref());
-        if let Some(r) = running.filter(|r| r.id != 0 && (serving || r.generated == 0 || rows <= 1 || outputs > 1)) {
+        let sequence = self.sequences.get(&(ctx, seq));
+        let goes_back = sequence.is_some_and(|s| s.goes_back);
+        let running = sequence.and_then(|s| s.request.as_ref());
+        let goes_on = |r: &&Request| serving || r.served.is_some() || r.generated == 0 || rows <= 1 || outputs > 1;
+        if let Some(r) = running.filter(|r| r.id != 0).filter(goes_on).filter(|_| serving || !goes_back) {
             return r.id;
         }
         *self.reserved.entry((ctx, seq)).or_insert_with(|| {
@@ -266,6 +270,8 @@ impl Requests {
             self.end(c, seq, now, Some(outcome));
             self.sequences.remove(&(c, seq));
         }
+        // Numbers of requests that were never told.
+        self.reserved.retain(|(c, _), _| ctx.is_some_and(|x| x != *c));
     }
 
     /// Whether a request of this context was told.

@@ -12,6 +12,7 @@ use super::plan::{Place, Plan};
 use super::steps::graph_nodes;
 use crate::clock;
 use crate::ggml::api::{self, Ptr};
+use crate::ggml::device;
 use crate::ggml::view::{TensorPtr, keep};
 
 /// Whether the host is made to wait for each part.
@@ -160,7 +161,7 @@ impl Splits {
         let Some(run) = runs.last_mut() else { return };
         let Some(place) = self.plan().parts.get(run.part as usize).map(|p| p.place) else { return };
         run.calls += 1;
-        run.call_ns += now - start_ns;
+        run.call_ns += now.saturating_sub(start_ns);
         // The CPU backend has computed when it returns.
         run.end_ns = place.is_cpu.then_some(now);
         if self.serialize && !place.is_cpu {
@@ -187,7 +188,7 @@ impl Splits {
     }
 
     fn copied(&self, start_ns: u64, src: TensorPtr, dst: TensorPtr) {
-        let ns = clock::now_ns() - start_ns;
+        let ns = clock::now_ns().saturating_sub(start_ns);
         let bytes = src.span_bytes() as u64;
         if bytes == 0 {
             // An input of no rows; no backend does anything for it.
@@ -204,7 +205,7 @@ impl Splits {
 
     /// Bytes from the host's memory to a tensor on a device: the weights of some experts.
     fn uploaded(&self, start_ns: u64, dst: TensorPtr, bytes: u64) {
-        let ns = clock::now_ns() - start_ns;
+        let ns = clock::now_ns().saturating_sub(start_ns);
         let planned = self.planned(dst.name());
         let mut transfers = self.transfers.borrow_mut();
         if let Some(t) = transfers.last_mut().filter(|t| planned.is_some() && t.planned == planned) {
@@ -291,9 +292,9 @@ fn device_of(buffer: Ptr) -> Option<Device> {
     // SAFETY: a buffer type lives as long as its backend's library.
     let device = unsafe { api::ggml_backend_buft_get_device(buft) }.filter(|d| !d.is_null());
     // SAFETY: a device lives as long as the process.
-    let on_cpu = device.and_then(|d| unsafe { api::ggml_backend_dev_type(d) }).is_none_or(|t| t == 0);
+    let on_cpu = device.and_then(|d| unsafe { device::kind(d) }).is_none_or(|t| t == 0);
     // SAFETY: as above.
-    let name = device.and_then(|d| unsafe { api::text(api::ggml_backend_dev_name(d)) });
+    let name = device.and_then(|d| unsafe { device::name(d) });
     // SAFETY: the buffer again.
     let is_host = unsafe { api::ggml_backend_buffer_is_host(buffer) }.unwrap_or(false);
     let device = match name {

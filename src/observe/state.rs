@@ -35,6 +35,10 @@ pub fn tell(component: &'static str, state: &'static str, reason: impl Into<Stri
 }
 
 static CALL_SEEN: AtomicBool = AtomicBool::new(false);
+/// Timed steps without a timed operation; all of its bits are set when it is known that operations are seen.
+static DECIDED: AtomicU8 = AtomicU8::new(0);
+/// Steps without a decode call around them.
+static WITHOUT_DECODE: AtomicU8 = AtomicU8::new(0);
 
 /// A call of llama.cpp arrived.
 #[inline]
@@ -63,7 +67,6 @@ pub fn missing(name: &'static str) {
 
 /// A step with the timer running is over: tells once whether the CPU hooks see its operations.
 pub fn after_timed_step(plan: &Plan, ops_seen: u64) {
-    static DECIDED: AtomicU8 = AtomicU8::new(0);
     if DECIDED.load(Ordering::Relaxed) > 3 {
         return;
     }
@@ -101,14 +104,17 @@ fn tell_untimed(plan: &Plan) {
 pub fn step_without_decode() {
     /// A few may be running when we start; more are a host whose calls do not reach us.
     const PATIENCE: u8 = 8;
-    static SEEN: AtomicU8 = AtomicU8::new(0);
-    if SEEN.load(Ordering::Relaxed) <= PATIENCE && SEEN.fetch_add(1, Ordering::Relaxed) == PATIENCE {
+    if WITHOUT_DECODE.load(Ordering::Relaxed) <= PATIENCE && WITHOUT_DECODE.fetch_add(1, Ordering::Relaxed) == PATIENCE
+    {
         let reason = "graphs run, but none of llama_process, llama_decode and llama_encode is seen: the host's calls do not go through the PLT";
         tell("requests", "unavailable", reason, Some("requests, batches, KV cells"));
     }
 }
 
-/// Forgets what was told, when recording starts anew.
+/// Forgets what was told and seen, when recording starts anew.
 pub fn reset() {
     TOLD.lock().clear();
+    CALL_SEEN.store(false, Ordering::Relaxed);
+    DECIDED.store(0, Ordering::Relaxed);
+    WITHOUT_DECODE.store(0, Ordering::Relaxed);
 }

@@ -8,13 +8,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::plan::{self, Fate, Plan};
 use super::splits::{self, Splits};
 use super::timer::{Span, Timer};
-use super::{cadence, device_totals, host, state, workers};
+use super::{cadence, device_totals, host, routing, state, workers};
 use crate::clock;
 use crate::format::Level;
 use crate::ggml::api::{self, Ptr};
 use crate::ggml::layout;
 use crate::ggml::view::TensorPtr;
 use crate::record::event::StepSample;
+use crate::record::rate::Permit;
 use crate::record::{self, Event, rate};
 
 /// Plans kept for graphs that may come again. A plan takes about 200 bytes a node, so this is some megabytes at most.
@@ -33,7 +34,7 @@ pub struct Phase {
     pub flops: AtomicU64,
 }
 
-/// Exact totals of all steps since the start of the session.
+/// Exact totals of all steps of the recording.
 #[derive(Debug)]
 pub struct Totals {
     /// Prefill, decode.
@@ -48,11 +49,11 @@ pub struct Totals {
     pub timed: AtomicU64,
     /// Steps written event by event.
     pub sampled: AtomicU64,
-    /// Compute call time of timed steps.
+    /// Compute call time of timed graphs, those without tokens too.
     pub timed_graph_ns: AtomicU64,
-    /// Operations of timed steps.
+    /// Their operations.
     pub op_ns: AtomicU64,
-    /// Barriers of timed steps.
+    /// Their barriers.
     pub barrier_ns: AtomicU64,
     /// Hand-offs.
     pub flows: AtomicU64,
@@ -78,6 +79,25 @@ pub static TOTALS: Totals = Totals {
     barrier_ns: AtomicU64::new(0),
     flows: AtomicU64::new(0),
 };
+
+impl Totals {
+    fn reset(&self) {
+        let of_phase = |p: &'static Phase| [&p.steps, &p.tokens, &p.graph_ns, &p.flops];
+        let phases = TOTALS.phases.iter().flat_map(of_phase);
+        let others = [
+            &self.last_step,
+            &self.built,
+            &self.reused,
+            &self.timed,
+            &self.sampled,
+            &self.timed_graph_ns,
+            &self.op_ns,
+            &self.barrier_ns,
+            &self.flows,
+        ];
+        phases.chain(others).for_each(|n| n.store(0, Ordering::Relaxed));
+    }
+}
 
 /// Plans whose counters the writer reads; it forgets those that nobody can run any more.
 pub static PLANS: parking_lot::Mutex<Vec<Arc<Plan>>> = parking_lot::Mutex::new(Vec::new());
@@ -193,15 +213,19 @@ pub(crate) fn graph_nodes(graph: Ptr) -> Option<Vec<TensorPtr>> {
 #[derive(Debug)]
 pub struct Step {
     plan: Arc<Plan>,
-    // Kept alive for the timer, which points into it.
-    _nodes: Arc<[TensorPtr]>,
+    // Kept alive for the timer, too, which points into it.
+    nodes: Arc<[TensorPtr]>,
     timer: Option<Timer>,
     splits: Splits,
     number: Option<u64>,
     begun_ns: u64,
-    sampled: bool,
+    /// The recording that it began in.
+    recording: u64,
+    /// That it may be written event by event. An exception that takes the step away gives it back.
+    permit: Option<Permit>,
     may_be_sampled: bool,
-    measures_workers: bool,
+    measured: Option<workers::Measured>,
+    _running: workers::Running,
     reused: bool,
     prefill: bool,
 }
@@ -222,7 +246,7 @@ impl Step {
     /// Whether its operations are written one by one.
     #[must_use]
     pub const fn is_written(&self) -> bool {
-        self.sampled
+        self.permit.is_some()
     }
 
     /// Tokens of the ubatch, if the CPU alone computes it: then its threads are busy from the first operation to the last.
@@ -246,11 +270,14 @@ pub fn seen_by_hooks() -> bool {
     BY_HOOK.load(Ordering::Relaxed)
 }
 
-/// Forgets whether the hooks see graphs, when recording starts anew.
+/// Forgets the steps of the recording before, and whether the hooks see graphs, when recording starts anew.
 pub fn reset() {
     BY_HOOK.store(false, Ordering::Relaxed);
-    // Of steps of the recording before.
+    TOTALS.reset();
+    PLANS.lock().clear();
+    cadence::reset();
     drop(device_totals::take());
+    drop(routing::take());
 }
 
 /// The scheduler is about to run `graph`.
@@ -269,14 +296,18 @@ pub fn begin(sched: Ptr, graph: Ptr) -> Option<Step> {
     let (sequences, may_be_sampled) = if ctx.is_null() {
         (1, true)
     } else {
-        let context = host.contexts.get(ctx);
-        (context.sequences_in_batch(), context.may_be_sampled(others_serve))
+        match host.contexts.known(ctx) {
+            Some(context) => (context.sequences_in_batch(), context.may_be_sampled(others_serve)),
+            None => (1, true),
+        }
     };
     let prefill = plan.n_tokens.is_some_and(|n| n > sequences);
     drop(host);
     let now = clock::now_ns();
     let level = record::level();
-    let sampled = number.is_some() && may_be_sampled && !record::paused() && rate::may_sample(prefill, now);
+    let may = number.is_some() && may_be_sampled && !record::paused();
+    let permit = if may { rate::may_sample(prefill, now) } else { None };
+    let sampled = permit.is_some();
     // MINIMAL times only what it writes; VERBOSE every step, so that its totals of times are whole. Experts are counted where steps are timed,
     // so DETAILED times all of theirs.
     let timed = match level {
@@ -284,22 +315,22 @@ pub fn begin(sched: Ptr, graph: Ptr) -> Option<Step> {
         Level::Detailed => cadence::of(prefill).is_due(plan.nodes_on_the_cpu(), sampled || plan.routes),
         Level::Verbose => true,
     };
-    let measures_workers = sampled && level >= Level::Verbose;
-    if measures_workers {
-        workers::begin();
-    }
+    let running = workers::Running::begin();
+    let measured = if sampled && level >= Level::Verbose { workers::Measured::begin() } else { None };
     let timer = timed
         .then(|| Timer::new(&plan, &nodes, sampled, Vec::with_capacity(if sampled { plan.nodes.len() } else { 0 })));
     Some(Step {
         splits: Splits::new(&plan),
         plan,
-        _nodes: nodes,
+        nodes,
         timer,
         number,
         begun_ns: clock::now_ns(),
-        sampled,
+        recording: record::recording(),
+        permit,
         may_be_sampled,
-        measures_workers,
+        measured,
+        _running: running,
         reused,
         prefill,
     })
@@ -321,12 +352,14 @@ pub fn account(plan: &Plan, prefill: bool, reused: bool, graph_ns: u64, sums: &s
         add(&phase.graph_ns, graph_ns);
         add(&phase.flops, plan.flops);
         add(if reused { &TOTALS.reused } else { &TOTALS.built }, 1);
-        if timed {
-            add(&TOTALS.timed, 1);
-            add(&TOTALS.timed_graph_ns, graph_ns);
-            add(&TOTALS.op_ns, sums.op_ns);
-            add(&TOTALS.barrier_ns, sums.barrier_ns);
-        }
+        add(&TOTALS.timed, u64::from(timed));
+    }
+    // The times of operations, components and layers are those of all timed graphs, so the whole is theirs, too: an encoder of pictures or
+    // of speech has graphs without tokens.
+    if timed {
+        add(&TOTALS.timed_graph_ns, graph_ns);
+        add(&TOTALS.op_ns, sums.op_ns);
+        add(&TOTALS.barrier_ns, sums.barrier_ns);
     }
     add(&TOTALS.flows, plan.flows);
 }
@@ -334,12 +367,16 @@ pub fn account(plan: &Plan, prefill: bool, reused: bool, graph_ns: u64, sums: &s
 /// The scheduler has returned.
 pub fn end(step: Step) {
     let end_ns = clock::now_ns();
-    let graph_ns = end_ns - step.begun_ns;
-    let workers_ns = if step.measures_workers { workers::end() } else { Vec::new() };
+    let graph_ns = end_ns.saturating_sub(step.begun_ns);
+    let workers_ns = step.measured.map(workers::Measured::end).unwrap_or_default();
+    if step.recording != record::recording() {
+        return;
+    }
+    let sampled = step.permit.is_some();
     let (sums, spans): (_, Vec<Span>) = step.timer.as_ref().map(Timer::finish).unwrap_or_default();
     let (parts, transfers) = step.splits.finish();
     device_totals::account(&step.plan, &parts, &transfers);
-    let fate = match (step.sampled, step.may_be_sampled) {
+    let fate = match (sampled, step.may_be_sampled) {
         (true, _) => Fate::Written,
         (false, true) => Fate::LeftOut,
         (false, false) => Fate::WarmUp,
@@ -351,23 +388,25 @@ pub fn end(step: Step) {
     }
     let ctx = context();
     let mut ranges = Vec::new();
-    let placements = if step.sampled { host().buffers.graph_of(step.plan.key.0, record::level()) } else { Vec::new() };
+    let placements =
+        if sampled { host().buffers.graph_of(step.plan.key.0, record::level(), &step.nodes) } else { Vec::new() };
     if !ctx.is_null() {
         let mut host = host();
         let host = &mut *host;
-        let context = host.contexts.get(ctx);
-        context.step_done(step.number, step.reused, step.sampled);
-        if step.sampled {
-            let id = context.id;
-            ranges = context.ranges(step.plan.n_tokens.unwrap_or(0), |seq| host.requests.hit_permille(id, seq));
+        if let Some(context) = host.contexts.known(ctx) {
+            context.step_done(step.number, step.reused, sampled);
+            if sampled {
+                let id = context.id;
+                ranges = context.ranges(step.plan.n_tokens.unwrap_or(0), |seq| host.requests.hit_permille(id, seq));
+            }
         }
     }
-    if step.sampled {
+    if let Some(permit) = step.permit {
         add(&TOTALS.sampled, 1);
         record::push(Event::Step(Box::new(StepSample {
             plan: step.plan,
             step: step.number,
-            prefill: step.prefill,
+            permit,
             start_ns: step.begun_ns,
             end_ns,
             spans,

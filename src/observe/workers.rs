@@ -10,6 +10,10 @@ const SLOTS: usize = 256;
 
 static ON: AtomicBool = AtomicBool::new(false);
 static EPOCH: AtomicU64 = AtomicU64::new(0);
+/// Steps that run now, on all threads, and that ever began.
+static RUNNING: AtomicUsize = AtomicUsize::new(0);
+/// See `RUNNING`.
+static BEGUN: AtomicU64 = AtomicU64::new(0);
 static NEXT_SLOT: AtomicUsize = AtomicUsize::new(0);
 static BUSY: [Slot; SLOTS] = [const { Slot { epoch: AtomicU64::new(0), busy_ns: AtomicU64::new(0) } }; SLOTS];
 
@@ -26,23 +30,68 @@ thread_local! {
     static IS_MAIN: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Starts measuring a step; the calling thread is thread 0, which the timer measures.
-pub fn begin() {
-    IS_MAIN.set(true);
-    EPOCH.fetch_add(1, Ordering::Relaxed);
-    ON.store(true, Ordering::Relaxed);
+/// A step that runs, until this goes - also by a C++ exception.
+#[derive(Debug)]
+pub struct Running(());
+
+impl Running {
+    /// A step begins.
+    #[must_use]
+    pub fn begin() -> Self {
+        BEGUN.fetch_add(1, Ordering::Relaxed);
+        RUNNING.fetch_add(1, Ordering::Relaxed);
+        Self(())
+    }
 }
 
-/// Ends the measurement: busy nanoseconds of the other threads.
-pub fn end() -> Vec<u64> {
-    ON.store(false, Ordering::Relaxed);
-    let epoch = EPOCH.load(Ordering::Relaxed);
-    let used = NEXT_SLOT.load(Ordering::Relaxed).min(SLOTS);
-    BUSY[..used]
-        .iter()
-        .filter(|s| s.epoch.load(Ordering::Acquire) == epoch)
-        .map(|s| s.busy_ns.load(Ordering::Relaxed))
-        .collect()
+impl Drop for Running {
+    fn drop(&mut self) {
+        RUNNING.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A step that is measured. Threads of ggml do not say whose they are, so it is one that runs alone.
+#[derive(Debug)]
+pub struct Measured {
+    begun: u64,
+}
+
+impl Measured {
+    /// Starts measuring the step that has just begun, if no other one runs; the calling thread is thread 0, which the timer measures.
+    #[must_use]
+    pub fn begin() -> Option<Self> {
+        let begun = BEGUN.load(Ordering::Relaxed);
+        let alone = RUNNING.load(Ordering::Relaxed) == 1;
+        if !alone || ON.compare_exchange(false, true, Ordering::Relaxed, Ordering::Relaxed).is_err() {
+            return None;
+        }
+        IS_MAIN.set(true);
+        EPOCH.fetch_add(1, Ordering::Relaxed);
+        Some(Self { begun })
+    }
+
+    /// Ends the measurement: busy nanoseconds of the other threads; none if another step has begun meanwhile, whose threads count as well.
+    #[must_use]
+    pub fn end(self) -> Vec<u64> {
+        ON.store(false, Ordering::Relaxed);
+        if BEGUN.load(Ordering::Relaxed) != self.begun {
+            return Vec::new();
+        }
+        let epoch = EPOCH.load(Ordering::Relaxed);
+        let used = NEXT_SLOT.load(Ordering::Relaxed).min(SLOTS);
+        BUSY[..used]
+            .iter()
+            .filter(|s| s.epoch.load(Ordering::Acquire) == epoch)
+            .map(|s| s.busy_ns.load(Ordering::Relaxed))
+            .collect()
+    }
+}
+
+impl Drop for Measured {
+    fn drop(&mut self) {
+        ON.store(false, Ordering::Relaxed);
+        IS_MAIN.set(false);
+    }
 }
 
 /// Whether a step is being measured.
@@ -87,4 +136,26 @@ pub fn barrier_enter() -> bool {
 /// A worker leaves a barrier.
 pub fn barrier_leave() {
     LEFT_AT.set(clock::now_ns());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Measured, Running};
+
+    #[test]
+    fn a_step_is_measured_only_while_it_runs_alone() {
+        let alone = Running::begin();
+        let measured = Measured::begin().expect("nobody else runs");
+        assert!(super::on());
+        assert!(Measured::begin().is_none(), "one at a time");
+        let other = Running::begin();
+        assert!(measured.end().is_empty(), "another one has begun");
+        assert!(!super::on());
+        assert!(Measured::begin().is_none(), "two run");
+        drop(other);
+        // An exception takes the step away.
+        drop(Measured::begin().expect("alone again"));
+        assert!(!super::on());
+        drop(alone);
+    }
 }

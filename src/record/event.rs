@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
+use super::rate::Permit;
 use crate::format::Line;
-use crate::observe::buffers::Placement;
+use crate::observe::placement::Placement;
 use crate::observe::plan::Plan;
 use crate::observe::splits::{PartRun, Transfer};
 use crate::observe::timer::{Span, Sums};
@@ -56,8 +57,8 @@ pub struct StepSample {
     pub plan: Arc<Plan>,
     /// Number of the ubatch.
     pub step: Option<u64>,
-    /// Whether the ubatch had more than one token a sequence.
-    pub prefill: bool,
+    /// That it may be written; it says whether the ubatch had more than one token a sequence.
+    pub permit: Permit,
     /// When the compute call began, monotonic ns.
     pub start_ns: u64,
     /// When it returned.

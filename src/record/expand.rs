@@ -420,7 +420,7 @@ impl Marks<'_> {
             timestamp: String::new(),
             component_type: c.component.name().to_owned(),
             layer_id: c.layer,
-            duration_us: c.timed.then(|| round((c.end_ns - c.start_ns) as f64 / 1e3)),
+            duration_us: c.timed.then(|| round(c.end_ns.saturating_sub(c.start_ns) as f64 / 1e3)),
             session_id: String::new(),
             step: self.sample.step,
             t_ns: c.end_ns,
@@ -432,7 +432,7 @@ impl Marks<'_> {
         out.push(Line::LayerEnd(LayerEnd {
             timestamp: String::new(),
             layer_id: l.id,
-            duration_us: l.timed.then(|| round((l.end_ns - l.start_ns) as f64 / 1e3)),
+            duration_us: l.timed.then(|| round(l.end_ns.saturating_sub(l.start_ns) as f64 / 1e3)),
             layer_memory_mb: mib(l.bytes),
             layer_compute_gflops: l.flops as f64 / 1e9,
             memory_operations: l.moves,

@@ -7,6 +7,9 @@ use crate::format::summary::HostSample;
 use crate::gpu::rapl;
 use crate::{gpu, host};
 
+/// Between two samples that lie closer together no share of time is told: what the samples themselves take would be a good part of it.
+const LEAST_NS: u64 = 1_000_000;
+
 /// Takes samples; keeps the last counters.
 #[derive(Debug, Default)]
 pub struct Sampler {
@@ -18,7 +21,7 @@ pub struct Sampler {
 struct Counters {
     t_ns: u64,
     own_cpu_ns: u64,
-    cpu_ticks: Option<u64>,
+    cpu_ns: u64,
     minor: Option<u64>,
     major: Option<u64>,
     switches: Option<u64>,
@@ -29,7 +32,7 @@ struct Counters {
 impl Sampler {
     /// A sample at `t_ns`. Runs on the writer's thread, whose CPU time, with that of reading GPUs, is the library's own.
     pub fn sample(&mut self, t_ns: u64) -> HostSample {
-        let (page, ticks) = host::page_and_ticks();
+        let page = host::page_bytes();
         let stat = read("/proc/self/stat");
         // Fields are counted after the command name, which may itself hold spaces and parentheses.
         let fields: Vec<&str> =
@@ -39,7 +42,7 @@ impl Sampler {
         let now = Counters {
             t_ns,
             own_cpu_ns: host::thread_cpu_ns() + gpu::own_cpu_ns(),
-            cpu_ticks: field(14).zip(field(15)).map(|(u, s)| u + s),
+            cpu_ns: host::process_cpu_ns(),
             minor: field(10),
             major: field(12),
             switches: value(&read("/proc/self/status"), "nonvoluntary_ctxt_switches:"),
@@ -48,7 +51,7 @@ impl Sampler {
         };
         let last = self.last.replace(now.clone());
         let since = |get: fn(&Counters) -> Option<u64>| Some(get(&now)?.saturating_sub(get(last.as_ref()?)?));
-        let wall_ns = last.as_ref().map(|l| t_ns.saturating_sub(l.t_ns)).filter(|&d| d > 0);
+        let wall_ns = last.as_ref().map(|l| t_ns.saturating_sub(l.t_ns)).filter(|&d| d >= LEAST_NS);
         let energy_mj = self.packages.since_last_mj(rapl::ZONES.as_ref());
         let percent = |ns: f64| wall_ns.map(|w| ns / w as f64 * 100.0);
         HostSample {
@@ -60,7 +63,7 @@ impl Sampler {
                 .nth(1)
                 .and_then(|p| p.parse::<u64>().ok())
                 .map(|p| p * page),
-            cpu_percent: since(|c| c.cpu_ticks).and_then(|t| percent(t as f64 * 1e9 / ticks as f64)),
+            cpu_percent: since(|c| Some(c.cpu_ns)).and_then(|ns| percent(ns as f64)),
             own_cpu_percent: last.as_ref().and_then(|l| percent(now.own_cpu_ns.saturating_sub(l.own_cpu_ns) as f64)),
             threads: field(20),
             major_faults: since(|c| c.major),
@@ -99,6 +102,22 @@ fn pressure(resource: &str) -> Option<f64> {
 #[cfg(test)]
 mod tests {
     use super::Sampler;
+
+    #[test]
+    fn samples_close_together_have_no_more_than_the_processors_give() {
+        let mut s = Sampler::default();
+        let most = std::thread::available_parallelism().map_or(1, usize::from) as f64 * 100.0;
+        for _ in 0..60 {
+            _ = s.sample(crate::clock::now_ns());
+            // Some are a tick of the kernel's clock apart in which that tick is counted.
+            let until = std::time::Instant::now() + std::time::Duration::from_micros(2_200);
+            while std::time::Instant::now() < until {}
+            let close = s.sample(crate::clock::now_ns()).cpu_percent.unwrap();
+            assert!(close > 0.0 && close <= most * 1.2, "{close} of {most}");
+        }
+        let (first, at_once) = (s.sample(1_000_000_000), s.sample(1_000_000_500));
+        assert!(first.cpu_percent.is_none() && at_once.cpu_percent.is_none());
+    }
 
     #[test]
     fn second_sample_has_differences_and_sees_our_own_work() {

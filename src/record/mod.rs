@@ -13,7 +13,7 @@ pub mod stamp;
 pub mod summary;
 pub mod writer;
 
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
@@ -29,6 +29,8 @@ static LEVEL: AtomicU8 = AtomicU8::new(Level::Detailed as u8);
 static PAUSED: AtomicBool = AtomicBool::new(false);
 static OVER: AtomicBool = AtomicBool::new(false);
 static DISABLED: AtomicBool = AtomicBool::new(false);
+/// Recordings that this process has begun.
+static RECORDINGS: AtomicU64 = AtomicU64::new(0);
 static WOKEN: AtomicBool = AtomicBool::new(false);
 static WRITER: Mutex<Option<Outbox<writer::Command>>> = Mutex::new(None);
 
@@ -50,6 +52,21 @@ pub fn level() -> Level {
 /// Changes the level from the next event on.
 pub fn set_level(level: Level) {
     LEVEL.store(level as u8, Ordering::Relaxed);
+}
+
+/// A recording begins, with a limited rate or without: nothing that the one before has left is in its way.
+pub fn begin(limited: bool) {
+    RECORDINGS.fetch_add(1, Ordering::Relaxed);
+    rate::open(limited);
+    // What was counted after its last summary, and what was pushed while it ended.
+    drop(dropped::take());
+    queue().drain(drop);
+}
+
+/// Number of the recording: what began in one is not told in the next.
+#[must_use]
+pub fn recording() -> u64 {
+    RECORDINGS.load(Ordering::Relaxed)
 }
 
 /// Pauses or goes on (`disable` and `enable` of the C API). While paused the host is observed, so that memory and cache stay right, but

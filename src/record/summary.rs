@@ -47,7 +47,7 @@ impl Collector {
     /// The summary of the interval up to now and the number of operation events of steps that were not sampled; `None` if nothing ran.
     pub fn collect(&mut self, now_ns: u64, level: Level) -> Option<(StepSummary, Missing)> {
         let now: Vec<u64> = counters().iter().map(|c| c.load(Ordering::Relaxed)).collect();
-        let d: Vec<u64> = now.iter().zip(&self.last).map(|(n, l)| n - l).collect();
+        let d: Vec<u64> = now.iter().zip(&self.last).map(|(n, l)| n.saturating_sub(*l)).collect();
         let (mut ops, mut components, mut layers) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         let mut devices = BTreeMap::new();
         let mut missing = Missing::default();
@@ -65,7 +65,7 @@ impl Collector {
             }
             alive
         });
-        let interval_ms = (now_ns - self.last_ns) as f64 / 1e6;
+        let interval_ms = now_ns.saturating_sub(self.last_ns) as f64 / 1e6;
         (self.last, self.last_ns) = (now, now_ns);
         let phase = |i: usize| PhaseTotals {
             steps: d[i],

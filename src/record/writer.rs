@@ -241,7 +241,7 @@ impl Writer {
                         self.put_unbudgeted(line);
                     }
                     let bytes = (self.buffer.len() - before) as u64;
-                    self.budget.spent_on_step(sample.prefill, bytes, clock::now_ns());
+                    self.budget.spent_on_step(sample.permit, bytes, clock::now_ns());
                     // A step may be a quarter of a megabyte: it must not pile up behind others.
                     self.write_out();
                     if let Some(call) = self.at_first_step.take() {
@@ -275,6 +275,7 @@ impl Writer {
 
     fn interval(&mut self, now: u64, stopping: bool) {
         let level = level();
+        clock::correct();
         self.budget.interval(now);
         if let Some((summary, missing)) = self.collector.collect(now, level) {
             dropped::count("rate_limit", "step_events", missing.left_out);
@@ -325,7 +326,7 @@ impl Writer {
         self.put(Line::ResourceSessionSummary(SessionSummary {
             timestamp: String::new(),
             session_id: String::new(),
-            total_memory_mb: round(memory as f64 / 1024.0 / 1024.0),
+            total_memory_mb: memory.map(|bytes| round(bytes as f64 / 1024.0 / 1024.0)),
             total_compute_gflops: sum(|p| &p.flops) as f64 / 1e9,
             component_flows: TOTALS.flows.load(std::sync::atomic::Ordering::Relaxed),
             t_ns: now,

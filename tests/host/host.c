@@ -57,6 +57,30 @@ static void decode(int n) {
     }
 }
 
+// Contexts of several threads: made, computed with and freed side by side, each with prompts of many lengths, so that graphs are built anew.
+static void *in_thread(void *number) {
+    long id = (long) number;
+    for (int round = 0; round < 12; round++) {
+        struct llama_context *c = new_context();
+        for (int k = 0; k < 3; k++) {
+            llama_token tokens[32];
+            int n = 1 + (int) ((round * 7 + k * 5 + id * 13) % 31);
+            for (int i = 0; i < n; i++) { tokens[i] = 3 + (i + round) % 50; }
+            llama_memory_clear(llama_get_memory(c), true);
+            check(llama_decode(c, llama_batch_get_one(tokens, n)) == 0, "decode in a thread");
+            check(llama_get_logits_ith(c, -1) != NULL, "logits");
+        }
+        llama_free(c);
+    }
+    return NULL;
+}
+
+static void in_threads(int n) {
+    pthread_t threads[16];
+    for (long i = 0; i < n; i++) { check(pthread_create(&threads[i], NULL, in_thread, (void *) i) == 0, "pthread_create"); }
+    for (int i = 0; i < n; i++) { pthread_join(threads[i], NULL); }
+}
+
 static int tasks(void) {
     struct stat about;
     check(stat("/proc/self/task", &about) == 0, "stat");
@@ -113,6 +137,24 @@ static void run(char **argv, const char *verb, const char *path) {
         load(path);
     } else if (IS("context")) {
         ctx = new_context();
+    } else if (IS("vocabulary")) {
+        // As a tokenizer does.
+        struct llama_model_params params = llama_model_default_params();
+        params.vocab_only = true;
+        model = llama_model_load_from_file(path, params);
+        check(model != NULL, "vocabulary");
+        llama_token tokens[16];
+        printf("tokens %d\n", (int) llama_tokenize(llama_model_get_vocab(model), "the people", 10, tokens, 16, true, true));
+        llama_model_free(model), model = NULL;
+    } else if (IS("strange-token")) {
+        // A token that the vocabulary does not have, from a sampler of the host's own.
+        llama_token_data data[2] = {{5, 1, 0}, {6, 2, 0}};
+        llama_token_data_array candidates = {data, 2, -1, false};
+        llama_get_logits_ith(ctx, -1);
+        llama_sampler_apply(sampler, &candidates);
+        llama_sampler_accept(sampler, 999999);
+    } else if (IS("threads-decode")) {
+        in_threads(n);
     } else if (IS("decode")) {
         decode(n);
     } else if (IS("contexts")) {

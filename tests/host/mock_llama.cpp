@@ -4,8 +4,13 @@
 //   MOCK_BIGGER   a further field: another size
 //   MOCK_MOVED    `flags` and `op` have changed places: the same size
 //   MOCK_MINIMAL  no ggml function at all that a probe could use
+//   MOCK_NAMELESS a device as a host may make one for a backend of its own: it says neither its name nor its kind
+//   MOCK_BOUND    ggml's calls within its own library are bound there: nobody else sees them
 // Its llama_decode, scheduler and samplers throw C++ exceptions when they are told to. A context that was freed must not be asked for
-// anything: the mock aborts then, where the real one may crash.
+// anything, nor a cache for a sequence that it does not have, nor a device for a name that it has not got: the mock aborts then, or crashes
+// as the real one does.
+#include <unistd.h>
+
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -96,6 +101,8 @@ ggml_tensor *ggml_set_name(ggml_tensor *t, const char *name) { std::strncpy(t->n
 void *ggml_get_data(const ggml_tensor *t) { return t->data; }
 #endif
 
+static useconds_t mock_sleep_us;
+
 #ifndef MOCK_MINIMAL
 // A graph of two nodes, computed as the CPU backend does: the tensor is announced, threads meet.
 struct graph { int n; ggml_tensor *nodes[2]; };
@@ -121,6 +128,7 @@ int ggml_backend_sched_graph_compute_async(void *sched, graph *g) {
     for (int i = 0; i < g->n; i++) {
         ggml_cpu_extra_compute_forward(nullptr, g->nodes[i]);
         if (mock_throw == 4) { throw std::runtime_error("compute"); }
+        usleep(mock_sleep_us);
         ggml_barrier(logits);
     }
     return 0;
@@ -136,15 +144,94 @@ void mock_compute() {
     static graph g = {2, {&a, &b}};
     ggml_backend_sched_graph_compute_async(logits, &g);
 }
+// A graph that processes no tokens, as an encoder of pictures has them. It takes its time.
+void mock_picture() {
+    static ggml_tensor t;
+    t.op = 25;
+    t.ne[0] = 8, t.ne[1] = t.ne[2] = t.ne[3] = 1;
+    t.data = logits;
+    std::strcpy(t.name, "patches");
+    static graph g = {1, {&t}};
+    mock_sleep_us = 2000;
+    ggml_backend_sched_graph_compute_async(logits, &g);
+    mock_sleep_us = 0;
+}
 #else
 void mock_compute() {}
+void mock_picture() {}
 #endif
 
+// A device, and buffers.
+struct device { const char *(*get_name)(device *); void *more[2]; int32_t (*get_type)(device *); };
+#ifdef MOCK_NAMELESS
+static device cpu;
+#else
+static device cpu = {[](device *) { return "CPU"; }, {}, [](device *) { return 0; }};
+#endif
+struct buffer { void *type; size_t size; };
+static void *a_type = &cpu;
+static buffer *make(void *type, size_t size) { return new buffer{type, size}; }
+buffer *ggml_backend_buft_alloc_buffer(void *type, size_t size) { return make(type, size); }
+void ggml_backend_buffer_free(buffer *b) { delete b; }
+void ggml_backend_buffer_set_usage(buffer *, uint32_t) {}
+size_t ggml_backend_buffer_get_size(buffer *b) { return b->size; }
+void *ggml_backend_buffer_get_type(buffer *b) { return b->type; }
+bool ggml_backend_buffer_is_host(buffer *) { return true; }
+const char *ggml_backend_buft_name(void *) { return "CPU"; }
+device *ggml_backend_buft_get_device(void *) { return &cpu; }
+const char *ggml_backend_dev_name(device *d) { return d->get_name(d); }
+int32_t ggml_backend_dev_type(device *d) { return d->get_type(d); }
+const char *ggml_backend_name(void *) { return "CPU"; }
+device *ggml_backend_get_device(void *) { return &cpu; }
+void *ggml_backend_sched_get_tensor_backend(void *, void *) { return &cpu; }
+const char *ggml_get_name(const ggml_tensor *t) { return t->name; }
+ggml_tensor *ggml_get_first_tensor(void *ctx) { return static_cast<ggml_tensor *>(ctx); }
+buffer *ggml_backend_alloc_ctx_tensors_from_buft(void *, void *type) {
+#ifdef MOCK_BOUND
+    return make(type, 1000);
+#else
+    return ggml_backend_buft_alloc_buffer(type, 1000);
+#endif
+}
+
+static buffer *cache, *outputs;
 void *llama_model_load_from_file(const char *, params) { return logits; }
-void *llama_init_from_model(void *, params) { live = true; return &live; }
+void *llama_init_from_model(void *, params) {
+    static ggml_tensor first;
+    std::strcpy(first.name, "cache_k_l0");
+    cache = ggml_backend_alloc_ctx_tensors_from_buft(&first, a_type);
+    outputs = ggml_backend_buft_alloc_buffer(a_type, 500);
+    live = true;
+    return &live;
+}
 void *llama_get_memory(void *ctx) { return alive(ctx); }
 uint32_t llama_n_ctx(void *ctx) { return alive(ctx) ? 64 : 0; }
-void llama_free(void *ctx) { if (ctx) { live = false; } }
+uint32_t llama_n_seq_max(void *ctx) { return alive(ctx) ? 2 : 0; }
+void llama_free(void *ctx) {
+    if (ctx) {
+        live = false;
+        ggml_backend_buffer_free(cache), ggml_backend_buffer_free(outputs);
+    }
+}
+int32_t llama_memory_seq_pos_max(void *memory, int32_t seq) {
+    if (alive(memory) && (seq < 0 || seq >= 2)) {
+        std::fputs("MOCK: the cache has no such sequence\n", stderr);
+        std::abort();
+    }
+    return 7;
+}
+int32_t llama_memory_seq_pos_min(void *memory, int32_t seq) { return llama_memory_seq_pos_max(memory, seq) - 7; }
+size_t llama_state_seq_set_data(void *, const uint8_t *, size_t size, int32_t) { return size; }
+// The cache's functions by the name that they had for some months.
+void llama_kv_self_clear(void *) {}
+bool llama_kv_self_seq_rm(void *, int32_t, int32_t, int32_t) { return true; }
+
+// A batch that is filled row by row.
+static int32_t rows;
+int32_t llama_batch_ext_add_token(void *, int32_t, int32_t) { return rows++; }
+bool llama_batch_ext_set_output_logits(void *, int32_t, bool) { return true; }
+void llama_batch_ext_clear(void *) { rows = 0; }
+int32_t llama_process(void *, int32_t, void *) { mock_compute(); return 0; }
 int32_t llama_decode(void *ctx, llama_batch) {
     alive(ctx);
     if (mock_throw == 1) { throw std::runtime_error("decode"); }

@@ -21,8 +21,12 @@ from common import AGAIN, CAPTURE, DETAILED, LIBRARY, PINNED, PLAIN, PROGRAMS, S
 
 OUT = TARGET / "upstream/programs"
 TIME_LIMIT = 150  # seconds one run may take
+MOST_READ = 50_000_000  # bytes of a stream whose values are read; the account is read of every one
 PROMPT = "There was a house by the water and the people in it"
 TEXT = "The people of the small house by the water were there when the light was on. " * 40
+BACKEND_SAMPLERS = ("greedy logit_bias penalties temp temp_ext top_k multi_sequence dist dist_and_cpu set_sampler multi_output_limit "
+                    "multi_sequence_multi_output_dist multi_output_dist_transaction multi_output_sampling_chain multi_output_cpu mixed min_p "
+                    "cpu_mixed top_p").split()
 
 
 @dataclass
@@ -54,14 +58,13 @@ def jobs():
         job("batch-alloc", "test-batch-alloc"),
         job("barrier", "test-barrier", 2, 200),
         job("opt", "test-opt"),
-        job("backend-sampler", "test-backend-sampler", "--model", llama),
-        job("backend-sampler-smol", "test-backend-sampler", "--model", smol),
+        # Each by itself: some of them expect what a random model does not say, and end the program.
+        *[job(f"backend-sampler-{test}", "test-backend-sampler", "--model", llama, "--test", test) for test in BACKEND_SAMPLERS],
         job("llama-archs-llama", "test-llama-archs", "-a", "llama", "-s", 1),
         job("llama-archs-moe", "test-llama-archs", "-a", "deepseek", "-s", 1),
         job("llama-archs-hybrid", "test-llama-archs", "-a", "jamba|qwen35|granitehybrid", "-s", 1),
         job("llama-archs-encoder", "test-llama-archs", "-a", "t5|llada|dream", "-s", 1),
         job("save-load-state", "test-save-load-state", "--models", generated / "some"),
-        job("save-load-state-smol", "test-save-load-state", "-m", smol, *sampled, "-n", 16),
         job("recurrent-state-rollback", "test-recurrent-state-rollback", "--models", generated / "some"),
         job("state-restore-fragmented", "test-state-restore-fragmented", "-m", llama, "-t", 2),
         job("thread-safety", "test-thread-safety", "-m", llama, "-p", PROMPT, "-n", 32, "-c", 256, "-ub", 32, "-np", 4, "-t", 2),
@@ -70,14 +73,12 @@ def jobs():
         job("gguf", "test-gguf"),
         job("c", "test-c"),
         job("rope", "test-rope"),
-        job("quantize-fns", "test-quantize-fns"),
         job("col2im-1d", "test-col2im-1d"),
-        job("tiled-mulmat", "test-tiled-mulmat"),
         job("sampling", "test-sampling"),
         job("log", "test-log"),
         job("mtmd-c-api", "test-mtmd-c-api"),
         job("backend-ops-grad", "test-backend-ops", "grad", "-o", "MUL"),
-        job("backend-ops", "test-backend-ops", "test", "-b", "CPU", "-o", "RMS_NORM,SOFT_MAX,ADD"),
+        job("backend-ops", "test-backend-ops", "test", "-b", "CPU", "-o", "RMS_NORM"),
         *[job(f"tokenizer-0-{path.stem[11:]}", "test-tokenizer-0", path) for path in vocabularies if path.with_suffix(".gguf.inp").exists()],
         job("tokenizer-1-spm", "test-tokenizer-1-spm", SOURCE / "models/ggml-vocab-llama-spm.gguf"),
         job("tokenizer-1-bpe", "test-tokenizer-1-bpe", SOURCE / "models/ggml-vocab-gpt-2.gguf"),
@@ -134,8 +135,18 @@ def masked(output):
     for line in output.decode(errors="replace").splitlines():
         line = re.sub(r"^\d+\.\d+\.\d+\.\d+ ", "", line)
         line = re.sub(r"/programs/([^/ ]+)/(plain|plain-again|detailed|verbose|capture)/", r"/programs/\1/*/", line)
-        lines.append(re.sub(r"0x[0-9a-f]+|" + NUMBER, "#", line) if TIMED.search(line) else line)
+        lines.append(re.sub(r"\s+", " ", re.sub(r"0x[0-9a-f]+|" + NUMBER, "#", line)) if TIMED.search(line) else line)
     return lines
+
+
+def equal(a, b):
+    return a == b
+
+
+def equal_until_cut(a, b):
+    """llama.cpp's log is written by a thread of its own, which does not always get to its end: equal as far as both go."""
+    n = max(min(len(a), len(b)) - 1, 0)
+    return a[:n] == b[:n]
 
 
 def written(ended, job):
@@ -148,7 +159,7 @@ def written(ended, job):
 def run_job(job, mode):
     folder = OUT / job.name / mode.name
     shutil.rmtree(folder, ignore_errors=True)
-    return run(job.command, mode, folder, job.limit, stdin=job.stdin, files=job.files)
+    return run(job.command, mode, folder, job.limit, stdin=job.stdin, files=job.files, extra={"GGML_NO_BACKTRACE": "1"})
 
 
 def judge(job):
@@ -158,20 +169,22 @@ def judge(job):
         return "excluded", [], f"the plain run does not end within {job.limit} s"
     wrong, notes = [], []
     same_end = plain.status == again.status
-    same_output = masked(plain.stdout) == masked(again.stdout)
+    said = masked(plain.stdout)
+    alike = next((way for way in (equal, equal_until_cut) if way(said, masked(again.stdout))), None)
     same_files = written(plain, job) == written(again, job)
     if not same_end:
         return "excluded", [], f"two plain runs end with {plain.status} and {again.status}"
-    notes += [what for what, same in (("stdout", same_output), ("files", same_files)) if not same]
+    notes += [what for what, same in (("stdout", alike == equal), ("files", same_files)) if not same]
     bytes_captured, n_streams = 0, 0
     for mode in (DETAILED, VERBOSE, CAPTURE):
         ended = run_job(job, mode)
         if ended.status != plain.status:
             wrong.append(f"{mode.name}: ends with {ended.status}, plain {plain.status}: {' | '.join(ended.stderr.strip().splitlines()[-2:])[-300:]}")
             continue
-        if same_output and masked(ended.stdout) != masked(plain.stdout):
-            pairs = [(a, b) for a, b in zip(masked(plain.stdout), masked(ended.stdout)) if a != b]
-            wrong.append(f"{mode.name}: stdout differs, {len(masked(ended.stdout))} lines for {len(masked(plain.stdout))}: {pairs[:1]}")
+        found = masked(ended.stdout)
+        if alike and not alike(found, said):
+            pairs = [(a, b) for a, b in zip(said, found) if a != b]
+            wrong.append(f"{mode.name}: stdout differs, {len(found)} lines for {len(said)}: {pairs[:1]}")
         if same_files and written(ended, job) != written(plain, job):
             wrong.append(f"{mode.name}: files differ: {sorted(written(ended, job).items() ^ written(plain, job).items())[:4]}")
         wrong += [f"{mode.name}: {line}" for line in ended.ours if "panic" in line]
@@ -179,11 +192,11 @@ def judge(job):
         for log in ended.folder.glob("*.jsonl"):
             wrong += [f"{mode.name}: {sentence}" for sentence in wrong_with_log(log) if not crashed]
         for stream in ended.folder.glob("*.stream"):
-            sentences, said = wrong_with_stream(stream)
+            sentences, account = wrong_with_stream(stream, contents=stream.stat().st_size < MOST_READ)
             wrong += [f"{mode.name}: {sentence}" for sentence in sentences if not crashed]
-            bytes_captured += (said or {}).get("captured", {}).get("bytes", 0)
+            bytes_captured += (account or {}).get("captured", {}).get("bytes", 0)
             n_streams += 1
-    facts = f"ends with {plain.status}, {plain.seconds:.1f} s, {n_streams} streams with {bytes_captured / 1e6:.1f} MB"
+    facts = f"ends with {plain.status}, {len(said)} lines, {plain.seconds:.1f} s, {n_streams} streams with {bytes_captured / 1e6:.1f} MB"
     if notes:
         facts += f"; differs between plain runs: {', '.join(notes)}"
     return "FAILED" if wrong else "ok", wrong, facts
@@ -212,11 +225,18 @@ def main():
         if not job.command[0].exists():
             state, wrong, facts = "missing", [], f"{job.command[0]} is not built"
         else:
-            state, wrong, facts = judge(job)
+            try:
+                state, wrong, facts = judge(job)
+            except (AssertionError, ValueError, OSError) as error:
+                state, wrong, facts = "FAILED", [f"the judge itself failed: {error!r}"[:500]], ""
         count[state] += 1
         print(f"{job.name:28} {state:8} {facts}", flush=True)
+        by_sentence = {}
         for sentence in wrong:
-            print(f"    {sentence}", flush=True)
+            mode, _, rest = sentence.partition(": ")
+            by_sentence.setdefault(rest, []).append(mode)
+        for sentence, modes in by_sentence.items():
+            print(f"    {', '.join(modes)}: {sentence}", flush=True)
         if state == "ok":
             shutil.rmtree(OUT / job.name, ignore_errors=True)
     print(f"{count['ok']} passed, {count['FAILED']} failed, {count['excluded']} excluded, {count['missing']} not built; {time.monotonic() - began:.0f} s")

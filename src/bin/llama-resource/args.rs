@@ -99,6 +99,10 @@ pub struct Run {
     /// Bytes a second that the log may grow, e.g. 50K, or `unlimited` (LLAMA_RESOURCE_LOG_RATE)
     #[arg(long, value_name = "RATE", value_parser = checked("LLAMA_RESOURCE_LOG_RATE"))]
     pub rate: Option<String>,
+    /// Record what the command starts as well (LLAMA_RESOURCE_FOLLOW_CHILDREN); a llama-server in router
+    /// mode needs no asking
+    #[arg(long)]
+    pub follow_children: bool,
     /// When the command ends, show the report on standard error
     #[arg(long)]
     pub report: bool,
@@ -120,9 +124,11 @@ Examples:
   llama-resource doctor --tensors residual,logits llama-server model.gguf
   llama-resource doctor --tensors 'ffn_*@last4' llama-server model.gguf -- -ngl 99 -c 8192
 
-Without --tensors nothing is executed: the ELF files are read. With it the binary is started with
-the model and the library, until the first graph with tokens has run (the server's own warm-up),
-and ended again; nothing is captured. A server gets `-c 512 --port 0 -np 1` unless these are given
+Without --tensors nothing is executed: the ELF files are read. --json has `predictions`: what a log
+of this host will hold - yes, no or unknown, and why - for requests, kv_operations, memory,
+operation_times, models, layout, capture and tensors.
+With --tensors the binary is started with the model and the library, until the first graph with
+tokens has run (the server's own warm-up), and ended again; nothing is captured. A server gets `-c 512 --port 0 -np 1` unless these are given
 behind `--`.
 
 Exit status: 0 usable (something would be captured), 2 not usable (nothing would be), 1 an error.")]

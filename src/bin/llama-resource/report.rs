@@ -25,6 +25,13 @@ pub fn report(args: &args::Report) -> Result<(), String> {
     if let (Which::Id(id), true) = (&which, report.sessions.is_empty()) {
         return Err(no_such_session(id, &report));
     }
+    let left_out = report.account.sessions.len().saturating_sub(report.sessions.len());
+    if which == Which::All && left_out > 0 {
+        let shown = report.sessions.len();
+        eprint_line(&format!(
+            "the newest {shown} sessions; {left_out} older ones are left out, --session ID shows one"
+        ));
+    }
     if let Some(file) = &args.html {
         std::fs::write(file, html::render(&report)).map_err(|e| format!("cannot write `{}`: {e}", file.display()))?;
         eprint_line(&format!("wrote {}", file.display()));
@@ -39,7 +46,7 @@ pub fn report(args: &args::Report) -> Result<(), String> {
     }
 }
 
-/// The report of the first session that begins at or behind `from`, on standard error: standard output is the command's.
+/// The report of what begins at or behind `from`, on standard error: standard output is the command's.
 pub fn after_run(log: &Path, from: u64) -> Result<(), String> {
     let report = read(log, &Which::From(from))?;
     if report.sessions.is_empty() {

@@ -35,6 +35,7 @@ pub fn run(args: &args::Run) -> Result<ExitCode, String> {
     set(&mut command, "LLAMA_RESOURCE_LOG_LEVEL", args.level.as_ref().map(OsStr::new));
     set(&mut command, "LLAMA_RESOURCE_LOG_RATE", args.rate.as_ref().map(OsStr::new));
     set(&mut command, "LLAMA_RESOURCE_LOG_PATH", args.log.as_ref().map(|p| p.as_os_str()));
+    set(&mut command, "LLAMA_RESOURCE_FOLLOW_CHILDREN", args.follow_children.then(|| OsStr::new("1")));
     command.envs(args.capture.variables());
     if args.report {
         with_report(command, args)

@@ -17,6 +17,7 @@ pub use elements::Wanted;
 pub use layout::{Array, Layout};
 pub use rewrite::Rewrite;
 
+use std::fs::File;
 use std::path::Path;
 
 use crate::error::Error;
@@ -36,6 +37,15 @@ pub trait Export {
 pub struct Written {
     /// Values that did not fit the narrower type and were written as its largest.
     pub saturated: u64,
+}
+
+/// A new file for what is not whole yet. One of that name - another run's torso, or a link that somebody has put there, which may lead
+/// anywhere - is taken away first, never written through.
+fn create_part(path: &Path) -> std::io::Result<File> {
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e),
+        _ => File::create_new(path),
+    }
 }
 
 /// An I/O error while writing this file.

@@ -24,7 +24,7 @@ use serde_json::{Map, Value};
 use super::elements::Wanted;
 use super::npy::empty_folder;
 use super::safetensors::part_of;
-use super::{Export, Written, cannot_write};
+use super::{Export, Written, cannot_write, create_part};
 use crate::analyze::stream::labels;
 use crate::error::Error;
 use crate::format::stream::TensorMeta;
@@ -144,7 +144,7 @@ impl Parquet {
     fn create(&self, path: &Path) -> Result<SerializedFileWriter<File>, Error> {
         let part = part_of(path);
         fs::create_dir_all(part.parent().unwrap_or(&self.folder)).map_err(|e| cannot_write(path, e))?;
-        let file = File::create(&part).map_err(|e| cannot_write(&part, e))?;
+        let file = create_part(&part).map_err(|e| cannot_write(&part, e))?;
         SerializedFileWriter::new(file, Arc::clone(&self.schema), Arc::clone(&self.properties))
             .map_err(|e| cannot_write(&part, e))
     }

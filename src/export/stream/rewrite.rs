@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use super::cannot_write;
 use super::safetensors::part_of;
+use super::{cannot_write, create_part};
 use crate::analyze::stream::Ledger;
 use crate::error::Error;
 use crate::format::stream::{self, IndexBuilder, Kind, RawPacket, TensorMeta};
@@ -43,7 +43,7 @@ impl Rewrite {
     /// When it cannot be written.
     pub fn open(path: &Path) -> Result<Self, Error> {
         let part = part_of(path);
-        let file = File::create(&part).map_err(|e| cannot_write(&part, e))?;
+        let file = create_part(&part).map_err(|e| cannot_write(&part, e))?;
         let file = BufWriter::with_capacity(BUFFER, file);
         let (index, packet) = (IndexBuilder::new(0, None), Vec::new());
         Ok(Self { path: path.to_owned(), part, file, sequence: 0, index, packet })

@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::elements::Converter;
 use super::layout::{Array, Layout};
-use super::{Export, Written, cannot_write, changed};
+use super::{Export, Written, cannot_write, changed, create_part};
 use crate::analyze::stream::labels;
 use crate::codec::DType;
 use crate::error::Error;
@@ -60,7 +60,7 @@ impl Safetensors {
         let places = places(layout.arrays())?;
         let (header, ends) = header(&places, origin)?;
         let part = part_of(path);
-        let file = File::create(&part).map_err(|e| cannot_write(&part, e))?;
+        let file = create_part(&part).map_err(|e| cannot_write(&part, e))?;
         let length = header.len() as u64 + ends.last().copied().unwrap_or(0);
         let empty = Cursor { values: 0, rows: 0, rows_left: 0 };
         let mut cursors = vec![empty; layout.arrays().len()];

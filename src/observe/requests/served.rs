@@ -117,6 +117,7 @@ impl Requests {
 #[cfg(test)]
 mod tests {
     use super::{Launch, Release, Requests};
+    use crate::observe::contexts::Processed;
 
     fn launch(task_id: i32) -> Launch {
         Launch { task_id, completion_id: Some("chatcmpl-a".to_owned()), queued_ns: 2_500_000 }
@@ -155,7 +156,8 @@ mod tests {
         all.launched(1, 1, launch(8), 1_000);
         all.launched(1, 0, launch(7), 1_000);
         let (parent, child) = (all.number(1, 0), all.number(1, 1));
-        all.processed(1, 0, true, 6, 1, 2, 2_000, 0);
+        let prompt = Processed { seq: 0, rows: 6, outputs: 1, first_pos: Some(2), end_pos: Some(8), encoded: false };
+        all.processed(1, true, &prompt, 2_000, 0);
         assert_eq!(all.number(1, 0), parent);
         assert_eq!(all.hit_permille(1, 0), Some(250));
         assert!(all.copied(1, 0, 1));

@@ -46,6 +46,10 @@ pub struct Object {
     pub imports_dlopen: bool,
     /// Code of ggml is inside, exported or not.
     pub has_ggml_inside: bool,
+    /// What its `ggml_tensor_overhead` returns, where the code says so: the size of a tensor and 32 bytes.
+    pub tensor_overhead: Option<u64>,
+    /// Folders that its constants name and that exist, of a library that opens backends: GGML_BACKEND_DIR of its build is one of them.
+    pub named_folders: Vec<PathBuf>,
 }
 
 impl Object {
@@ -85,6 +89,13 @@ impl Object {
         self.has_ggml_inside = self.defines.iter().any(|s| s.starts_with("ggml_"))
             || static_ggml_symbol(endian, data, &sections)?
             || read_only_text(endian, data, &sections)?;
+        if self.defines.contains("ggml_tensor_overhead") {
+            self.tensor_overhead =
+                code_of("ggml_tensor_overhead", endian, data, &sections)?.and_then(constant_returned);
+        }
+        if self.defines.contains("ggml_backend_load_all") {
+            self.named_folders = folders_named(rodata(endian, data, &sections)?);
+        }
         Ok(())
     }
 
@@ -159,7 +170,80 @@ fn static_ggml_symbol(endian: Endianness, data: Data<'_>, sections: &Sections<'_
 
 /// A stripped one still holds the texts of its assertions.
 fn read_only_text(endian: Endianness, data: Data<'_>, sections: &Sections<'_>) -> object::Result<bool> {
+    Ok(rodata(endian, data, sections)?.windows(GGML_TEXT.len()).any(|w| w == GGML_TEXT))
+}
+
+fn rodata<'a>(endian: Endianness, data: Data<'a>, sections: &Sections<'a>) -> object::Result<&'a [u8]> {
     let names = |section: &elf::SectionHeader64<Endianness>| sections.section_name(endian, section).unwrap_or(b"");
-    let Some(section) = sections.iter().find(|s| names(s) == b".rodata") else { return Ok(false) };
-    Ok(section.data(endian, data)?.windows(GGML_TEXT.len()).any(|w| w == GGML_TEXT))
+    let Some(section) = sections.iter().find(|s| names(s) == b".rodata") else { return Ok(&[]) };
+    section.data(endian, data)
+}
+
+/// Absolute paths among the constants that are folders here.
+fn folders_named(constants: &[u8]) -> Vec<PathBuf> {
+    let texts = constants.split(|&b| b == 0).filter(|t| t.len() > 1 && t.len() < 4096 && t[0] == b'/');
+    let paths = texts.filter_map(|t| std::str::from_utf8(t).ok()).map(PathBuf::from);
+    paths.filter(|p| p.is_dir()).collect()
+}
+
+/// Bytes of a function from its beginning on.
+fn code_of<'a>(
+    name: &str,
+    endian: Endianness,
+    data: Data<'a>,
+    sections: &Sections<'a>,
+) -> object::Result<Option<&'a [u8]>> {
+    let symbols = sections.symbols(endian, data, elf::SHT_DYNSYM)?;
+    let is_it = |s: &&elf::Sym64<Endianness>| symbols.symbol_name(endian, s).is_ok_and(|n| n == name.as_bytes());
+    let Some(at) = symbols.iter().find(is_it).map(|s| s.st_value(endian)) else { return Ok(None) };
+    let holds = |s: &&elf::SectionHeader64<Endianness>| {
+        s.sh_type(endian) == elf::SHT_PROGBITS
+            && at.checked_sub(s.sh_addr(endian)).is_some_and(|n| n < s.sh_size(endian))
+    };
+    let Some(section) = sections.iter().find(holds) else { return Ok(None) };
+    let from = usize::try_from(at - section.sh_addr(endian)).unwrap_or(usize::MAX);
+    Ok(section.data(endian, data)?.get(from..))
+}
+
+/// The constant that a function returns which does nothing else, as compilers write it.
+fn constant_returned(mut code: &[u8]) -> Option<u64> {
+    // endbr64; push rbp; mov rbp, rsp. On AArch64: bti c.
+    for prefix in [&[0xf3, 0x0f, 0x1e, 0xfa][..], &[0x55, 0x48, 0x89, 0xe5], &[0x5f, 0x24, 0x03, 0xd5]] {
+        code = code.strip_prefix(prefix).unwrap_or(code);
+    }
+    match *code {
+        // mov eax, imm32; then ret, or pop rbp and ret.
+        [0xb8, a, b, c, d, 0xc3 | 0x5d, ..] => Some(u64::from(u32::from_le_bytes([a, b, c, d]))),
+        // movz x0, imm16 or movz w0, imm16; ret.
+        [a, b, c, d, 0xc0, 0x03, 0x5f, 0xd6, ..] => {
+            let word = u32::from_le_bytes([a, b, c, d]);
+            (word & 0x7fe0_001f == 0x5280_0000).then(|| u64::from(word >> 5 & 0xffff))
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{constant_returned, folders_named};
+
+    #[test]
+    fn a_function_that_returns_a_constant_is_read() {
+        let ends = [0xb8, 0x70, 1, 0, 0, 0xc3];
+        assert_eq!(constant_returned(&ends), Some(368));
+        assert_eq!(constant_returned(&[&[0xf3, 0x0f, 0x1e, 0xfa][..], &ends].concat()), Some(368));
+        assert_eq!(constant_returned(&[0x55, 0x48, 0x89, 0xe5, 0xb8, 0x70, 1, 0, 0, 0x5d, 0xc3]), Some(368));
+        // mov x0, #368; ret, and the same with w0 behind a bti.
+        assert_eq!(constant_returned(&[0, 0x2e, 0x80, 0xd2, 0xc0, 3, 0x5f, 0xd6]), Some(368));
+        assert_eq!(constant_returned(&[0x5f, 0x24, 3, 0xd5, 0, 0x2e, 0x80, 0x52, 0xc0, 3, 0x5f, 0xd6]), Some(368));
+        for other in [&[][..], &[0xb8, 1], &[0xe9, 0, 0, 0, 0], &[0xb8, 1, 0, 0, 0, 0x90]] {
+            assert_eq!(constant_returned(other), None, "{other:?}");
+        }
+    }
+
+    #[test]
+    fn folders_are_those_that_exist() {
+        let text = b"\0/proc\0no/proc\0/no/such/folder\0/\0/proc/self/exe\0/tmp";
+        assert_eq!(folders_named(text), [std::path::PathBuf::from("/proc"), "/tmp".into()]);
+    }
 }

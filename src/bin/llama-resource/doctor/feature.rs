@@ -31,23 +31,40 @@ pub struct Feature {
 
 /// How a set of symbols makes a feature.
 #[derive(Clone, Copy, Debug)]
-enum Rule {
+pub(super) enum Rule {
     /// One of these is enough: the API changed over time, and each build calls one of them.
     AnyOf(&'static [&'static str]),
     /// All of these, each called from one library into another.
     AllOf(&'static [&'static str]),
     /// All of these, called within the library that defines them too.
     AllInside(&'static [&'static str]),
-    /// Whatever of this prefix there is.
-    Prefix(&'static str, &'static str),
+    /// Whatever of these prefixes there is; what it means if there is nothing.
+    Prefix(&'static [&'static str], Works, &'static str),
 }
+
+/// The functions of the KV cache, by the names that they have had: since June 2025, for some months before, and until then.
+const KV: [&str; 3] = ["llama_memory_seq_", "llama_kv_self_seq_", "llama_kv_cache_seq_"];
 
 const FEATURES: [(&str, Rule); 8] = [
     ("model", Rule::AllOf(&["llama_model_load_from_file", "llama_init_from_model"])),
     ("decode", Rule::AnyOf(&["llama_process", "llama_decode"])),
-    ("batches", Rule::Prefix("llama_batch_ext_", "this build passes the batch to llama_decode itself, which is seen")),
+    (
+        "batches",
+        Rule::Prefix(
+            &["llama_batch_ext_"],
+            Works::Yes,
+            "this build passes the batch to llama_decode itself, which is seen",
+        ),
+    ),
     ("requests", Rule::AllOf(&["llama_set_sampler", "llama_sampler_accept", "llama_get_logits_ith"])),
-    ("KV operations", Rule::Prefix("llama_memory_seq_", "this build has no such functions")),
+    (
+        "KV operations",
+        Rule::Prefix(
+            &KV,
+            Works::No,
+            "this build has none of the functions that are known; a prompt is known by its positions alone",
+        ),
+    ),
     (
         "memory",
         Rule::AllInside(&[
@@ -57,8 +74,11 @@ const FEATURES: [(&str, Rule); 8] = [
         ]),
     ),
     ("graphs", Rule::AllOf(&["ggml_backend_sched_graph_compute_async", "ggml_backend_sched_alloc_graph"])),
-    ("op times (CPU)", Rule::AllInside(&["ggml_barrier", "ggml_cpu_extra_compute_forward"])),
+    (OP_TIMES, Rule::AllInside(&["ggml_barrier", "ggml_cpu_extra_compute_forward"])),
 ];
+
+/// Whether calls of a host are seen that may look functions up by handle: `dlsym` is answered on x86-64 alone.
+const BY_HANDLE: Works = if cfg!(target_arch = "x86_64") { Works::Yes } else { Works::Depends };
 
 /// How one symbol is reached.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -92,7 +112,7 @@ impl Reach {
             Self::Absent => Works::No,
             Self::Across(..) if inside => Works::Partly,
             Self::Across(..) | Self::Own(_) => Works::Yes,
-            Self::Unseen(_) if for_host && !inside => Works::Depends,
+            Self::Unseen(_) if for_host && !inside => BY_HANDLE,
             Self::Unseen(_) => Works::No,
         }
     }
@@ -110,6 +130,9 @@ impl Reach {
                     "{symbol}: calls within {library} are bound inside it (-Bsymbolic, LTO or -fno-semantic-interposition)"
                 )
             }
+            Self::Unseen(library) if for_host && BY_HANDLE == Works::Yes => {
+                format!("{symbol}: in {library}; seen in a host that links it and in one that looks it up (dlsym)")
+            }
             Self::Unseen(library) if for_host => {
                 format!(
                     "{symbol}: in {library}; a host that links it is seen, one that uses dlsym (Python's ctypes) is not"
@@ -120,9 +143,23 @@ impl Reach {
     }
 }
 
+/// Name of the feature that needs the CPU backend.
+pub(super) const OP_TIMES: &str = "op times (CPU)";
+
 /// The verdict on every feature.
 pub fn features(objects: &[Object], for_host: bool) -> Vec<Feature> {
-    FEATURES.iter().map(|&(feature, rule)| judge(feature, rule, objects, for_host)).collect()
+    const CPU: [&str; 2] = ["ggml_barrier", "ggml_backend_cpu_init"];
+    let is_cpu = |o: &Object| o.name().starts_with("libggml-cpu") || CPU.iter().any(|name| o.defines.contains(*name));
+    let has_cpu = objects.iter().any(is_cpu);
+    let of = |&(feature, rule): &(&'static str, Rule)| match feature {
+        OP_TIMES if !has_cpu => Feature {
+            feature,
+            works: Works::Depends,
+            why: "no CPU backend was found where ggml looks for one: the host may load it from elsewhere".to_owned(),
+        },
+        _ => judge(feature, rule, objects, for_host),
+    };
+    FEATURES.iter().map(of).collect()
 }
 
 /// The same verdict on every feature, where nothing of the binary can tell them apart.
@@ -130,22 +167,23 @@ pub fn all(works: Works, why: &str) -> Vec<Feature> {
     FEATURES.iter().map(|&(feature, _)| Feature { feature, works, why: why.to_owned() }).collect()
 }
 
-fn judge(feature: &'static str, rule: Rule, objects: &[Object], for_host: bool) -> Feature {
+pub(super) fn judge(feature: &'static str, rule: Rule, objects: &[Object], for_host: bool) -> Feature {
     let (symbols, inside, any): (Vec<&str>, bool, bool) = match rule {
         Rule::AnyOf(symbols) => (symbols.to_vec(), false, true),
         Rule::AllOf(symbols) => (symbols.to_vec(), false, false),
         Rule::AllInside(symbols) => (symbols.to_vec(), true, false),
-        Rule::Prefix(prefix, otherwise) => {
+        Rule::Prefix(prefixes, works, why) => {
+            let has_one = |n: &&str| prefixes.iter().any(|p| n.starts_with(p));
             let mut names: Vec<&str> = objects.iter().flat_map(|o| &o.imports).map(String::as_str).collect();
-            names.retain(|n| n.starts_with(prefix));
+            names.retain(has_one);
             names.sort_unstable();
             names.dedup();
             if names.is_empty() {
                 names = objects.iter().flat_map(|o| &o.defines).map(String::as_str).collect();
-                names.retain(|n| n.starts_with(prefix));
+                names.retain(has_one);
             }
             if names.is_empty() {
-                return Feature { feature, works: Works::Yes, why: otherwise.to_owned() };
+                return Feature { feature, works, why: why.to_owned() };
             }
             (names, false, true)
         }
@@ -199,7 +237,8 @@ mod tests {
         let llama = object("libllama.so", &["llama_decode"], &[], &[]);
         assert_eq!(works(&[server, llama.clone()], "decode", false), Works::Yes);
         assert_eq!(works(std::slice::from_ref(&llama), "decode", false), Works::No);
-        assert_eq!(works(&[llama], "decode", true), Works::Depends);
+        // Python's ctypes looks it up by handle, which is answered here.
+        assert_eq!(works(&[llama], "decode", true), super::BY_HANDLE);
     }
 
     #[test]
@@ -210,6 +249,17 @@ mod tests {
         assert_eq!(works(&[object("cpu", &names, &[], &names[..1])], "op times (CPU)", false), Works::Partly);
         let symbolic = Object { is_symbolic: true, ..object("cpu", &names, &[], &names) };
         assert_eq!(works(&[symbolic], "op times (CPU)", false), Works::No);
+    }
+
+    #[test]
+    fn kv_operations_have_had_three_names_and_are_not_seen_by_a_fourth() {
+        for name in ["llama_memory_seq_rm", "llama_kv_self_seq_rm", "llama_kv_cache_seq_rm"] {
+            let objects = [object("server", &[], &[name], &[]), object("libllama.so", &[name], &[], &[])];
+            assert_eq!(works(&objects, "KV operations", false), Works::Yes, "{name}");
+        }
+        let other = ["llama_kv_other_rm"];
+        let objects = [object("server", &[], &other, &[]), object("libllama.so", &other, &[], &[])];
+        assert_eq!(works(&objects, "KV operations", false), Works::No);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 mod elf;
 mod feature;
 mod listing;
+mod predict;
 mod search;
 mod tensors;
 
@@ -12,11 +13,12 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use llama_resource_instrumentation::export::table::{Table, wrap};
-use llama_resource_instrumentation::export::units::printable;
+use llama_resource_instrumentation::export::units::{printable, printable_json};
 use serde::Serialize;
 
 use self::elf::Object;
 use self::feature::{Feature, Works};
+use self::predict::{Predictions, Value};
 use self::search::Closure;
 use crate::args;
 use crate::report::{print, stdout_style};
@@ -54,6 +56,8 @@ pub struct Diagnosis {
     /// The verdict in one sentence.
     pub summary: String,
     features: Vec<Feature>,
+    /// What a log of this host will hold.
+    predictions: Predictions,
     /// Its ggml and llama.cpp libraries.
     pub libraries: Vec<PathBuf>,
     /// Backends that ggml opens by itself.
@@ -74,7 +78,7 @@ pub fn doctor(args: &args::Doctor) -> Result<ExitCode, String> {
     if args.json {
         let json =
             serde_json::to_string_pretty(&diagnosis).map_err(|e| format!("cannot write the answer as JSON: {e}"))?;
-        print(&(json + "\n"))?;
+        print(&(printable_json(&json) + "\n"))?;
     } else {
         print(&render(&diagnosis))?;
     }
@@ -92,10 +96,16 @@ pub fn diagnose(path: &Path) -> Result<Diagnosis, String> {
     let features = feature::features(&closure.objects, is_library);
     let (verdict, summary) = judge(root, uses_ggml, is_setuid(path), &closure, &features);
     let usable = matches!(verdict, Verdict::Usable | Verdict::Later);
-    let features = match verdict {
-        Verdict::Usable | Verdict::Closed => features,
-        Verdict::Later => feature::all(Works::Depends, "known when the host loads llama.cpp"),
-        _ => feature::all(Works::No, "see above"),
+    let (features, predictions) = match verdict {
+        Verdict::Usable | Verdict::Closed => {
+            let predictions = Predictions::of(&closure.objects, &features, is_library);
+            (features.into_iter().chain(predictions.lines()).collect(), predictions)
+        }
+        Verdict::Later => {
+            let why = "known when the host loads llama.cpp: ask about the library that it loads";
+            (feature::all(Works::Depends, why), Predictions::all(Value::Unknown, why))
+        }
+        _ => (feature::all(Works::No, "see above"), Predictions::all(Value::No, &summary)),
     };
     let ours =
         |objects: &[Object]| objects.iter().filter(|o| search::is_ggml_library(o)).map(|o| o.path.clone()).collect();
@@ -105,6 +115,7 @@ pub fn diagnose(path: &Path) -> Result<Diagnosis, String> {
         usable,
         summary,
         features,
+        predictions,
         libraries: ours(&closure.objects[1..closure.linked]),
         dlopened_backends: closure.objects[closure.linked..].iter().map(|o| o.path.clone()).collect(),
         missing_libraries: closure.missing.iter().map(|(name, by)| format!("{name} (needed by {by})")).collect(),

@@ -62,18 +62,24 @@ pub fn closure(binary: &Path) -> Result<Closure, String> {
     Ok(found)
 }
 
-/// Backends that ggml opens itself: `libggml-*.so` beside the executable and beside libggml.
+/// Backends that ggml opens itself: `libggml-*.so` beside the executable and beside libggml, in the folder that its build was given
+/// (GGML_BACKEND_DIR: distributions have one below /usr/lib, official packages a libexec), and the one that GGML_BACKEND_PATH names.
 fn backends(objects: &[Object], seen: &mut HashSet<PathBuf>) -> Vec<Object> {
-    let uses_ggml = objects.iter().any(is_ggml_library);
+    let uses_ggml = objects.iter().any(|o| is_ggml_library(o) || o.defines.contains("ggml_backend_load_all"));
+    if !uses_ggml {
+        return Vec::new();
+    }
     let beside = objects.iter().enumerate().filter(|(i, o)| *i == 0 || is_ggml_library(o));
+    let beside = beside.filter_map(|(_, o)| canonical(&o.path).parent().map(Path::to_owned));
     let folders: HashSet<PathBuf> =
-        beside.filter_map(|(_, o)| canonical(&o.path).parent().map(Path::to_owned)).collect();
+        beside.chain(objects.iter().flat_map(|o| &o.named_folders).map(|f| canonical(f))).collect();
     let mut files: Vec<PathBuf> = Vec::new();
-    for folder in folders.iter().filter(|_| uses_ggml) {
+    for folder in &folders {
         let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
         files.extend(entries.map(|e| e.path()).filter(|p| file_name(p).starts_with("libggml-") && is_library(p)));
     }
     files.sort();
+    files.extend(std::env::var_os("GGML_BACKEND_PATH").map(PathBuf::from).filter(|p| p.is_file()));
     // Wheels hold copies where builds hold links: what has the name of a loaded library is that library.
     let mut names: HashSet<String> = objects.iter().map(linker_name).collect();
     let fresh = files.into_iter().filter(|p| seen.insert(canonical(p))).filter_map(|p| Object::read(&p).ok());
