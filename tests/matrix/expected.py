@@ -6,7 +6,7 @@ A later mend makes the entry fail until its line here is taken out; another faul
 NO_SPAN = ("partly", "updates of layer 0 have no sequence or positions",
            "cache writes of a prompt that takes several ubatches in one call carry their size, but neither sequence nor positions")
 WARM_UP = ("partly", "rows of l_out-0",
-           "on builds of October 2026 the server's two warm-up batches are taken for work: 4 rows too many, as of request 1")
+           "a server's two warm-up batches are taken for work where the program is not called llama-server: 4 rows too many, as of request 1")
 BOUND = "the libraries keep their calls to themselves (-Bsymbolic); what only passes between functions of one library is not seen"
 UNKNOWN_TENSOR = "this package's ggml has tensors of 352 bytes, a layout that the library does not know"
 FORKED = "the model is loaded before the fork, and the child's work is not recorded"
