@@ -115,6 +115,20 @@ impl LoadedObject {
     }
 }
 
+/// How many objects are loaded.
+#[must_use]
+pub(crate) fn loaded_objects() -> usize {
+    unsafe extern "C" fn each(_info: *mut libc::dl_phdr_info, _size: usize, data: *mut libc::c_void) -> libc::c_int {
+        // SAFETY: `data` is the number below, ours alone during the iteration.
+        unsafe { *data.cast::<usize>() += 1 };
+        0
+    }
+    let mut n: usize = 0;
+    // SAFETY: `each` matches the callback's type and does not unwind; `n` outlives the call.
+    unsafe { libc::dl_iterate_phdr(Some(each), (&raw mut n).cast()) };
+    n
+}
+
 /// The loaded object that `address` lies in.
 #[must_use]
 pub(crate) fn object_at(address: usize) -> Option<LoadedObject> {
