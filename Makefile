@@ -72,6 +72,7 @@ test-bench: llama model lib ## The benchmark judges a slowed library; needs a qu
 	$(PYTHON) -m pytest -q tests/server/test_bench.py $(PYTEST)
 
 test-matrix: llama model lib ## Old and new builds, other hosts: plain against preloaded, against their own counts (3 minutes)
+	$(PYTHON) -m pytest -q tests/matrix
 	$(PYTHON) tests/matrix/run.py
 
 test-matrix-all: llama model lib ## The same with every host: nightly (6 minutes)
