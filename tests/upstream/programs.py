@@ -57,7 +57,7 @@ def jobs():
     return [
         job("alloc", "test-alloc"),
         job("batch-alloc", "test-batch-alloc"),
-        job("barrier", "test-barrier", 2, 200),
+        job("barrier", "test-barrier", 2, 20),
         job("opt", "test-opt"),
         # Each by itself: some of them expect what a random model does not say, and end the program.
         *[job(f"backend-sampler-{test}", "test-backend-sampler", "--model", llama, "--test", test) for test in BACKEND_SAMPLERS],
