@@ -23,6 +23,7 @@ pub trait Origin: Copy + PartialEq {
 
 /// Classifies a graph node by itself and, where that says nothing, by the nearest of what it was made from that is known. `t` is the
 /// node again: most nodes are known at once, and their sources are not read a second time.
+#[must_use]
 pub fn classify_by_origin(node: &Node<'_>, t: impl Origin) -> Class {
     match classify(node) {
         class if class.component != Component::Other => class,
