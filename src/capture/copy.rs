@@ -3,6 +3,7 @@
 use crate::format::stream::Slice;
 use crate::ggml::api::{self, Ptr};
 use crate::ggml::view::TensorPtr;
+use crate::heap;
 
 use super::graph::Wanted;
 
@@ -110,7 +111,11 @@ pub unsafe fn read(t: TensorPtr, w: &Wanted, kept: Kept<'_>, sched: Ptr, to: &mu
         let asked = unsafe { api::ggml_backend_tensor_get_async(backend, address, to.as_mut_ptr().cast(), 0, span) };
         return if asked.is_some() { Read::Pending } else { Read::Failed };
     }
-    let mut from = vec![0_u8; span];
+    let mut from = Vec::new();
+    if !heap::reserve(&mut from, span) {
+        return Read::Failed;
+    }
+    from.resize(span, 0_u8);
     // SAFETY: a live tensor; `from` has the bytes that it spans.
     if unsafe { api::ggml_backend_tensor_get(address, from.as_mut_ptr().cast(), 0, span) }.is_none() {
         return Read::Failed;

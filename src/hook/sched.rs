@@ -5,6 +5,7 @@ use crate::boundary::observe as guarded;
 use crate::capture::{self, share};
 use crate::ggml::symbol::Symbol;
 use crate::observe::{self, splits, steps, timer};
+use crate::session;
 
 hooks! {
     /// A graph was built and gets its memory. Not called for a graph that runs again as it is.
@@ -112,6 +113,7 @@ pub unsafe extern "C-unwind" fn ggml_backend_sched_graph_compute_async(sched: Pt
         if captured {
             capture::run::ends(sched, status);
         }
+        session::step_is_over();
     });
     status
 }
