@@ -3,7 +3,7 @@
 mod children;
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{RecvTimeoutError, SendTimeoutError, bounded};
@@ -433,12 +433,30 @@ fn install_handlers() {
     }));
 }
 
-/// Exit handlers run in the reverse order of their registration, so what ggml makes at its first step (a static within a function) would be
+/// Exit handlers run in the reverse order of their registration, so what ggml makes while it computes (statics within functions) would be
 /// destroyed ahead of ours. A host that computes in another thread while it exits would then compute with destroyed objects for as long
 /// as we close the log. Registered once more, we come first; the second call finds nothing to do.
 fn at_first_step() {
     static ONCE: std::sync::Once = std::sync::Once::new();
     ONCE.call_once(|| host::at_exit(at_exit));
+}
+
+/// Steps that the hooks have seen the end of.
+static STEPS_OVER: AtomicU64 = AtomicU64::new(0);
+
+/// A step of the host is over. The first ones make statics, and later ones now and then: we are registered behind them, as often as steps
+/// double.
+pub fn step_is_over() {
+    if (STEPS_OVER.fetch_add(1, Ordering::Relaxed) + 1).is_power_of_two() {
+        host::at_exit(at_exit);
+    }
+}
+
+/// The first step of the process runs: we stand behind what it makes, see [`at_first_step`].
+fn is_in_first_step() -> bool {
+    steps::TOTALS.last_step.load(Ordering::Relaxed) > 0
+        && STEPS_OVER.load(Ordering::Relaxed) == 0
+        && steps::seen_by_hooks()
 }
 
 /// The log cannot be written any more. A capture is on another disk, or needs no more of this one: it goes on.
@@ -454,8 +472,8 @@ fn at_failure() -> bool {
 
 extern "C" fn at_exit() {
     // A signal handler of the host called exit (llama-server's does at the second Ctrl-C) in the middle of an observer, whose locks are
-    // held for good. Whole lines are in the file; its end stays missing.
-    if boundary::is_observing() {
+    // held for good. Whole lines are in the file; its end stays missing. So it does when the process ends in its very first step.
+    if boundary::is_observing() || is_in_first_step() {
         return;
     }
     boundary::guard((), || {

@@ -211,3 +211,59 @@ fn a_limit_of_file_sizes_costs_the_rest_of_the_stream_and_nothing_else() {
     assert!(output.status.success(), "{text}");
     clear(&path);
 }
+
+#[test]
+#[ignore = "the child of the test below"]
+fn captures_with_little_address_space() {
+    let path = scratch("space");
+    let mut options = options(&path, Codec::Zstd, 1024, Policy::Block);
+    options.workers = 2;
+    let pipeline = match Pipeline::start(options) {
+        Ok(pipeline) => pipeline,
+        Err(e) => {
+            println!("refused: {e}");
+            return clear(&path);
+        }
+    };
+    let mut feeder = Feeder::new(30);
+    let whole = (1..=60).filter(|&step| feeder.step(&pipeline, step)).count();
+    let totals = pipeline.finish(PATIENCE);
+    assert!(totals.account.is_exact() && !pipeline.has_failed(), "{totals:?}");
+    assert!(totals.clean, "{totals:?}");
+    let read = read(&path);
+    let stored: u64 = read.tensors.values().flatten().map(|(_, values)| values.len() as u64).sum();
+    assert_eq!(stored, totals.account.captured.bytes);
+    println!("captured: {whole} of 60 steps, {} bytes lost", totals.account.all_dropped().bytes);
+    clear(&path);
+}
+
+#[test]
+fn a_system_without_memory_costs_what_finds_none_and_nothing_else() {
+    let program = std::env::current_exe().unwrap();
+    // The harness alone, with a test that does nothing.
+    let run = |kib: usize, test: &str| {
+        let script = format!(
+            "ulimit -v {kib}; exec '{}' {test} --exact --ignored --nocapture --test-threads=1",
+            program.display()
+        );
+        let output = std::process::Command::new("sh").args(["-c", &script]).output().unwrap();
+        let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        (output.status.success(), text)
+    };
+    let least = (10..400).map(|mib| mib * 4096).find(|&kib| run(kib, "no_test_of_this_name").0).expect("a limit");
+    let (mut refused, mut lossy, mut whole) = (0, 0, 0);
+    for mib in [4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768] {
+        let (ended, text) = run(least + mib * 1024, "captures_with_little_address_space");
+        assert!(ended, "{mib} MiB more than the harness takes: {text}");
+        if text.contains("refused: ") {
+            refused += 1;
+        } else if text.contains(", 0 bytes lost") {
+            whole += 1;
+        } else {
+            assert!(text.contains("no_memory"), "told: {text}");
+            lossy += 1;
+        }
+    }
+    println!("of 15 limits, {refused} leave no room for a stream, {lossy} for a part of it, {whole} for all");
+    assert!(refused > 0 && whole > 0);
+}

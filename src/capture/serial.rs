@@ -23,6 +23,7 @@ use crate::format::stream::{Route, Row};
 use crate::ggml::layout;
 use crate::ggml::view::TensorPtr;
 use crate::graph::{class, name};
+use crate::heap;
 use crate::observe::steps::{self, TOTALS};
 use crate::pipeline::{Form, InStep, Job, Piece, Place, Reason, Spec, Table};
 
@@ -157,6 +158,19 @@ pub fn flush_here(capture: &Capture) {
     });
 }
 
+impl Drop for State {
+    /// A thread ends: its last graph is over.
+    fn drop(&mut self) {
+        if self.run.is_some() {
+            crate::boundary::guard((), || {
+                if let Some(capture) = super::current() {
+                    self.finish(&capture);
+                }
+            });
+        }
+    }
+}
+
 impl State {
     fn ask(&mut self, capture: &Capture, t: TensorPtr) -> bool {
         self.uses_flag |= t.has_compute_flag();
@@ -247,6 +261,9 @@ impl State {
             return account.dropped(Reason::TooLarge, 1, bytes);
         }
         let at = run.data.len();
+        if !heap::reserve(&mut run.data, len) {
+            return account.dropped(Reason::NoMemory, 1, bytes);
+        }
         run.data.resize(at + len, 0);
         // SAFETY: ggml shows a node right after its backend has computed it; without a backend the read is done when the call returns.
         let read = unsafe { copy::read(t, &wanted, None, std::ptr::null_mut(), &mut run.data[at..]) };

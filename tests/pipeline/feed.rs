@@ -184,6 +184,7 @@ impl Feeder {
                         Refused::Full => Reason::Full,
                         Refused::TooLarge => Reason::TooLarge,
                         Refused::Failed => Reason::IoError,
+                        Refused::NoMemory => Reason::NoMemory,
                     };
                     pipeline.account().dropped(reason, group.len() as u64, len as u64);
                     self.refused += len as u64;

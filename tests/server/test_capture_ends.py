@@ -1,6 +1,7 @@
 """How a capture ends: beside a log that fails, while a step is in flight, on names that are pipes. The host is untouched, and the account adds up."""
 
 import os
+import signal
 import time
 
 import pytest
@@ -60,9 +61,10 @@ def test_an_exit_beside_a_step_in_flight_leaves_an_account_that_adds_up(route, r
     in_flight = 0
     for number in range(12):
         path = tmp_path / f"{number}.stream"
-        outcome = run([*host, "load", "context", f"exit-beside={30_000 + 1_700 * number}"], timeout=20,
+        outcome = run([*host, "load", "context", f"exit-beside={60_000 + 5_300 * number}"], timeout=20,
                       **capture_env(path, tensors="FULL_TENSOR", route=route))
-        assert outcome.out == "done\n", (outcome.code, outcome.out, outcome.others)
+        # Whoever computes beside an exit may crash when it is over, with us or without; not before our end.
+        assert outcome.out == "done\n" and outcome.code in (0, -signal.SIGSEGV), (outcome.code, outcome.others)
         said, clean = account(path)
         counts = check_account(said)
         assert clean and total(counts, "captured")[0] > 0
@@ -113,10 +115,11 @@ def test_a_long_message_for_a_stderr_that_is_nearly_full_does_not_stop_the_host(
     outcome.is_untouched()
     os.set_blocking(reader, False)
     said = b""
-    while chunk := os.read(reader, 1 << 16):
-        said += chunk
-        if len(chunk) < 1 << 16:
-            break
+    try:
+        while True:
+            said += os.read(reader, 1 << 16)
+    except BlockingIOError:
+        pass
     os.close(reader), os.close(writer)
     ours = said[said.index(PREFIX.encode()):]
     assert len(ours) <= 4096 and ours.endswith(b"\n"), len(ours)
