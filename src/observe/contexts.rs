@@ -214,16 +214,13 @@ impl Context {
 
     /// Rows without a position go on behind what the cache holds of their sequence, as llama.cpp has it, which is asked before it processes them.
     fn fill_positions(&self, rows: &mut [Row]) {
-        if self.memory == 0 || rows.iter().all(|r| r.pos.is_some()) {
+        if rows.iter().all(|r| r.pos.is_some()) {
             return;
         }
-        let asked = 0..i32::try_from(self.n_seq_max).unwrap_or(i32::MAX);
         let mut next: HashMap<i32, i32> = HashMap::new();
         for row in rows {
-            if row.pos.is_none() && asked.contains(&row.seq) {
-                // SAFETY: the memory of a live context, and a sequence that it can have.
-                let last = || unsafe { api::llama_memory_seq_pos_max(self.memory as Ptr, row.seq) };
-                row.pos = next.get(&row.seq).copied().or_else(|| Some(last()? + 1));
+            if row.pos.is_none() {
+                row.pos = next.get(&row.seq).copied().or_else(|| Some(self.positions_of(row.seq)?.1 + 1));
             }
             if let Some(pos) = row.pos {
                 next.extend(row.more.iter().chain([&row.seq]).map(|&seq| (seq, pos.saturating_add(1))));
@@ -296,11 +293,7 @@ impl Context {
             if seq < 0 {
                 continue;
             }
-            // Without a position llama.cpp continues the sequence; ask it, once, where that was.
-            let pos = self.rows[i].pos.or_else(|| {
-                let (_, max) = self.positions_of(seq)?;
-                Some(max + 1 - self.rows[i..].iter().filter(|r| r.seq == seq).count() as i32)
-            });
+            let pos = self.rows[i].pos;
             if let Some(pos) = pos.filter(|_| self.shadowed) {
                 let mut seqs = vec![seq];
                 seqs.extend(&self.rows[i].more);
@@ -478,12 +471,9 @@ impl Context {
     /// Smallest and largest position of a sequence in the cache, -1 if it has none. `None` where llama.cpp must not be asked: it aborts
     /// on a sequence that the context does not have.
     fn positions_of(&self, seq: i32) -> Option<(i32, i32)> {
-        let has = u32::try_from(seq).is_ok_and(|seq| seq < self.n_seq_max);
-        if !has || self.memory == 0 {
-            return None;
-        }
+        let has = self.memory != 0 && u32::try_from(seq).is_ok_and(|seq| seq < self.n_seq_max);
         // SAFETY: the memory of a live context (only the host's calls on it come here), and a sequence that it has.
-        let min = unsafe { api::llama_memory_seq_pos_min(self.memory as Ptr, seq) }?;
+        let min = has.then(|| unsafe { api::llama_memory_seq_pos_min(self.memory as Ptr, seq) })??;
         // SAFETY: as above.
         Some((min, unsafe { api::llama_memory_seq_pos_max(self.memory as Ptr, seq) }?))
     }
