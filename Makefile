@@ -10,10 +10,10 @@ LIBRARY := target/release/libllama_resource_instrumentation.so
 # bindgen's test needs libclang, which comes as a wheel.
 LIBCLANG = $$($(PYTHON) -c 'import clang.native, os; print(os.path.dirname(clang.native.__file__))')
 
-.PHONY: help venv submodule llama llama-cuda llama-patched patch-check model lib demo test test-rust test-server test-version test-patched test-cuda test-bench test-matrix test-upstream test-architectures lint docs-check bench bench-short install clean
+.PHONY: help venv submodule llama llama-cuda llama-patched patch-check model lib demo test test-rust test-server test-version test-patched test-cuda test-bench test-matrix test-matrix-all compatibility test-upstream test-architectures lint docs-check bench bench-short install clean
 
 help: ## Show this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
 
 venv:
 	@.make/venv.sh
@@ -71,8 +71,15 @@ test-cuda: llama-cuda model lib ## Every GPU figure beside nvidia-smi and NVML, 
 test-bench: llama model lib ## The benchmark judges a slowed library; needs a quiet machine
 	$(PYTHON) -m pytest -q tests/server/test_bench.py $(PYTEST)
 
-test-matrix: llama model lib ## The main facts on old and new builds, in Python and Node.js hosts
+test-matrix: llama model lib ## Old and new builds, other hosts: plain against preloaded, against their own counts (3 minutes)
+	$(PYTHON) -m pytest -q tests/matrix
 	$(PYTHON) tests/matrix/run.py
+
+test-matrix-all: llama model lib ## The same with every host: nightly (6 minutes)
+	$(PYTHON) tests/matrix/run.py --all
+
+compatibility: llama model lib ## The same, and docs/COMPATIBILITY.md written from it
+	$(PYTHON) tests/matrix/run.py --all --write docs/COMPATIBILITY.md
 
 test-upstream: llama model lib ## llama.cpp's own server tests and programs, plain beside preloaded, every answer and file compared (20 minutes)
 	@.make/upstream.sh

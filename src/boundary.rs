@@ -155,6 +155,16 @@ fn poison() {
     PHASE.store(Phase::Poisoned as u8, Ordering::Release);
 }
 
+/// An allocation that cannot fail has failed: hooks only forward from here on. True if that ended something: a recording, or the wait for the
+/// first call.
+pub fn end_for_want_of_memory() -> bool {
+    let ends = |old| {
+        (old != Phase::Poisoned as u8 && old != Phase::Idle as u8 && old != Phase::Stopped as u8)
+            .then_some(Phase::Poisoned as u8)
+    };
+    PHASE.fetch_update(Ordering::AcqRel, Ordering::Acquire, ends).is_ok()
+}
+
 /// Says that this process records, and not a child that it forks later.
 pub fn claim_process() {
     OWNER.store(std::process::id(), Ordering::Relaxed);

@@ -8,6 +8,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
+use std::sync::atomic::AtomicBool;
 
 /// Broken-down local time.
 #[derive(Debug, Clone, Copy)]
@@ -112,6 +113,20 @@ impl LoadedObject {
     pub(crate) const fn contains(&self, address: usize) -> bool {
         address.wrapping_sub(self.start) < self.length
     }
+}
+
+/// How many objects are loaded.
+#[must_use]
+pub(crate) fn loaded_objects() -> usize {
+    unsafe extern "C" fn each(_info: *mut libc::dl_phdr_info, _size: usize, data: *mut libc::c_void) -> libc::c_int {
+        // SAFETY: `data` is the number below, ours alone during the iteration.
+        unsafe { *data.cast::<usize>() += 1 };
+        0
+    }
+    let mut n: usize = 0;
+    // SAFETY: `each` matches the callback's type and does not unwind; `n` outlives the call.
+    unsafe { libc::dl_iterate_phdr(Some(each), (&raw mut n).cast()) };
+    n
 }
 
 /// The loaded object that `address` lies in.
@@ -242,6 +257,27 @@ pub fn carries_ggml() -> bool {
     // SAFETY: `each` matches the callback's type and does not unwind; `found` outlives the call.
     unsafe { libc::dl_iterate_phdr(Some(each), (&raw mut found).cast()) };
     found
+}
+
+/// A flag that this process shares with every child that it forks; false at first. `None` without memory.
+#[must_use]
+pub fn shared_flag() -> Option<&'static AtomicBool> {
+    // SAFETY: a shared anonymous mapping at an address of the kernel's choice touches no memory that is in use.
+    let page = unsafe {
+        libc::mmap(
+            std::ptr::null_mut(),
+            size_of::<AtomicBool>(),
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_SHARED | libc::MAP_ANONYMOUS,
+            -1,
+            0,
+        )
+    };
+    if page == libc::MAP_FAILED {
+        return None;
+    }
+    // SAFETY: zeroed memory that is never unmapped; zero is `false`.
+    Some(unsafe { &*page.cast::<AtomicBool>() })
 }
 
 /// Registers `handler` to run when the process exits in order.

@@ -28,6 +28,8 @@ pub mod format;
 pub mod ggml;
 pub mod gpu;
 pub mod graph;
+#[expect(unsafe_code, reason = "an allocator hands out memory")]
+pub mod heap;
 #[expect(unsafe_code, reason = "interposed functions: arguments of the host")]
 pub mod hook;
 #[expect(unsafe_code, reason = "libc calls")]

@@ -1,7 +1,9 @@
 //! Starts and stops recording: the one place that knows all the parts.
 
+mod children;
+
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{RecvTimeoutError, SendTimeoutError, bounded};
@@ -19,6 +21,8 @@ use crate::observe::{self, state, steps};
 use crate::record::sink::Sink;
 use crate::record::writer::{self, Command, Options};
 use crate::{capture, clock, gpu, host, log, mark, record};
+
+pub use self::children::{child_computes, is_no_router};
 
 /// The longest that the end of the host may wait for a slow disk.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -79,64 +83,11 @@ pub fn start_preloaded() {
     }
 }
 
-/// Set by a llama-server that starts other ones, a server for each model, in their environment.
-const ROUTER: &str = "LLAMA_SERVER_ROUTER_PORT";
-
-/// Whether a program may turn out to start servers instead of being one (llama-server's router mode). Its arguments do not tell: a
-/// repository may hold a model or a list of models. What tells is that a router never loads a model.
-fn may_route(program: &str) -> bool {
-    program.starts_with("llama-server") || program == "llama"
-}
-
-/// The process may still be a router: LD_PRELOAD stays, and a capture has to wait.
-static MODEL_AWAITED: AtomicBool = AtomicBool::new(false);
-
-/// The capture of a process that has not loaded a model yet.
-static PUT_OFF: Mutex<Option<PutOff>> = Mutex::new(None);
-
-struct PutOff {
-    config: Config,
-    session: capture::start::Session,
-    began_ns: u64,
-}
-
-/// The process loads a model, or computes: it is no router, and what it starts from here on is not recorded.
-#[inline]
-pub fn is_no_router() {
-    if MODEL_AWAITED.load(Ordering::Relaxed) && MODEL_AWAITED.swap(false, Ordering::AcqRel) {
-        host::leave_ld_preload();
-        let put_off = PUT_OFF.lock().take();
-        if let Some(PutOff { config, session, began_ns }) = put_off {
-            begin_capture(&config, &session, began_ns);
-        }
-    }
-}
-
-/// A forked child of a recording process computes. It is told on stderr, since the log is the parent's.
-#[inline]
-pub fn child_computes() {
-    if boundary::child_is_untold() {
-        log::warn(format!(
-            "process {} was forked from one that is recorded (gunicorn --preload and other prefork servers do so), and what it computes is \
-             not: let each worker load the model itself",
-            std::process::id()
-        ));
-    }
-}
-
 /// The process turned out to be a llama.cpp host: the first hooked call of a preloaded library that waits, or the constructor.
 /// Nothing fails here: the host comes first.
 pub fn begin_in_host() {
     let (mut config, warnings) = from_environment();
-    let may_route = config.follow_children.is_none() && !config.disabled && may_route(&program_name());
-    MODEL_AWAITED.store(may_route, Ordering::Release);
-    if !may_route && config.follow_children != Some(true) {
-        host::leave_ld_preload();
-    }
-    if std::env::var_os(ROUTER).is_some() {
-        // One of several servers with the same settings: a stream is one process's.
-        config.capture.path = config.capture.path.as_deref().map(crate::config::apart);
-    }
+    children::settle(&mut config, &program_name());
     warnings.iter().for_each(log::warn);
     if let Err(e) = start(&config, Mode::Preload) {
         log::error(format!("{e}. Nothing is recorded; the host goes on"));
@@ -268,6 +219,7 @@ pub fn start(config: &Config, mode: Mode) -> Result<Started> {
         at_failure,
     };
     let (commands, inbox) = mailbox::<Command>(8, Duration::ZERO);
+    children::expect_forks();
     boundary::claim_process();
     let before = boundary::phase();
     // Ahead of the thread, which ends this phase when it cannot write.
@@ -280,8 +232,8 @@ pub fn start(config: &Config, mode: Mode) -> Result<Started> {
     *running = Some(Running { commands, thread: Some(thread), mode, began_ns: now });
     // A callback that gets the message may call us again.
     drop(running);
-    if MODEL_AWAITED.load(Ordering::Acquire) {
-        *PUT_OFF.lock() = Some(PutOff { config: config.clone(), session, began_ns: now });
+    if children::may_be_router() {
+        children::put_off(config, session, now);
     } else {
         begin_capture(config, &session, now);
     }
@@ -366,6 +318,7 @@ pub fn stop() -> bool {
 }
 
 fn close(mut running: Running) {
+    children::forget();
     if boundary::recording() {
         mark::before_the_end();
         tell_the_end(&running);
@@ -429,11 +382,8 @@ fn tell_the_end(running: &Running) {
         host.settle_samples();
         host.requests.end_all(None, "unfinished", now);
     }
-    PUT_OFF.lock().take();
-    if MODEL_AWAITED.load(Ordering::Acquire) {
-        let why =
-            "no model was loaded in this process; servers that it started (router mode) have recordings of their own";
-        state::tell("process", "ok", why, None);
+    if children::may_be_router() {
+        state::tell("process", "ok", children::NO_MODEL, None);
     } else if matches!(running.mode, Mode::Preload | Mode::Linked) && !state::any_call_seen() {
         let lived_s = now.saturating_sub(running.began_ns) as f64 / 1e9;
         state::tell(
@@ -483,12 +433,30 @@ fn install_handlers() {
     }));
 }
 
-/// Exit handlers run in the reverse order of their registration, so what ggml makes at its first step (a static within a function) would be
+/// Exit handlers run in the reverse order of their registration, so what ggml makes while it computes (statics within functions) would be
 /// destroyed ahead of ours. A host that computes in another thread while it exits would then compute with destroyed objects for as long
 /// as we close the log. Registered once more, we come first; the second call finds nothing to do.
 fn at_first_step() {
     static ONCE: std::sync::Once = std::sync::Once::new();
     ONCE.call_once(|| host::at_exit(at_exit));
+}
+
+/// Steps that the hooks have seen the end of.
+static STEPS_OVER: AtomicU64 = AtomicU64::new(0);
+
+/// A step of the host is over. The first ones make statics, and later ones now and then: we are registered behind them, as often as steps
+/// double.
+pub fn step_is_over() {
+    if (STEPS_OVER.fetch_add(1, Ordering::Relaxed) + 1).is_power_of_two() {
+        host::at_exit(at_exit);
+    }
+}
+
+/// The first step of the process runs: we stand behind what it makes, see [`at_first_step`].
+fn is_in_first_step() -> bool {
+    steps::TOTALS.last_step.load(Ordering::Relaxed) > 0
+        && STEPS_OVER.load(Ordering::Relaxed) == 0
+        && steps::seen_by_hooks()
 }
 
 /// The log cannot be written any more. A capture is on another disk, or needs no more of this one: it goes on.
@@ -504,8 +472,8 @@ fn at_failure() -> bool {
 
 extern "C" fn at_exit() {
     // A signal handler of the host called exit (llama-server's does at the second Ctrl-C) in the middle of an observer, whose locks are
-    // held for good. Whole lines are in the file; its end stays missing.
-    if boundary::is_observing() {
+    // held for good. Whole lines are in the file; its end stays missing. So it does when the process ends in its very first step.
+    if boundary::is_observing() || is_in_first_step() {
         return;
     }
     boundary::guard((), || {

@@ -150,6 +150,17 @@ fn single_lines() {
 }
 
 #[test]
+fn what_was_found_stays_mended() {
+    // A number came back as its neighbour.
+    let line = r#"{"event":"host_sample","timestamp":"0","session_id":"s","t_ns":1,"rss_bytes":1,"cpu_percent":null,"own_cpu_percent":0.0,"threads":4,"major_faults":null,"minor_faults":null,"involuntary_switches":null,"read_bytes":null,"write_bytes":null,"load_1m":0.29,"available_bytes":1,"cpu_pressure_percent":-1.0774818165301261e+18,"memory_pressure_percent":0.0,"io_pressure_percent":0.69,"cpu_package_energy_mj":null,"cpu_package_power_mw":null}"#;
+    assert!(
+        serde_json::from_str::<llama_resource_instrumentation::format::Line>(line).is_ok(),
+        "the line is read at all"
+    );
+    log::check_line(line);
+}
+
+#[test]
 fn selections() {
     let corpus = lines(&["tests/fuzz/selections.txt"]);
     let corpus: Vec<&str> = corpus.iter().map(String::as_str).collect();

@@ -29,6 +29,11 @@ const ROOMS: &[Room] = &[
     ("ggml", &["graph", "host"], "gives a tensor as `graph` wants it; finds symbols in the process's objects"),
     ("boundary", &[], "guards and the phase; what a first call starts is registered with it"),
     (
+        "heap",
+        &["boundary", "host"],
+        "the allocator: ends the recording when there is no memory, and says so without any",
+    ),
+    (
         "gpu",
         &["boundary", "clock", "format", "host", "log"],
         "a thread of its own asks the driver; the writer takes what it found",
@@ -45,14 +50,14 @@ const ROOMS: &[Room] = &[
     ),
     (
         "pipeline",
-        &["ahead", "boundary", "clock", "codec", "config", "error", "format", "host", "log", "mailbox"],
+        &["ahead", "boundary", "clock", "codec", "config", "error", "format", "heap", "host", "log", "mailbox"],
         "threads of its own between the host's and the disk",
     ),
     (
         "capture",
         &[
-            "ahead", "boundary", "clock", "codec", "config", "error", "format", "ggml", "graph", "log", "observe",
-            "pipeline", "select",
+            "ahead", "boundary", "clock", "codec", "config", "error", "format", "ggml", "graph", "heap", "log",
+            "observe", "pipeline", "select",
         ],
         "finds nodes in the host's graphs, asks `observe` whose rows they are, and feeds `pipeline`",
     ),
@@ -97,6 +102,7 @@ const UNSAFE: &[&str] = &[
     "codec/simd.rs",
     "ggml",
     "gpu/mig.rs",
+    "heap",
     "hook",
     "host",
     "mark",

@@ -3,6 +3,7 @@
 use crate::format::stream::Slice;
 use crate::ggml::api::{self, Ptr};
 use crate::ggml::view::TensorPtr;
+use crate::heap;
 
 use super::graph::Wanted;
 
@@ -163,7 +164,9 @@ impl<'a> Source<'a> {
                 if start < *at || end > *at + held.len() {
                     let n = len.max(*window).min(span.checked_sub(start)?);
                     held.clear();
-                    held.try_reserve_exact(n).ok()?;
+                    if !heap::reserve(held, n) {
+                        return None;
+                    }
                     held.resize(n, 0);
                     *at = start;
                     if n < len || !get(start, held) {

@@ -1,5 +1,6 @@
 //! What is wanted of a graph: worked out once when the graph is built, kept by the graph's fingerprint.
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::ffi::c_void;
 use std::sync::Arc;
@@ -10,7 +11,7 @@ use super::shape::{self, Known, Shape};
 use crate::codec::DType;
 use crate::format::stream::Slice;
 use crate::ggml::view::TensorPtr;
-use crate::graph::{Node, Tensor, class, name};
+use crate::graph::{Node, Tensor, class, name, origin};
 use crate::pipeline::{Reason, Spec};
 use crate::select::{Candidate, SAMPLED_ELEMENTS, Selection};
 
@@ -66,6 +67,10 @@ pub struct GraphPlan {
     /// What was wanted and is left out.
     pub refused: Vec<Refusal>,
 }
+
+/// Names that a capture may have in all. Those of a model are some thousands, each again for every length that its rows take (attention scores
+/// grow with the cache); a host that makes up new ones for every graph must not fill the memory with them.
+pub(super) const MOST_NAMES: usize = 1 << 16;
 
 /// What survives from graph to graph.
 #[derive(Debug, Default)]
@@ -183,10 +188,15 @@ pub fn plan(nodes: &[TensorPtr], wish: &Wish, n_layer: Option<i32>, memory: &mut
         };
         let slice = crate::select::slice(shape.ne[0], wish.elements_of(&h));
         let store = memory.of_width(store, shape.ne[0]);
+        let spec = store.and_then(|store| memory.spec(store, &h, t.name(), f.number, f.dtype, slice));
+        let Some(spec) = spec else {
+            out.refused.push(h.refused(Reason::Full, bytes));
+            continue;
+        };
         out.wanted.push(Wanted {
             node: h.node,
             root: (root.address() != t.address()).then_some(f.root_node),
-            spec: memory.spec(store, &h, t.name(), f.number, f.dtype, slice),
+            spec,
             shape,
             bytes: usize::try_from(bytes).unwrap_or(usize::MAX),
             kept_bytes: root.span_bytes(),
@@ -260,7 +270,7 @@ pub(super) fn hit(
     let views: Vec<Tensor<'_>> =
         sources.iter().map(|s| s.as_ref().map_or_else(Tensor::default, TensorPtr::view)).collect();
     let node = Node { out: t.view(), src: &views };
-    let class = class::classify(&node);
+    let class = origin::classify_by_origin(&node, *t);
     let stored = names::stable(name, op, views.first().map(|v| v.name), class.layer);
     let candidate = Candidate {
         name: &stored,
@@ -280,13 +290,17 @@ pub(super) fn hit(
 
 impl Memory {
     /// The name of a tensor whose rows are so long: a second length gets a name of its own, since a stream holds one array for each name
-    /// (attention scores grow with the cache).
-    pub(super) fn of_width(&mut self, store: String, width: u32) -> String {
-        let first = *self.widths.entry(store.clone()).or_insert(width);
-        if first == width { store } else { format!("{store}@{width}") }
+    /// (attention scores grow with the cache). `None` if there are [`MOST_NAMES`] already.
+    pub(super) fn of_width(&mut self, store: String, width: u32) -> Option<String> {
+        let first = match self.widths.get(&store) {
+            Some(&first) => first,
+            None if self.widths.len() >= MOST_NAMES => return None,
+            None => *self.widths.entry(store.clone()).or_insert(width),
+        };
+        Some(if first == width { store } else { format!("{store}@{width}") })
     }
 
-    /// The tensor's description, shared by all graphs.
+    /// The tensor's description, shared by all graphs. `None` as above.
     pub(super) fn spec(
         &mut self,
         store: String,
@@ -295,7 +309,7 @@ impl Memory {
         occurrence: u16,
         dtype: DType,
         slice: Option<Slice>,
-    ) -> Arc<Spec> {
+    ) -> Option<Arc<Spec>> {
         let make = || {
             Arc::new(Spec {
                 name: store.clone(),
@@ -308,11 +322,16 @@ impl Memory {
                 slice,
             })
         };
-        let kept = self.specs.entry((store.clone(), dtype as u8)).or_insert_with(make);
+        let n = self.specs.len();
+        let kept = match self.specs.entry((store.clone(), dtype as u8)) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(_) if n >= MOST_NAMES => return None,
+            Entry::Vacant(new) => new.insert(make()),
+        };
         if kept.slice != slice || kept.op != h.op || kept.occurrence != occurrence {
             *kept = make();
         }
-        kept.clone()
+        Some(kept.clone())
     }
 }
 
@@ -336,5 +355,19 @@ impl Wanted {
     #[must_use]
     pub fn tokens_are_outermost(&self) -> bool {
         self.shape.ne[usize::from(self.shape.token_dim) + 1..].iter().all(|&n| n == 1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{MOST_NAMES, Memory};
+
+    #[test]
+    fn names_that_a_host_makes_up_for_ever_do_not_fill_the_memory() {
+        let mut memory = Memory::default();
+        let named = (0..MOST_NAMES + 10).filter(|i| memory.of_width(format!("t{i}"), 8).is_some()).count();
+        assert_eq!((named, memory.widths.len()), (MOST_NAMES, MOST_NAMES));
+        assert_eq!(memory.of_width("t7".into(), 8).as_deref(), Some("t7"), "what has its name keeps it");
+        assert_eq!(memory.of_width("t7".into(), 9).as_deref(), Some("t7@9"));
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
+use super::graph::MOST_NAMES;
 use crate::graph::name;
 
 /// The name to select and store a node by. ggml's own, unless ggml made it up (`node_17` changes with the graph): then after the weight
@@ -64,6 +65,10 @@ impl Given {
     fn name(&mut self, node: &Node, wish: String) -> String {
         if let Some(name) = self.by_node.get(node) {
             return name.clone();
+        }
+        // Without end only for a host that makes up names: none of these is stored (`graph::Memory`).
+        if self.by_node.len() >= MOST_NAMES {
+            return wish;
         }
         let (name, op, _) = node;
         let further = (0_u32..).map(|i| if i == 0 { format!("{name}.{op}") } else { format!("{name}.{op}.{i}") });

@@ -16,6 +16,8 @@ pub struct Ran {
     without_tokens: AtomicU64,
     /// Their tensors cannot be read in this build, for this reason.
     unreadable: OnceLock<&'static str>,
+    /// The caller's eval callback was asked about a node, and no graph has begun.
+    unbegun: AtomicBool,
     told: AtomicBool,
 }
 
@@ -31,6 +33,11 @@ impl Ran {
         if n == MANY && self.all.load(Ordering::Relaxed) == MANY {
             self.tell_nothing();
         }
+    }
+
+    /// The eval callback of the C API is asked about a node, and no graph that processes tokens has begun.
+    pub fn unbegun(&self) {
+        self.unbegun.store(true, Ordering::Relaxed);
     }
 
     /// Tensors cannot be read.
@@ -52,6 +59,11 @@ impl Ran {
             return Some((*reason).to_owned());
         }
         match all {
+            0 if self.unbegun.load(Ordering::Relaxed) => Some(
+                "the eval callback was asked about nodes, and no graph began among them: none looks token ids up in `token_embd.weight`. This may be \
+                 another kind of model, or a version of llama.cpp that this library does not know"
+                    .to_owned(),
+            ),
             0 => None,
             _ if without == all => Some(format!(
                 "none of the {all} graphs that ran so far processes tokens: none looks rows up in `token_embd.weight`, takes embeddings by the name \
@@ -71,6 +83,8 @@ mod tests {
     fn nothing_captured_has_a_reason_where_graphs_ran() {
         let ran = Ran::default();
         assert_eq!(ran.why_nothing(), None, "an idle server");
+        ran.unbegun();
+        assert!(ran.why_nothing().is_some_and(|w| w.contains("eval callback")));
         ran.one();
         ran.without_tokens();
         assert!(ran.why_nothing().is_some_and(|w| w.contains("none of the 1 graphs") && w.contains("tokens")));

@@ -23,6 +23,7 @@ use crate::format::stream::{Route, Row};
 use crate::ggml::layout;
 use crate::ggml::view::TensorPtr;
 use crate::graph::{class, name};
+use crate::heap;
 use crate::observe::steps::{self, TOTALS};
 use crate::pipeline::{Form, InStep, Job, Piece, Place, Reason, Spec, Table};
 
@@ -112,7 +113,11 @@ fn current() -> Option<Arc<Capture>> {
 /// `t` is a node of the graph that runs.
 #[must_use]
 pub unsafe fn ask(t: *const c_void) -> bool {
-    let Some(capture) = current().filter(|_| layout::check().is_ok()) else { return false };
+    let Some(capture) = current() else { return false };
+    if let Err(reason) = layout::check() {
+        capture.ran.unreadable(reason);
+        return false;
+    }
     // SAFETY: the caller's promise.
     let Some(t) = (unsafe { TensorPtr::new(t) }) else { return false };
     LOCAL.try_with(|s| s.lock().ask(&capture, t)).unwrap_or(false)
@@ -153,6 +158,19 @@ pub fn flush_here(capture: &Capture) {
     });
 }
 
+impl Drop for State {
+    /// A thread ends: its last graph is over.
+    fn drop(&mut self) {
+        if self.run.is_some() {
+            crate::boundary::guard((), || {
+                if let Some(capture) = super::current() {
+                    self.finish(&capture);
+                }
+            });
+        }
+    }
+}
+
 impl State {
     fn ask(&mut self, capture: &Capture, t: TensorPtr) -> bool {
         self.uses_flag |= t.has_compute_flag();
@@ -176,7 +194,10 @@ impl State {
             let _in_step = capture.pipeline().map(|p| p.account().step_begins());
             self.run = Some(Run { n_tokens, number, begins, tokens: rows::integers(ids), _in_step, ..Run::default() });
         }
-        let Some(run) = &mut self.run else { return false };
+        let Some(run) = &mut self.run else {
+            capture.ran.unbegun();
+            return false;
+        };
         if run.positions.is_none()
             && let Some(positions) = of(Role::Positions)
         {
@@ -240,6 +261,9 @@ impl State {
             return account.dropped(Reason::TooLarge, 1, bytes);
         }
         let at = run.data.len();
+        if !heap::reserve(&mut run.data, len) {
+            return account.dropped(Reason::NoMemory, 1, bytes);
+        }
         run.data.resize(at + len, 0);
         // SAFETY: ggml shows a node right after its backend has computed it; without a backend the read is done when the call returns.
         let read = unsafe { copy::read(t, &wanted, None, std::ptr::null_mut(), &mut run.data[at..]) };
@@ -371,7 +395,14 @@ impl Run {
             }
             let old = &t.wanted.spec;
             let store = memory.of_width(store, t.wanted.shape.ne[0]);
-            specs.push(memory.spec(store, &t.hit, &t.tensor, old.occurrence, old.dtype, old.slice));
+            let spec = store.and_then(|s| memory.spec(s, &t.hit, &t.tensor, old.occurrence, old.dtype, old.slice));
+            let Some(spec) = spec else {
+                // It has its place in the buffer, and nobody looks there.
+                pipeline.account().dropped(Reason::Full, 1, t.len as u64);
+                offset += t.len;
+                continue;
+            };
+            specs.push(spec);
             pieces.push(Piece {
                 spec: pieces.len() as u32,
                 len: t.len,

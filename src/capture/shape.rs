@@ -2,6 +2,8 @@
 
 use std::collections::HashMap;
 
+use super::graph::MOST_NAMES;
+
 /// What the rows of a tensor stand for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rows {
@@ -62,9 +64,16 @@ pub fn of(
         }
     }
     if count > 1 {
-        known.insert(name.into(), 0);
+        remember(known, name, 0);
     }
     Some(other)
+}
+
+/// Of names without end (`graph::MOST_NAMES`) the first are remembered; the others go by their shape alone.
+fn remember(known: &mut Known, name: &str, dim: u8) {
+    if known.len() < MOST_NAMES || known.contains_key(name) {
+        known.insert(name.into(), dim);
+    }
 }
 
 fn token_dim(name: &str, ne: [u32; 4], count: u64, known: &mut Known) -> Option<usize> {
@@ -79,7 +88,7 @@ fn token_dim(name: &str, ne: [u32; 4], count: u64, known: &mut Known) -> Option<
         candidates.retain(|&d| d == 3 && ne[1] == 1);
     }
     if let ([one], true) = (candidates.as_slice(), count > 1) {
-        known.insert(name.into(), *one as u8);
+        remember(known, name, *one as u8);
         return Some(*one);
     }
     match known.get(name).map(|&d| usize::from(d)) {

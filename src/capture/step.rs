@@ -374,7 +374,20 @@ impl Step {
             }
         }
         self.push();
-        // What the host's callback, an error or an exception cut off.
+    }
+}
+
+impl Drop for Step {
+    /// What the host's callback, an error, an exception or the end of the thread cut off.
+    fn drop(&mut self) {
+        if let Some(f) = self.filling.take() {
+            // Read, and never handed on.
+            let pieces =
+                f.pieces.as_deref().or_else(|| self.live.table().pieces().get(..f.places.len())).unwrap_or_default();
+            let (tensors, bytes) =
+                (pieces.iter().filter(|p| p.completes).count(), pieces.iter().map(|p| p.len).sum::<usize>());
+            self.count(|a| a.dropped(Reason::Unread, tensors as u64, bytes as u64));
+        }
         for i in 0..self.open.len() {
             if self.open[i] {
                 self.drop_one(i, Reason::Unread);
@@ -400,6 +413,7 @@ impl From<Refused> for Reason {
             Refused::Full => Self::Full,
             Refused::TooLarge => Self::TooLarge,
             Refused::Failed => Self::IoError,
+            Refused::NoMemory => Self::NoMemory,
         }
     }
 }

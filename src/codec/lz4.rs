@@ -48,6 +48,12 @@ pub(super) struct Compressor {
 }
 
 impl Compressor {
+    /// Sets memory aside for the blocks of `bytes`. False if there is none.
+    pub(super) fn reserve(&mut self, bytes: usize) -> bool {
+        let most = get_maximum_output_size(bytes.min(SIZES[3].0));
+        self.scratch.try_reserve_exact(most.saturating_sub(self.scratch.len())).is_ok()
+    }
+
     /// Appends `data` as a frame of compressed blocks; a block that does not shrink is stored.
     pub(super) fn compress(&mut self, data: &[u8], out: &mut Vec<u8>) {
         frame(data, out, |block, out| {

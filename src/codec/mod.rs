@@ -185,6 +185,18 @@ impl std::fmt::Debug for Encoder {
 }
 
 impl Encoder {
+    /// Sets the scratch memory aside that [`Self::encode`] needs for `bytes` of values. False if there is none.
+    #[must_use]
+    pub fn reserve(&mut self, params: &Params, bytes: usize) -> bool {
+        let room = |list: &mut Vec<u8>, bytes: usize| list.try_reserve_exact(bytes.saturating_sub(list.len())).is_ok();
+        match params.codec {
+            Codec::None => true,
+            Codec::Lz4 => room(&mut self.values, bytes) && self.lz4.reserve(bytes),
+            // Where there is no memory for a context, LZ4 takes its place.
+            _ => room(&mut self.values, bytes) && (self.zstd.has_context() || self.lz4.reserve(bytes)),
+        }
+    }
+
     /// Appends the encoded `data` (values of `dtype`, little-endian, rows of `row_len` values one after the other) to `out`.
     ///
     /// Lossy codecs take f32 only. Other types, rows that are too short for blocks, and a bound that leaves nothing to save are stored

@@ -16,12 +16,18 @@ const LEVEL: i32 = 1;
 pub(super) struct Compressor(Option<bulk::Compressor<'static>>);
 
 impl Compressor {
-    /// Appends `data` as one frame; `false`, and nothing appended, if there is no memory for it.
-    #[must_use]
-    pub(super) fn compress(&mut self, data: &[u8], out: &mut Vec<u8>) -> bool {
+    /// Makes the context, unless it is there. False if there is no memory for it.
+    pub(super) fn has_context(&mut self) -> bool {
         if self.0.is_none() {
             self.0 = bulk::Compressor::new(LEVEL).ok();
         }
+        self.0.is_some()
+    }
+
+    /// Appends `data` as one frame; `false`, and nothing appended, if there is no memory for it.
+    #[must_use]
+    pub(super) fn compress(&mut self, data: &[u8], out: &mut Vec<u8>) -> bool {
+        self.has_context();
         let Some(context) = &mut self.0 else { return false };
         let start = out.len();
         out.reserve(compress_bound(data.len()));

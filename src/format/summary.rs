@@ -311,7 +311,7 @@ pub struct InstrumentationState {
     pub session_id: String,
     /// Monotonic clock in nanoseconds.
     pub t_ns: u64,
-    /// Part of the library: `hooks`, `layout`, `op_times`, `requests`, `memory`, `gpu`, `log`, `config`, `process`, `internal`.
+    /// Part of the library: `hooks`, `layout`, `op_times`, `requests`, `capture`, `memory`, `gpu`, `log`, `config`, `process`, `internal`.
     pub component: String,
     /// `ok`, `unavailable`, `degraded`, `warning`, `stopped`.
     pub state: String,

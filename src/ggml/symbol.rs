@@ -1,7 +1,7 @@
 //! Asks the loader where a function is: the definition that a call from a given place would reach if we were not here.
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
-use std::sync::atomic::{AtomicPtr, Ordering};
+use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 
 use crate::host::LoadedObject;
 
@@ -57,15 +57,24 @@ pub(crate) fn close(handle: *mut c_void) -> c_int {
     unsafe { real(handle) }
 }
 
+/// Objects that the process started with, 0 before our constructor has run. They are the first of the loader's list, and none of them goes.
+static STARTED_WITH: AtomicUsize = AtomicUsize::new(0);
+
+/// Our constructor runs: what is loaded now are the program and everything it is linked with, if we are preloaded or linked ourselves.
+pub(crate) fn note_start() {
+    STARTED_WITH.store(crate::host::loaded_objects(), Ordering::Relaxed);
+}
+
 /// The definition of `name` that a call from `caller` would reach if we were not here; null if the loader gives that place none.
 ///
-/// A caller sees the global scope first and then what it was loaded with. A definition in the global scope that was loaded later
-/// than the caller is the other way round: the caller was there before it and cannot have been bound to it.
+/// What the process started with sees the global scope alone; ours is a place in it, and the definition wanted is the next one. (A preload
+/// before us defines the same names: it must not be given itself.) What was loaded later sees that scope first, and then what it was
+/// loaded with - but a definition that came into the global scope after the caller is not what the caller was bound to.
 #[must_use]
 pub(crate) fn seen_from(caller: &LoadedObject, name: &CStr) -> *mut c_void {
     let global = dlsym(libc::RTLD_NEXT, name.as_ptr());
-    // The global scope is all that the program itself sees.
-    if caller.path.is_empty() {
+    let at_start = STARTED_WITH.load(Ordering::Relaxed);
+    if at_start == 0 || caller.order < at_start {
         return global;
     }
     if !global.is_null() && crate::host::object_at(global as usize).is_none_or(|o| o.order <= caller.order) {

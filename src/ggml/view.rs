@@ -6,6 +6,7 @@ use std::sync::OnceLock;
 use super::api;
 use super::bindings::{GGML_MAX_SRC, ggml_tensor};
 use crate::graph::Tensor;
+use crate::graph::origin::Origin;
 
 /// Set on a node that a backend really computes; builds before 2026 have no such flag and leave `flags` at 0.
 const FLAG_COMPUTE: i32 = 16;
@@ -64,6 +65,20 @@ pub struct TensorPtr(*const ggml_tensor);
 unsafe impl Send for TensorPtr {}
 // SAFETY: as above; nothing is written through it.
 unsafe impl Sync for TensorPtr {}
+
+impl Origin for TensorPtr {
+    fn tensor(&self) -> Tensor<'_> {
+        Tensor { name: self.name(), op: self.op(), ..Tensor::default() }
+    }
+
+    fn n_sources(&self) -> usize {
+        self.n_src()
+    }
+
+    fn source(&self, i: usize) -> Option<Self> {
+        self.src(i)
+    }
+}
 
 impl TensorPtr {
     /// Takes a pointer that the host handed to a hook.

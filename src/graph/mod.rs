@@ -7,6 +7,7 @@ pub mod cost;
 mod flops;
 pub mod name;
 mod ops;
+pub mod origin;
 mod rules;
 
 /// A tensor as far as classification and cost need it.

@@ -5,6 +5,7 @@ use crate::boundary::observe as guarded;
 use crate::capture::{self, share};
 use crate::ggml::copies::{self, Caller, Hooked, Target};
 use crate::observe::{self, splits, steps, timer};
+use crate::session;
 
 hooks! {
     /// A graph was built and gets its memory. Not called for a graph that runs again as it is.
@@ -128,6 +129,7 @@ unsafe extern "C-unwind" fn graph_compute(sched: Ptr, graph: Ptr, caller: Caller
         if captured {
             capture::run::ends(sched, status);
         }
+        session::step_is_over();
     });
     status
 }

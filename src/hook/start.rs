@@ -5,6 +5,7 @@
 #[unsafe(link_section = ".init_array")]
 static START: extern "C" fn() = {
     extern "C" fn start() {
+        crate::ggml::symbol::note_start();
         crate::boundary::guard((), crate::session::start_preloaded);
     }
     start

@@ -10,7 +10,7 @@ use crate::ggml::device;
 use crate::ggml::view::{TensorPtr, keep};
 use crate::graph::class::{self, Class};
 use crate::graph::cost::{self, Cost};
-use crate::graph::{Node, Tensor};
+use crate::graph::{Node, Tensor, origin};
 
 /// Kinds of devices with memory of their own, as ggml numbers them.
 const GPU: i32 = 1;
@@ -298,7 +298,7 @@ pub fn plan_node(
         sources.iter().map(|s| s.as_ref().map_or_else(Tensor::default, TensorPtr::view)).collect();
     let out = t.view();
     let node = Node { out, src: &views };
-    let mut class = class::classify(&node);
+    let mut class = origin::classify_by_origin(&node, *t);
     // The last layer picks the rows that have an output from the residual of the layer before: unnamed, so its source gives it its layer,
     // but it runs in the middle of the next.
     if let Some(last) = before.last().filter(|_| out.name.starts_with("node_"))

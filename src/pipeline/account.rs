@@ -50,11 +50,13 @@ pub enum Reason {
     Stopped,
     /// A fault of ours.
     Internal,
+    /// The system had no memory, within the budget.
+    NoMemory,
 }
 
 impl Reason {
     /// Every reason, at its own number.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::Stride,
         Self::Request,
         Self::Slice,
@@ -75,6 +77,7 @@ impl Reason {
         Self::IoError,
         Self::Stopped,
         Self::Internal,
+        Self::NoMemory,
     ];
 
     /// The word in files and reports.
@@ -101,6 +104,7 @@ impl Reason {
             Self::IoError => "io_error",
             Self::Stopped => "stopped",
             Self::Internal => "internal",
+            Self::NoMemory => "no_memory",
         }
     }
 }

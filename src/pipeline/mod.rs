@@ -241,7 +241,7 @@ impl Pipeline {
     /// # Errors
     /// [`Refused`] says why there is none. Only [`Policy::Block`] waits.
     pub fn reserve(&self, bytes: usize) -> std::result::Result<Buffer, Refused> {
-        match self.shared.pool.take(bytes) {
+        let result = match self.shared.pool.take(bytes) {
             Err(Refused::Full) if self.shared.policy == Policy::Block => {
                 // What is being gathered holds memory that we wait for. A full queue means that the collector is awake.
                 self.shared.pool.wait(bytes, || {
@@ -255,7 +255,11 @@ impl Pipeline {
                 Err(Refused::Full)
             }
             result => result,
+        };
+        if result.as_ref().is_err_and(|refused| *refused == Refused::NoMemory) {
+            self.shared.pool.tell_no_memory(bytes);
         }
+        result
     }
 
     /// The same, but never waits: the caller may hold others.

@@ -4,12 +4,13 @@
 use std::collections::BTreeMap;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
 use crate::host::Pages;
+use crate::log;
 
 /// Why there is no buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,6 +21,8 @@ pub enum Refused {
     TooLarge,
     /// The stream can no longer be written, or is being closed.
     Failed,
+    /// The system has no memory, and nothing of ours will come back.
+    NoMemory,
 }
 
 /// Smallest buffer: a page.
@@ -49,6 +52,8 @@ pub(super) struct Pool {
     largest: usize,
     /// Of the budget, what somebody else uses at this moment ([`Pool::set_aside`]).
     aside: Arc<AtomicUsize>,
+    /// That the system has no memory was told.
+    told: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -78,20 +83,27 @@ impl State {
     /// Gives free memory back to the system until `more` bytes fit into the budget.
     fn shrink(&mut self, budget: usize, more: usize) -> bool {
         while self.allocated + self.beside + more > budget {
-            // The largest free one first: the fewest calls.
-            let Some((&freed, list)) = self.free.iter_mut().rev().find(|(_, list)| !list.is_empty()) else {
+            if !self.shrink_by_one() {
                 return false;
-            };
-            list.pop();
-            self.allocated -= freed;
+            }
         }
+        true
+    }
+
+    /// The largest free one first: the fewest calls.
+    fn shrink_by_one(&mut self) -> bool {
+        let Some((&freed, list)) = self.free.iter_mut().rev().find(|(_, list)| !list.is_empty()) else {
+            return false;
+        };
+        list.pop();
+        self.allocated -= freed;
         true
     }
 }
 
 impl Pool {
     pub(super) fn new(budget: usize, largest: usize, aside: Arc<AtomicUsize>) -> Arc<Self> {
-        Arc::new(Self { state: Mutex::default(), freed: Condvar::new(), budget, largest, aside })
+        Arc::new(Self { state: Mutex::default(), freed: Condvar::new(), budget, largest, aside, told: false.into() })
     }
 
     fn budget(&self) -> usize {
@@ -179,7 +191,7 @@ impl Pool {
         let class = class_of(bytes);
         let pages = match Self::reuse(state, class) {
             Some(pages) => pages,
-            None => self.allocate(state, class).ok_or(Refused::Full)?,
+            None => self.allocate(state, class)?,
         };
         state.out += 1;
         state.filling += 1;
@@ -191,14 +203,32 @@ impl Pool {
         state.free.range_mut(class..=class * 2).find_map(|(_, list)| list.pop())
     }
 
-    fn allocate(&self, state: &mut State, class: usize) -> Option<Pages> {
+    fn allocate(&self, state: &mut State, class: usize) -> Result<Pages, Refused> {
         let budget = self.budget();
         if state.used() + class > budget || !state.shrink(budget, class) {
-            return None;
+            return Err(Refused::Full);
         }
-        let pages = Pages::new(class).ok()?;
+        let mut pages = Pages::new(class);
+        while pages.is_err() && state.shrink_by_one() {
+            pages = Pages::new(class);
+        }
+        let Ok(pages) = pages else {
+            // What is out comes back, and then there is some.
+            let handed_over = state.out > state.filling;
+            return Err(if handed_over { Refused::Full } else { Refused::NoMemory });
+        };
         state.allocated += class;
-        Some(pages)
+        Ok(pages)
+    }
+
+    /// Tells, once, that the system has no memory for what the budget allows.
+    pub(super) fn tell_no_memory(&self, bytes: usize) {
+        if !self.told.swap(true, Ordering::Relaxed) {
+            log::warn(format!(
+                "the system has no memory for {bytes} bytes that the budget of the capture allows: what finds none is counted as no_memory. Allow \
+                 the host more memory, or set LLAMA_RESOURCE_MAX_MEMORY to less"
+            ));
+        }
     }
 
     /// No buffer is given any more; who waits is told.

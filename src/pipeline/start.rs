@@ -25,7 +25,7 @@ use super::{NAP, Options, Pipeline, ROOM_FOR_TOKENS, Resumed, Shared, threads};
 use crate::error::{Error, Result};
 use crate::format::stream::{IndexBuilder, Kind};
 use crate::mailbox::mailbox;
-use crate::{clock, host, log};
+use crate::{clock, heap, host, log};
 
 /// Packets to be made that wait for a worker: a segment of most models, so that the collector need not wait for each.
 const TASKS: usize = 4096;
@@ -35,6 +35,9 @@ const WORTH_A_LOOK: usize = 8 << 20;
 
 /// Packets and notes that wait for the writer; outputs bound the packets already.
 pub(super) const ITEMS: usize = 64;
+
+/// Bytes that the queues take, and the first steps beside them. There is a stream if these can be had; more is taken as it is needed.
+const QUEUES: usize = 2 << 20;
 
 /// A file to append to, and what its checkpoint says.
 struct Opened {
@@ -150,6 +153,10 @@ fn tell_what_is_cut_off(path: &Path, found: &resume::Found) {
 fn start_on(options: Options, shares: &Shares, opened: Opened) -> Result<Pipeline> {
     let workers = options.workers.max(1);
     let from = opened.from.as_ref();
+    if !heap::has(QUEUES) {
+        let path = options.path.display().to_string();
+        return Err(Error::new("opening the stream", path, "the system has no memory", "allow the host more memory"));
+    }
     let offset = from.map_or(0, |c| c.stream_offset);
     let mut file = StreamFile::new(opened.disk, shares.block, offset, &opened.head)
         .map_err(|e| Error::new("opening the stream", options.path.display().to_string(), e, "allow more memory"))?;
@@ -176,14 +183,14 @@ fn start_on(options: Options, shares: &Shares, opened: Opened) -> Result<Pipelin
     // Notes wait for room (`Collector::send`), so that a packet always finds some, and the one that is put back (`Desk::hand_in`): a thread of
     // the host must not wait for the writer.
     let (out, items) = mailbox(ITEMS + shares.outputs + shares.helpers_outputs + 1, NAP);
-    // Never grow in practice; memory is touched as it is used.
-    let outputs = |count: usize, most: usize| {
+    // Their memory comes with the packets that need it (`worker`).
+    let outputs = |count: usize| {
         let (spare, outputs) = bounded(count);
-        (0..count).for_each(|_| _ = spare.send(Vec::with_capacity(most + most / 32 + (64 << 10))));
+        (0..count).for_each(|_| _ = spare.send(Vec::new()));
         (spare, outputs)
     };
-    let (spare, workers_outputs) = outputs(shares.outputs, shares.packet);
-    let (helpers_spare, helpers_outputs) = outputs(shares.helpers_outputs, shares.gather);
+    let (spare, workers_outputs) = outputs(shares.outputs);
+    let (helpers_spare, helpers_outputs) = outputs(shares.helpers_outputs);
     let began_s = from.map_or_else(now_s, |c| c.start_s);
     let mut writer = Writer {
         shared: Arc::clone(&shared),
@@ -228,6 +235,7 @@ fn start_on(options: Options, shares: &Shares, opened: Opened) -> Result<Pipelin
     let worker = |maker| Worker {
         shared: Arc::clone(&shared),
         params: options.params,
+        most: if maker == Maker::Worker { shares.packet } else { shares.gather },
         tasks: to_workers.clone(),
         spare: if maker == Maker::Worker { workers_outputs.clone() } else { helpers_outputs.clone() },
         maker,

@@ -153,6 +153,7 @@ fn feed_of(pipeline: &Pipeline, steps: std::ops::Range<u64>, spec: &Arc<Spec>) -
     let len = 100 * 256 * 4;
     let mut pushed = 0;
     for step in steps {
+        let _in_step = pipeline.account().step_begins();
         pipeline.account().seen(1, len as u64);
         let mut data = match pipeline.reserve(len) {
             Ok(data) => data,

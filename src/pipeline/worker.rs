@@ -14,8 +14,8 @@ use crate::ahead;
 use crate::codec::{Codec, Encoded, Encoder, Errors, Params};
 use crate::error::{Error, Result};
 use crate::format::stream::{self, Part, Route, RowsBlob, TensorMeta};
-use crate::log;
 use crate::mailbox::Outbox;
+use crate::{heap, log};
 
 /// Pieces of up to so many bytes are asked for ahead, so many at a time: within what the first cache holds.
 const AHEAD: usize = 4096;
@@ -60,6 +60,8 @@ pub(super) enum Maker {
 pub(super) struct Worker {
     pub(super) shared: Arc<Shared>,
     pub(super) params: Params,
+    /// Bytes of the largest packet that it makes.
+    pub(super) most: usize,
     pub(super) tasks: Receiver<Task>,
     /// Empty outputs. One is taken before the task: whoever has the oldest task can always go on.
     pub(super) spare: Receiver<Vec<u8>>,
@@ -132,8 +134,14 @@ impl Worker {
         let (order, amount, spec) = (task.order, task.amount, Arc::clone(&task.spec));
         let maker = self.maker;
         let unmade = Unmade { out: &self.out, maker, order, amount };
-        let made =
-            if self.shared.failed() { None } else { Some(self.scratch.packet(&self.params, &task, &mut output)) };
+        let has_memory = self.scratch.reserve(&self.params, &task, self.most, &mut output);
+        let made = if self.shared.failed() {
+            Err(Reason::IoError)
+        } else if has_memory {
+            Ok(self.scratch.packet(&self.params, &task, &mut output))
+        } else {
+            Err(Reason::NoMemory)
+        };
         unmade.made();
         if task.is_large() {
             self.shared.large_tasks.fetch_sub(1, Ordering::Relaxed);
@@ -141,15 +149,20 @@ impl Worker {
         // The buffers go back to the host before the disk is asked for anything.
         drop(task);
         let what = match made {
-            Some(Ok(())) => What::Packet { bytes: output, maker, spec, amount },
-            Some(Err(e)) => {
+            Ok(Ok(())) => What::Packet { bytes: output, maker, spec, amount },
+            Ok(Err(e)) => {
                 // A tensor that cannot be written once cannot be written at any step.
                 if !std::mem::replace(&mut self.scratch.told, true) {
                     log::warn(format!("{e}. Such packets are left out"));
                 }
                 What::Lost { output, maker, reason: Reason::Internal, amount }
             }
-            None => What::Lost { output, maker, reason: Reason::IoError, amount },
+            Err(reason) => {
+                if reason == Reason::NoMemory {
+                    self.shared.pool.tell_no_memory(self.most);
+                }
+                What::Lost { output, maker, reason, amount }
+            }
         };
         Item { order, what }
     }
@@ -164,6 +177,23 @@ impl Worker {
 }
 
 impl Scratch {
+    /// Memory for the packet of `task`: taken when the first one of its size comes, and kept. False if the system has none.
+    fn reserve(&mut self, params: &Params, task: &Task, most: usize, out: &mut Vec<u8>) -> bool {
+        let bytes = usize::try_from(task.amount.bytes).unwrap_or(usize::MAX);
+        // Never grows in practice; memory is touched as it is used.
+        let largest = most.max(bytes).saturating_add(most / 32 + (64 << 10));
+        let stands_alone = params.row_codec(task.spec.dtype, task.row_len as usize, bytes).is_some();
+        heap::reserve(out, largest)
+            && (stands_alone
+                || (heap::fallibly(|| self.encoder.reserve(params, bytes))
+                    && (task.chunks.len() < 2 || self.reserve_gathered(bytes))))
+    }
+
+    fn reserve_gathered(&mut self, bytes: usize) -> bool {
+        self.gathered.clear();
+        heap::reserve(&mut self.gathered, bytes)
+    }
+
     fn packet(&mut self, params: &Params, task: &Task, out: &mut Vec<u8>) -> Result<()> {
         let spec = &task.spec;
         #[cfg(test)]

@@ -5,6 +5,7 @@
 #include "check.h"
 
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -18,6 +19,15 @@ static void on_message(int32_t level, const char * text, void * user_data) {
         snprintf(last, sizeof(last), "%s", text);
         n_messages++;
     }
+}
+
+// Calls back into the library, which is in the middle of saying something.
+static void calls_back(int32_t level, const char * text, void * user_data) {
+    on_message(level, text, user_data);
+    F(track_token)(0, 0, 1, NULL, 1.0f);
+    struct llama_resource_instrumentation_capture_statistics s;
+    F(get_capture_statistics)(&s, sizeof(s));
+    F(flush)();
 }
 
 // The call answers so, and one message says `word`.
@@ -140,6 +150,19 @@ int main(int argc, char ** argv) {
     // The file is there now: not written over.
     SAYS(F(init)(1, path_in(folder, "again.jsonl")), OK, "LLAMA_RESOURCE_CAPTURE_RESUME");
     IS(F(get_capture_statistics)(&s, sizeof(s)), NOT_RUNNING);
+    IS(F(free)(), OK);
+
+    // A capture that cannot start any more when there is something to capture. What it says leads back into it: it must not wait for itself.
+    const char * folder_gone = path_in(folder, "gone"), * gone = path_in(folder, "gone/acts.stream");
+    CHECK(mkdir(folder_gone, 0700) == 0);
+    IS(F(set)("LLAMA_RESOURCE_CAPTURE", gone), OK);
+    IS(F(init)(1, path_in(folder, "gone.jsonl")), OK);
+    CHECK(unlink(gone) == 0 && rmdir(folder_gone) == 0);
+    F(log_set)(calls_back, NULL);
+    alarm(30);
+    IS(F(track_token)(0, 0, 1, NULL, 1.0f), NOT_RUNNING);
+    alarm(0);
+    F(log_set)(on_message, NULL);
     IS(F(free)(), OK);
     printf("ok, %d messages\n", n_messages);
     return 0;

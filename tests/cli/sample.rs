@@ -385,7 +385,7 @@ impl Writer {
         self.lines.push(Line::ResourceSessionSummary(session::SessionSummary {
             timestamp: self.local(ms),
             session_id: self.id.clone(),
-            total_memory_mb: 337.0,
+            total_memory_mb: Some(337.0),
             total_compute_gflops: 1_040.0,
             component_flows: 41 * steps,
             t_ns: self.t(ms),

@@ -10,9 +10,9 @@ use super::random::Random;
 pub fn make_selection(random: &mut Random, corpus: &[&str]) -> String {
     let mut text = (*random.of(corpus)).to_owned();
     for _ in 0..random.below(4) {
-        let between: &str = random.of(&[",", " ", "-", "@", "+", ""]);
+        let between = *random.of::<&str>(&[",", " ", "-", "@", "+", ""]);
         text += between;
-        let further: &str = random.of(corpus);
+        let further = *random.of::<&str>(corpus);
         text += further;
     }
     random.damage_text(&text, corpus)

@@ -6,6 +6,7 @@
 //   MOCK_MINIMAL  no ggml function at all that a probe could use
 //   MOCK_NAMELESS a device as a host may make one for a backend of its own: it says neither its name nor its kind
 //   MOCK_BOUND    ggml's calls within its own library are bound there: nobody else sees them
+//   MOCK_TOKENS   its graph looks tokens up, so that it is a step, and has memory that can be captured
 // Its llama_decode, scheduler and samplers throw C++ exceptions when they are told to. A context that was freed must not be asked for
 // anything, nor a cache for a sequence that it does not have, nor a device for a name that it has not got: the mock aborts then, or crashes
 // as the real one does.
@@ -108,8 +109,15 @@ static useconds_t mock_sleep_us;
 struct graph { int n; ggml_tensor *nodes[2]; };
 int ggml_graph_n_nodes(graph *g) { return g->n; }
 ggml_tensor **ggml_graph_nodes(graph *g) { return g->nodes; }
+#ifdef MOCK_TOKENS
+const char *ggml_op_desc(const ggml_tensor *t) {
+    return t->op == 2 ? "ADD" : t->op == 25 ? "RMS_NORM" : t->op == 40 ? "GET_ROWS" : "NONE";
+}
+const char *ggml_type_name(int32_t type) { return type == 26 ? "i32" : "f32"; }
+#else
 const char *ggml_op_desc(const ggml_tensor *t) { return t->op == 2 ? "ADD" : "RMS_NORM"; }
 const char *ggml_type_name(int32_t) { return "f32"; }
+#endif
 int64_t ggml_blck_size(int32_t) { return 1; }
 size_t ggml_type_size(int32_t) { return 4; }
 size_t ggml_nbytes(const ggml_tensor *t) { return 4 * t->ne[0] * t->ne[1] * t->ne[2] * t->ne[3]; }
@@ -133,6 +141,42 @@ int ggml_backend_sched_graph_compute_async(void *sched, graph *g) {
     }
     return 0;
 }
+#ifdef MOCK_TOKENS
+void ggml_backend_sched_synchronize(void *) {}
+void ggml_backend_sched_set_eval_callback(void *, void *, void *) {}
+bool ggml_gallocr_reserve_n(void *, graph *, const int *, const int *) { return true; }
+bool ggml_gallocr_alloc_graph(void *, graph *) { return true; }
+bool ggml_backend_sched_alloc_graph(void *sched, graph *g) {
+    if (!ggml_gallocr_alloc_graph(sched, g)) {
+        ggml_gallocr_reserve_n(sched, g, nullptr, nullptr);
+        return ggml_gallocr_alloc_graph(sched, g);
+    }
+    return true;
+}
+// Three nodes of one token, with memory of their own; each step has its own values.
+void mock_compute() {
+    static ggml_tensor weights, ids, rows, norm, out;
+    static float values[4][8];
+    static int32_t token = 3;
+    const auto make = [](ggml_tensor &t, int32_t type, int32_t op, const char *name, void *data, int64_t n) {
+        t.type = type, t.op = op, t.data = data, t.buffer = logits;
+        t.ne[0] = n, t.ne[1] = t.ne[2] = t.ne[3] = 1;
+        t.nb[0] = 4, t.nb[1] = t.nb[2] = t.nb[3] = 4 * n;
+        std::strcpy(t.name, name);
+    };
+    make(weights, 0, 0, "token_embd.weight", values[3], 8);
+    make(ids, 26, 0, "inp_tokens", &token, 1);
+    make(rows, 0, 40, "inp_embd", values[0], 8);
+    make(norm, 0, 25, "norm-0", values[1], 8);
+    make(out, 0, 2, "l_out-0", values[2], 8);
+    rows.src[0] = &weights, rows.src[1] = &ids, norm.src[0] = &rows, out.src[0] = &norm, out.src[1] = &rows;
+    for (auto &row : values) { for (float &v : row) { v += 1; } }
+    static struct { int n; ggml_tensor *nodes[3]; } g = {3, {&rows, &norm, &out}};
+    auto *same = reinterpret_cast<graph *>(&g);
+    ggml_backend_sched_alloc_graph(logits, same);
+    ggml_backend_sched_graph_compute_async(logits, same);
+}
+#else
 void mock_compute() {
     static ggml_tensor a, b;
     a.op = 25, b.op = 2, b.src[0] = &a;
@@ -144,6 +188,7 @@ void mock_compute() {
     static graph g = {2, {&a, &b}};
     ggml_backend_sched_graph_compute_async(logits, &g);
 }
+#endif
 // A graph that processes no tokens, as an encoder of pictures has them. It takes its time.
 void mock_picture() {
     static ggml_tensor t;

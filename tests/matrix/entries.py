@@ -10,8 +10,8 @@ from host import HERE, MODEL, OUT, PINNED, PROMPTS, SERVER_OPTIONS, TOKENS, fetc
 class Entry:
     name: str
     prepare: object            # () -> (how to run it, what doctor is asked)
-    version: str
-    date: str                  # when that build was published
+    version: object            # what of llama.cpp is in it; a function where the newest is fetched
+    date: object               # when that build was published
     loads: str                 # how it loads ggml
     fast: bool = False         # in `make test-matrix`, too
     without: dict = field(default_factory=dict)  # facts that this host has nothing of, and why
@@ -36,12 +36,19 @@ def old_server():  # --device none: Vulkan is not touched
 
 
 def debian_server():
-    """Run by the C library that came with it. Its ggml looks for backends in a folder of an installed system, then in the working directory."""
+    """Run by the C library that came with it. Its ggml looks for backends in a folder of an installed system, then in the working
+    directory."""
     root = fetch("debian")
     libraries = root / "usr/lib/x86_64-linux-gnu"
     launcher = [libraries / "ld-linux-x86-64.so.2", "--library-path", f"{libraries}:{libraries / 'llama'}"]
     server, backends = root / "usr/bin/llama-server", next((libraries / "ggml").glob("backends*"))
-    return llama_server([*launcher, server], cwd=backends), {"path": server, "launcher": launcher, "cwd": backends}
+    # doctor looks where LD_LIBRARY_PATH says; with these libraries it only runs on their own C library, too.
+    find = {"LD_LIBRARY_PATH": f"{libraries}:{libraries / 'llama'}"}
+    return llama_server([*launcher, server], cwd=backends), {"path": server, "launcher": launcher, "cwd": backends, "extra": find}
+
+
+def debian_version():
+    return (fetch("debian") / "version").read_text().splitlines()
 
 
 def router():
@@ -74,13 +81,15 @@ def vocabulary_host():
 
 def gunicorn():
     venv = fetch("python")
-    command = lambda port: [venv / "bin/gunicorn", "--preload", "--workers", 1, "--bind", f"127.0.0.1:{port}", "--chdir", HERE, "wsgi_host:app"]
+    options = ["--preload", "--workers", 1, "--chdir", HERE]
+    command = lambda port: [venv / "bin/gunicorn", *options, "--bind", f"127.0.0.1:{port}", "wsgi_host:app"]
     return served(command, lambda body: body, prompts=PROMPTS[:3], extra=LIBRARIES | {"MATRIX_MODEL": MODEL}), None
 
 
 def whisper_alone():
     venv, model = fetch("whisper"), fetch("whisper-model")
-    return program([venv / "bin/python", HERE / "whisper_host.py", model]), {"path": next(venv.glob("lib/python*/site-packages/pywhispercpp.libs/libwhisper-*"))}
+    library = next(venv.glob("lib/python*/site-packages/pywhispercpp.libs/libwhisper-*"))
+    return program([venv / "bin/python", HERE / "whisper_host.py", model]), {"path": library}
 
 
 def two_copies():
@@ -122,26 +131,31 @@ def static_host():
 NO_LLAMA = "the host runs whisper, not llama.cpp"
 NO_GRAPH = "the host loads a vocabulary and computes nothing"
 NOT_ASKED = "doctor reads files; it is not asked about what a program does"
-PIN = "0c1e57098 (v0.5.0-dev)"
+GRAPHS = ("requests", "KV", "memory", "tensors", "operation times", "capture", "labels")
+PIN, PINNED_ON = "0c1e57098 (v0.5.0-dev)", "2026-10-01"
+BINDINGS = f"llama-cpp-python 0.3.36 on {PIN}"
+SHARED, ADDON = "linked shared libraries", "an addon that links shared libraries; CPU backend opened with dlopen"
 
 ENTRIES = [
-    Entry("pinned llama-server", pinned_server, PIN, "2026-10-01", "linked shared libraries", fast=True),
-    Entry("b10434 llama-server", old_server, "b10434, ggml 0.20.0", "2026-06", "linked shared libraries, with Vulkan and RPC", fast=True),
-    Entry("Debian unstable llama-server", debian_server, "0.7.0 (b11669), ggml 0.27.0", "2026-11", "CPU backend opened with dlopen, one of 14"),
-    Entry("llama-server with -Bsymbolic", symbolic_server, PIN, "2026-10-01", "linked shared libraries, calls within each bound", fast=True),
-    Entry("llama-server as router", router, PIN, "2026-10-01", "linked shared libraries, in a child process a model"),
-    Entry("llama-cpp-python", python_host, f"0.3.36 on {PIN}", "2026-10-01", "ctypes, with dlsym", fast=True),
-    Entry("llama-cpp-python, vocab_only", vocabulary_host, f"0.3.36 on {PIN}", "2026-10-01", "ctypes, with dlsym", fast=True, without={
-        **{fact: NO_GRAPH for fact in ("requests", "KV", "memory", "operation times", "capture", "labels")}, "doctor": NOT_ASKED}),
-    Entry("gunicorn --preload", gunicorn, f"llama-cpp-python 0.3.36 on {PIN}", "2026-10-01", "ctypes, before a fork", without={"doctor": NOT_ASKED}),
-    Entry("node-llama-cpp 3.22.1", node_host("node"), "v0.5.0, ggml 0.25.1", "2026-09-28", "an addon that links shared libraries; CPU backend opened with dlopen"),
-    Entry("node-llama-cpp 3.14.5", node_host("node-3.14"), "b7347", "2026-03-22", "as above", fast=True),
-    Entry("node-llama-cpp 3.6.0", node_host("node-3.6"), "b4753", "2025-10-05", "as above", fast=True),
+    Entry("pinned llama-server", pinned_server, PIN, PINNED_ON, SHARED, fast=True),
+    Entry("b10434 llama-server", old_server, "b10434, ggml 0.20.0", "2026-08", f"{SHARED}, with Vulkan and RPC", fast=True),
+    Entry("Debian unstable llama-server", debian_server, lambda: debian_version()[0], lambda: debian_version()[1],
+          "linked shared libraries; CPU backend opened with dlopen, one of many"),
+    Entry("llama-server with -Bsymbolic", symbolic_server, PIN, PINNED_ON, f"{SHARED}, calls within each bound", fast=True),
+    Entry("llama-server as router", router, PIN, PINNED_ON, f"{SHARED}, in a child process a model"),
+    Entry("llama-cpp-python", python_host, BINDINGS, PINNED_ON, "ctypes, with dlsym", fast=True),
+    Entry("llama-cpp-python, vocab_only", vocabulary_host, BINDINGS, PINNED_ON, "ctypes, with dlsym", fast=True,
+          without={fact: NO_GRAPH for fact in GRAPHS} | {"doctor": NOT_ASKED}),
+    Entry("gunicorn --preload", gunicorn, BINDINGS, PINNED_ON, "ctypes, before a fork", without={"doctor": NOT_ASKED}),
+    Entry("node-llama-cpp 3.22.1", node_host("node"), "v0.5.0, ggml 0.25.1", "2026-09-28", ADDON),
+    Entry("node-llama-cpp 3.18.1", node_host("node-3.18"), "b8390", "2026-03-24", ADDON, fast=True),
+    Entry("node-llama-cpp 3.14.5", node_host("node-3.14"), "b7347", "2026-03-22", ADDON, fast=True),
+    Entry("node-llama-cpp 3.6.0", node_host("node-3.6"), "b4753", "2025-10-05", ADDON, fast=True),
     Entry("@fugood/llama.node", llama_node_host, "1.7.15 (b10257)", "2026-09-21", "inside the addon, symbols exported"),
-    Entry("xllamacpp", embedded_host, "2026.10.11549 (b11549)", "2026-10", "inside the extension module, symbols exported"),
-    Entry("whisper (pywhispercpp)", whisper_alone, "1.5.1 (whisper 1.8.5, ggml 0.13.1)", "2026-08", "an extension module that links shared libraries", fast=True, without={
-        fact: NO_LLAMA for fact in ("requests", "KV", "model", "labels")}),
-    Entry("whisper and llama.cpp in one process", two_copies, f"pywhispercpp 1.5.1; llama-cpp-python 0.3.36 on {PIN}", "2026-08, 2026-10-01", "two copies of ggml", fast=True,
-          without={"doctor": NOT_ASKED}),
-    Entry("static host", static_host, PIN, "2026-10-01", "inside the program, nothing exported", fast=True),
+    Entry("xllamacpp", embedded_host, "2026.10.11549 (b11549)", "2026-10-10", "inside the extension module, symbols exported"),
+    Entry("whisper (pywhispercpp)", whisper_alone, "1.5.1 (whisper 1.8.5, ggml 0.13.1)", "2026-08-22",
+          "an extension module that links shared libraries", fast=True, without={fact: NO_LLAMA for fact in ("requests", "KV", "model", "labels")}),
+    Entry("whisper and llama.cpp in one process", two_copies, f"pywhispercpp 1.5.1; {BINDINGS}", f"2026-08-22; {PINNED_ON}",
+          "two copies of ggml", fast=True, without={"doctor": NOT_ASKED}),
+    Entry("static host", static_host, PIN, PINNED_ON, "inside the program, nothing exported", fast=True),
 ]

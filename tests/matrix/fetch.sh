@@ -65,7 +65,9 @@ get_debian() {
   mapfile -t packages < <(apt-get "${apt[@]}" -s --no-install-recommends install llama.cpp-tools | awk '/^Inst/ {print $2}' | grep -E "$needed")
   [ ${#packages[@]} -gt 6 ] || return 1
   (cd "$1" && apt-get "${apt[@]}" download "${packages[@]}" && for package in *.deb; do dpkg -x "$package" . && rm "$package"; done) || return 1
-  apt-cache "${apt[@]}" show llama.cpp-tools | awk '/^Version:/ {print $2; exit}' >"$1/version"
+  # Version of llama.cpp and of ggml, and the day of the package.
+  { for package in llama.cpp-tools libggml0; do apt-cache "${apt[@]}" show $package | awk '/^Version:/ {print $2; exit}'; done | paste -sd' ' | sed 's/ /, ggml /'
+    date -u -d "$(zcat "$1"/usr/share/doc/llama.cpp-tools/changelog.Debian.gz | sed -n 's/^ -- .*>  //p' | head -n 1)" +%F; } >"$1/version"
   rm -rf "$1/apt"
 }
 
@@ -155,11 +157,14 @@ for name in "$@"; do
       x86_64 "Debian's llama.cpp"
       for tool in apt-get dpkg; do command -v "$tool" >/dev/null || skip "$tool is not there (the server comes as a Debian package)"; done
       [ -n "$(apt-get indextargets --format '$(ORIGIN)' 2>/dev/null | grep -x Debian)" ] || skip "apt-get has no list of Debian's packages here (another distribution, or \`apt-get update\` has not run)"
-      entry debian-unstable "llama.cpp of Debian unstable (14 MB of packages, not installed)" get_debian ;;
+      # A mirror need not have the suite.
+      (entry debian-unstable "llama.cpp of Debian unstable (14 MB of packages, not installed)" get_debian) \
+        || skip "Debian's unstable suite cannot be had from where this machine gets its packages" ;;
     node) node_entry 3.22.1 ;;
+    node-3.18) node_entry 3.18.1 ;;
     node-3.14) node_entry 3.14.5 ;;
     node-3.6) node_entry 3.6.0 ;;
     llama-node) needs_node; entry llama.node-1.7.15 "@fugood/llama.node 1.7.15 for the CPU (npm)" get_llama_node ;;
-    *) die "fetch.sh knows b10434, python, embedded, whisper, whisper-model, static, symbolic, lavapipe, debian, node, node-3.14, node-3.6, llama-node; not $name" ;;
+    *) die "fetch.sh knows b10434, python, embedded, whisper, whisper-model, static, symbolic, lavapipe, debian, node, node-3.18, node-3.14, node-3.6, llama-node; not $name" ;;
   esac
 done

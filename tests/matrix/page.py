@@ -7,6 +7,7 @@ HEAD = """# Compatibility
 Each host ran twice, plain and with the library preloaded (`DETAILED`, and a capture of `residual,logits`), with the same prompts of SmolLM2-135M.
 Written by `make compatibility` from what was found; not edited by hand. `make test-matrix-all` finds the same again or fails.
 
+- **published**: as the package or its registry says.
 - **output identical**: every token, text and count of the host's answers, and its exit status.
 - **requests**: prompt, cached and generated tokens of every request, against the host's own counts.
 - **memory**: buffers of weights, KV cache and compute, against the sizes that the host prints; every one that was allocated was freed.
@@ -32,8 +33,8 @@ def write(path, results, pinned):
             numbers[text] = len(notes)
         return numbers[text]
 
-    lines = [HEAD, f"The pinned llama.cpp is {pinned}.\n", "| host | version | of | how it loads ggml | " + " | ".join(TITLES.get(c, c) for c in COLUMNS) + " |",
-             "|---|---|---|---|" + "---|" * len(COLUMNS)]
+    titles = ["host", "version", "published", "how it loads ggml", *(TITLES.get(c, c) for c in COLUMNS)]
+    lines = [HEAD, f"The pinned llama.cpp is {pinned}.\n", "| " + " | ".join(titles) + " |", "|" + "---|" * len(titles)]
     for entry, facts, whys, skipped in results:
         cells = []
         for fact in COLUMNS:
@@ -46,7 +47,9 @@ def write(path, results, pinned):
                 if fact == "output" and state == "yes":
                     state = facts["exit"].state
                 cells.append(cell(state, footnote(whys[fact]) if state != "yes" else None))
-        lines.append("| " + " | ".join([entry.name, entry.version, entry.date, entry.loads, *cells]) + " |")
+        # What is fetched anew has no version where it cannot be had.
+        version, date = (value if not callable(value) else "–" if skipped else value() for value in (entry.version, entry.date))
+        lines.append("| " + " | ".join([entry.name, version, date, entry.loads, *cells]) + " |")
     lines.append("")
     lines += [f"[^{i}]: {text[:1].upper()}{text[1:]}{'' if text.endswith('.') else '.'}" for i, text in enumerate(notes, 1)]
     path.write_text("\n".join(lines) + "\n")

@@ -98,8 +98,8 @@ def main():
         except Failed as e:
             word, text, reasons = "FAIL", "did not get as far as its checks", [str(e)]
         count[word] += 1
-        print(f"{word:<4} {entry.name:<{width}}   {text} ({time.monotonic() - began:.0f} s){' [' + '; '.join(notes) + ']' if notes else ''}",
-              *(f"       {r}" for r in reasons), sep="\n", flush=True)
+        text += f" ({time.monotonic() - began:.0f} s)" + (f" [{'; '.join(notes)}]" if notes else "")
+        print(f"{word:<4} {entry.name:<{width}}   {text}", *(f"       {r}" for r in reasons), sep="\n", flush=True)
     print(f"{count['ok']} passed, {count['FAIL']} failed, {count['skip']} skipped")
     for name, why in skipped:
         print(f"       skipped: {name}: {why}")

@@ -166,6 +166,7 @@ impl Feeder {
     pub fn step(&mut self, pipeline: &Pipeline, step: u64) -> bool {
         let tensors = truth(step, self.scale);
         let bytes: usize = tensors.iter().map(|t| t.2.len()).sum();
+        let _in_step = pipeline.account().step_begins();
         pipeline.account().seen(tensors.len() as u64, bytes as u64);
         if !pipeline.admit() {
             pipeline.account().dropped(Reason::Sampled, tensors.len() as u64, bytes as u64);
@@ -184,6 +185,7 @@ impl Feeder {
                         Refused::Full => Reason::Full,
                         Refused::TooLarge => Reason::TooLarge,
                         Refused::Failed => Reason::IoError,
+                        Refused::NoMemory => Reason::NoMemory,
                     };
                     pipeline.account().dropped(reason, group.len() as u64, len as u64);
                     self.refused += len as u64;

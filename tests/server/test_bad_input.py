@@ -195,9 +195,10 @@ BAD_PATHS = {
 @pytest.mark.parametrize("case", BAD_PATHS)
 def test_a_log_that_cannot_be_written_is_told_once(case, run, host, tmp_path):
     path, parts = BAD_PATHS[case][0](tmp_path), BAD_PATHS[case][1]
-    outcome = run([*host, *WORK, "threads"], log_path=path, before=obey_permissions)
+    # The writer's thread is started before the first line is written, and ends by itself where that fails.
+    outcome = run([*host, *WORK, "sleep=500", "threads"], log_path=path, before=obey_permissions)
     outcome.is_untouched().said_once("error: ", path, *parts, "Nothing is recorded; the host goes on")
-    assert "lri-" not in outcome.out, "a thread was started for nothing"
+    assert "lri-" not in outcome.out, "a thread has stayed for nothing"
 
 
 def test_the_server_answers_without_its_log(tiny_model):
@@ -664,9 +665,8 @@ def test_a_fork_is_told_once_and_the_child_is_not_recorded(how, run, host):
     outcome = run([*host, "load", "context", "decode=3", f"fork={how}", f"fork={how}", "decode=2"], **RECORD_ALL)
     assert time.monotonic() - begun < 2.5, "a child waited at its end"
     outcome.is_untouched()
-    # Each child computes, as the workers of a prefork server do, and says once that this is recorded nowhere.
-    assert len(outcome.ours) == 2, outcome.ours
-    assert all("was forked from one that is recorded" in line and "load the model itself" in line for line in outcome.ours), outcome.ours
+    # Each child computes, as the workers of a prefork server do; the first says for all that this is recorded nowhere.
+    outcome.said_once("was forked from one that is recorded", "load the model itself")
     assert outcome.out.count(f"child {how} ended with 0") == 2
     events = outcome.events
     assert is_whole(events)
@@ -799,7 +799,11 @@ def test_memory_does_not_grow_with_what_has_gone(verb, rounds, lifecycle, run, t
     command, more = lifecycle(verb, rounds)
     preload = {"LD_PRELOAD": None, "A_LOG": tmp_path / "log.jsonl"} if verb == "recordings" else {}
     outcome = run(command, timeout=900, LLAMA_RESOURCE_LOG_LEVEL="DETAILED", **more, **preload)
-    outcome.is_untouched().said_nothing()
+    outcome.is_untouched()
+    if verb == "forks":
+        outcome.said_once("was forked from one that is recorded", "what it and others like it compute is not")
+    else:
+        outcome.said_nothing()
     early, late = map(int, outcome.out.split()[:2])
     print(f"{verb}: {early} KiB after half of {rounds} rounds, {late} at their end")
     assert late - early < 1500, "the allocator keeps a megabyte; a kilobyte a round would be more"

@@ -10,8 +10,8 @@ import subprocess
 import pytest
 
 import make_tiny
-from capture import LIBRARY, Stream, account, capture_env, check_account, eval_tool, oracle, total
-from server import LLAMA_SERVER, SMOLLM2
+from capture import LIBRARY, Stream, account, build, capture_env, check_account, eval_tool, oracle, total
+from server import LLAMA_SERVER, REPOSITORY, SMOLLM2
 from test_guest import first_difference, plain_run, run  # noqa: F401 (plain_run is a fixture)
 
 LOSSY = "auto, lossy, small budget"
@@ -134,3 +134,15 @@ def test_the_oracle_is_a_guest_too(plain_run, tmp_path):  # noqa: F811
     env = {"LD_PRELOAD": str(oracle()), "ORACLE_OUT": str(tmp_path / "oracle.bin"), "ORACLE_NAMES": "l_out"}
     model = make_tiny.make("llama", SMOLLM2.parents[1] / "tiny-models")
     assert not first_difference(plain_run(model), run(model, preload=False, env=env))
+
+
+def test_a_callback_that_is_set_between_recordings_is_the_hosts(tmp_path):
+    """The host replaces its callback while nothing is recorded: neither the next recording nor what follows may bring the old one back."""
+    libraries = LLAMA_SERVER.parent
+    program = build("restart.c", f"-I{REPOSITORY}/include", str(LIBRARY), f"-L{libraries}", "-lggml-cpu", "-lggml-base", f"-Wl,-rpath,{libraries}")
+    (tmp_path / "libllama_resource_instrumentation.so.1").symlink_to(LIBRARY)
+    files = [tmp_path / name for name in ("a.stream", "a.jsonl", "b.stream", "b.jsonl")]
+    env = {"LD_LIBRARY_PATH": str(tmp_path), "LLAMA_RESOURCE_TENSORS": "l_out", "LLAMA_RESOURCE_ROUTE": "callback"}
+    ran = subprocess.run([program, *files], env=env, capture_output=True, text=True, timeout=30)
+    assert (ran.returncode, ran.stdout.splitlines()) == (0, ["recorded: A 2, B 0", "again: A 0, B 2", "not recorded: A 0, B 2", "done"]), ran
+    assert [len(Stream(path).parts["l_out-0"]) for path in files[::2]] == [1, 1]

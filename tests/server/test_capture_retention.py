@@ -56,6 +56,21 @@ def test_a_host_without_memory_to_spare_goes_on_as_without_us(route, without_us,
     assert [s["state"] for s in states] == ["degraded"], states
 
 
+def test_a_host_that_had_no_memory_for_a_while(without_us, tiny_model, tmp_path):
+    """A plan that failed leaves an allocator without the buffers that its next placing takes for granted: it plans again before."""
+    texts, _ = without_us
+    path, none = tmp_path / "acts.stream", tmp_path / "none"
+    with capturing(tiny_model("llama"), path, ARGS, env={"MEMORY_NONE": str(none)}, shims=[little_memory()], route="auto", max_memory="512M") as server:
+        body = {**GREEDY, "prompt": PROMPTS[0], "n_predict": 6, "cache_prompt": False}
+        none.touch()
+        assert server.request("POST", "/completion", body)[0] == 500, "the host had memory"
+        none.unlink()
+        assert [server.post("/completion", body)["content"] for _ in range(2)] == texts[:1] * 2
+        assert ask(server) == texts
+    said, clean = account(path)
+    assert clean and total(check_account(said), "dropped") == (0, 0), said
+
+
 def test_a_host_that_must_not_plan_anew(seen_alone, tiny_model, tmp_path):
     """`GGML_SCHED_DEBUG_REALLOC=1`, and ggml built with GGML_SCHED_NO_REALLOC, abort when a scheduler plans a graph anew without need."""
     tokens, runs = seen_alone(tiny_model("llama"))

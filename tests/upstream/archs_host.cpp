@@ -11,7 +11,7 @@
 #include <vector>
 
 static const int32_t PROMPTS[2] = {40, 13};  // tokens; together less than a ubatch, since models that are not causal take no more
-static const int32_t SINGLE = 4, BOTH = 2;   // steps of the first sequence alone, and of both
+static const int32_t SINGLE = 6, BOTH = 2;   // steps of the first sequence alone, and of both
 static int32_t n_processed = 0, position[2] = {0, 0};
 
 static uint64_t digest(const float * values, size_t n) {

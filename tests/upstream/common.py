@@ -49,7 +49,8 @@ class Mode:
 PLAIN, AGAIN = Mode("plain", preload=False), Mode("plain-again", preload=False)
 DETAILED = Mode("detailed", {"log_level": "DETAILED"})
 VERBOSE = Mode("verbose", {"log_level": "VERBOSE"})
-CAPTURE = Mode("capture", {"log_level": "VERBOSE", "tensors": "FULL_TENSOR", "codec": "lz4"})
+# Programs that the host starts (the router's servers, tools) are recorded too.
+CAPTURE = Mode("capture", {"log_level": "VERBOSE", "tensors": "FULL_TENSOR", "codec": "lz4", "follow_children": "1"})
 
 
 def environment(mode, folder, extra=None):
@@ -121,6 +122,12 @@ def wrong_with_log(path):
     return wrong
 
 
+def n_bytes(kind, name, data, metadata):
+    """Bytes of the values of a tensor packet. By packets, since a host with several threads has its steps in the order of their end."""
+    reader = capture.reader
+    return reader.Packet(0, name, kind, 0, data, reader._tensor(reader.Metadata(metadata))).values().nbytes
+
+
 def wrong_with_stream(path, contents=True):
     """(what is wrong with a stream, its account): the account adds up, the file holds what it says, nothing is lost."""
     if path.stat().st_size == 0:
@@ -138,7 +145,7 @@ def wrong_with_stream(path, contents=True):
         wrong.append(f"{path.name}: dropped under block: {json.dumps(said['dropped'])}")
     wrong += [f"{path.name}: lost as {reason}: {json.dumps(entry)}" for reason, entry in said.get("skipped", {}).items() if reason in LOSSES]
     if contents:
-        stored = sum(len(part.bytes) for parts in capture.Stream(path).parts.values() for part in parts)
+        stored = sum(n_bytes(*packet) for packet in capture.packets(path) if packet[0] == "tensor")
         if stored != capture.total(said, "captured")[1]:
             wrong.append(f"{path.name}: the file holds {stored} bytes of values, its account says {capture.total(said, 'captured')[1]}")
     return wrong, said

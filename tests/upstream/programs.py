@@ -3,8 +3,8 @@
 
     tests/upstream/programs.py [WORD...]     only the runs whose name holds one of the words
 
-Compared: how each ends, what it prints (times masked), the files it writes; and no capture may lose anything. A run that differs between
-two plain runs is compared by its end alone, and counted. Exit status 1 on a difference. What differs stays in target/upstream/programs/.
+Compared: how each ends, what it prints (times masked), the files it writes; and no capture may lose anything. What differs between plain
+runs is not compared, and said. Exit status 1 on a difference. What differs stays in target/upstream/programs/.
 """
 
 import argparse
@@ -21,8 +21,13 @@ from common import AGAIN, CAPTURE, DETAILED, LIBRARY, PINNED, PLAIN, PROGRAMS, S
 
 OUT = TARGET / "upstream/programs"
 TIME_LIMIT = 150  # seconds one run may take
+ATTEMPTS = 3  # plain runs more, where a run differs
+MOST_READ = 50_000_000  # bytes of a stream whose values are read; the account is read of every one
 PROMPT = "There was a house by the water and the people in it"
 TEXT = "The people of the small house by the water were there when the light was on. " * 40
+BACKEND_SAMPLERS = ("greedy logit_bias penalties temp temp_ext top_k multi_sequence dist dist_and_cpu set_sampler multi_output_limit "
+                    "multi_sequence_multi_output_dist multi_output_dist_transaction multi_output_sampling_chain multi_output_cpu mixed min_p "
+                    "cpu_mixed top_p").split()
 
 
 @dataclass
@@ -52,16 +57,15 @@ def jobs():
     return [
         job("alloc", "test-alloc"),
         job("batch-alloc", "test-batch-alloc"),
-        job("barrier", "test-barrier", 2, 200),
+        job("barrier", "test-barrier", 2, 20),
         job("opt", "test-opt"),
-        job("backend-sampler", "test-backend-sampler", "--model", llama),
-        job("backend-sampler-smol", "test-backend-sampler", "--model", smol),
+        # Each by itself: some of them expect what a random model does not say, and end the program.
+        *[job(f"backend-sampler-{test}", "test-backend-sampler", "--model", llama, "--test", test) for test in BACKEND_SAMPLERS],
         job("llama-archs-llama", "test-llama-archs", "-a", "llama", "-s", 1),
         job("llama-archs-moe", "test-llama-archs", "-a", "deepseek", "-s", 1),
         job("llama-archs-hybrid", "test-llama-archs", "-a", "jamba|qwen35|granitehybrid", "-s", 1),
         job("llama-archs-encoder", "test-llama-archs", "-a", "t5|llada|dream", "-s", 1),
         job("save-load-state", "test-save-load-state", "--models", generated / "some"),
-        job("save-load-state-smol", "test-save-load-state", "-m", smol, *sampled, "-n", 16),
         job("recurrent-state-rollback", "test-recurrent-state-rollback", "--models", generated / "some"),
         job("state-restore-fragmented", "test-state-restore-fragmented", "-m", llama, "-t", 2),
         job("thread-safety", "test-thread-safety", "-m", llama, "-p", PROMPT, "-n", 32, "-c", 256, "-ub", 32, "-np", 4, "-t", 2),
@@ -70,14 +74,12 @@ def jobs():
         job("gguf", "test-gguf"),
         job("c", "test-c"),
         job("rope", "test-rope"),
-        job("quantize-fns", "test-quantize-fns"),
         job("col2im-1d", "test-col2im-1d"),
-        job("tiled-mulmat", "test-tiled-mulmat"),
         job("sampling", "test-sampling"),
         job("log", "test-log"),
         job("mtmd-c-api", "test-mtmd-c-api"),
         job("backend-ops-grad", "test-backend-ops", "grad", "-o", "MUL"),
-        job("backend-ops", "test-backend-ops", "test", "-b", "CPU", "-o", "RMS_NORM,SOFT_MAX,ADD"),
+        job("backend-ops", "test-backend-ops", "test", "-b", "CPU", "-o", "RMS_NORM"),
         *[job(f"tokenizer-0-{path.stem[11:]}", "test-tokenizer-0", path) for path in vocabularies if path.with_suffix(".gguf.inp").exists()],
         job("tokenizer-1-spm", "test-tokenizer-1-spm", SOURCE / "models/ggml-vocab-llama-spm.gguf"),
         job("tokenizer-1-bpe", "test-tokenizer-1-bpe", SOURCE / "models/ggml-vocab-gpt-2.gguf"),
@@ -100,27 +102,24 @@ def jobs():
         job("debug", "llama-debug", "-m", llama, *sampled, "-p", PROMPT),
         job("embedding", "llama-embedding", "-m", bert, "-t", 2, "-p", PROMPT, "--embd-output-format", "json"),
         job("embedding-last", "llama-embedding", "-m", llama, "-t", 2, "-p", PROMPT, "--pooling", "last", "--embd-output-format", "array"),
-        job("batched", "llama-batched", "-m", llama, "-t", 2, "-p", PROMPT, "-n", 24, "-np", 3, "--seed", 7),
+        job("batched", "llama-batched", "-m", llama, "-t", 2, "-p", PROMPT, "-n", 60, "-np", 3, "--seed", 7, "-kvu"),
         job("batched-bench", "llama-batched-bench", "-m", llama, "-t", 2, "-c", 512, "-npp", "32", "-ntg", "8", "-npl", "1,2"),
         Job("bench", [PINNED / "llama-bench", "-m", llama, "-t", "2", "-p", "32", "-n", "8", "-r", "1"]),
-        job("lookahead", "llama-lookahead", "-m", llama, "-t", 2, "-c", 1024, "-n", 24, "-p", PROMPT, "--temp", 0, "-kvu"),
+        job("lookahead", "llama-lookahead", "-m", llama, "-t", 2, "-c", 1024, "-n", 24, "-p", PROMPT, "--temp", 0),
         job("lookup", "llama-lookup", "-m", llama, *greedy, "-n", 24, "-p", PROMPT),
         job("parallel", "llama-parallel", "-m", llama, "-t", 2, "-c", 2048, "-np", 2, "-ns", 4, "-n", 16, "--seed", 7, "--temp", 0, "-kvu"),
         job("passkey", "llama-passkey", "-m", llama, "-t", 2, "-c", 1024, "--junk", 10, "-b", 256, "--pos", 3, "--keep", 8),
-        job("retrieval", "llama-retrieval", "-m", bert, "-t", 2, "--context-file", "text.txt", "--chunk-size", 100, "--chunk-separator", ".", stdin=b"people\n", files=text),
         job("speculative", "llama-speculative", "-m", llama, "-md", draft, *greedy, "-n", 24, "-p", PROMPT),
-        job("speculative-simple", "llama-speculative-simple", "-m", llama, "-md", draft, *greedy, "-n", 24, "-p", PROMPT),
+        job("speculative-simple", "llama-speculative-simple", "-m", llama, "-md", draft, "--spec-type", "draft-simple", *greedy, "-n", 24, "-p", PROMPT),
         job("finetune", "llama-finetune", "-m", tiny("qwen3"), "-t", 2, "-c", 64, "-b", 64, "-ub", 64, "-f", "text.txt", "-o", "tuned.gguf", "-epochs", 1, files=text),
         job("cvector", "llama-cvector-generator", "-m", llama, "-t", 2, "-c", 512, "--positive-file", "p.txt", "--negative-file", "n.txt", "-o", "v.gguf",
             files={"p.txt": "the people are here\n", "n.txt": "the people were not\n"}),
-        job("results", "llama-results", "-m", llama, *greedy, "-p", PROMPT, "-o", "results.gguf"),
         job("fit-params", "llama-fit-params", "-m", smol, "-c", 512),
-        job("quantize", "llama-quantize", smol, "out.gguf", "Q8_0", 2),
+        job("quantize", "llama-quantize", llama, "out.gguf", "Q8_0", 2),
         job("quantize-requant", "llama-quantize", "--allow-requantize", smol, "out.gguf", "Q4_0", 2),
         job("gguf-split", "llama-gguf-split", "--split-max-tensors", 12, llama, "part"),
         job("export-lora", "llama-export-lora", "-m", moe, "--lora", adapter, "-o", "merged.gguf"),
         job("gguf-write", "llama-gguf", "out.gguf", "w"),
-        job("fusion", "test-fusion"),
     ]
 
 
@@ -134,8 +133,18 @@ def masked(output):
     for line in output.decode(errors="replace").splitlines():
         line = re.sub(r"^\d+\.\d+\.\d+\.\d+ ", "", line)
         line = re.sub(r"/programs/([^/ ]+)/(plain|plain-again|detailed|verbose|capture)/", r"/programs/\1/*/", line)
-        lines.append(re.sub(r"0x[0-9a-f]+|" + NUMBER, "#", line) if TIMED.search(line) else line)
+        lines.append(re.sub(r"\s+", " ", re.sub(r"0x[0-9a-f]+|" + NUMBER, "#", line)) if TIMED.search(line) else line)
     return lines
+
+
+def equal(a, b):
+    return a == b
+
+
+def equal_until_cut(a, b):
+    """llama.cpp's log is written by a thread of its own, which does not always get to its end: equal as far as both go."""
+    n = max(min(len(a), len(b)) - 1, 0)
+    return a[:n] == b[:n]
 
 
 def written(ended, job):
@@ -145,48 +154,75 @@ def written(ended, job):
             if path.is_file() and path.name not in (job.files or {})}
 
 
-def run_job(job, mode):
-    folder = OUT / job.name / mode.name
-    shutil.rmtree(folder, ignore_errors=True)
-    return run(job.command, mode, folder, job.limit, stdin=job.stdin, files=job.files)
+class Judge:
+    """One program: its plain runs, and what is different in a mode."""
 
+    def __init__(self, job):
+        self.job = job
+        self.plain = [self.run(PLAIN), self.run(AGAIN)]
+        self.n_streams = self.n_bytes = 0
 
-def judge(job):
-    """(state, what is wrong, facts)."""
-    plain, again = run_job(job, PLAIN), run_job(job, AGAIN)
-    if plain.status == "did not end":
-        return "excluded", [], f"the plain run does not end within {job.limit} s"
-    wrong, notes = [], []
-    same_end = plain.status == again.status
-    same_output = masked(plain.stdout) == masked(again.stdout)
-    same_files = written(plain, job) == written(again, job)
-    if not same_end:
-        return "excluded", [], f"two plain runs end with {plain.status} and {again.status}"
-    notes += [what for what, same in (("stdout", same_output), ("files", same_files)) if not same]
-    bytes_captured, n_streams = 0, 0
-    for mode in (DETAILED, VERBOSE, CAPTURE):
-        ended = run_job(job, mode)
-        if ended.status != plain.status:
-            wrong.append(f"{mode.name}: ends with {ended.status}, plain {plain.status}: {' | '.join(ended.stderr.strip().splitlines()[-2:])[-300:]}")
-            continue
-        if same_output and masked(ended.stdout) != masked(plain.stdout):
-            pairs = [(a, b) for a, b in zip(masked(plain.stdout), masked(ended.stdout)) if a != b]
-            wrong.append(f"{mode.name}: stdout differs, {len(masked(ended.stdout))} lines for {len(masked(plain.stdout))}: {pairs[:1]}")
-        if same_files and written(ended, job) != written(plain, job):
-            wrong.append(f"{mode.name}: files differ: {sorted(written(ended, job).items() ^ written(plain, job).items())[:4]}")
-        wrong += [f"{mode.name}: {line}" for line in ended.ours if "panic" in line]
-        crashed = isinstance(ended.status, str)
+    def run(self, mode):
+        folder = OUT / self.job.name / mode.name
+        shutil.rmtree(folder, ignore_errors=True)
+        ended = run(self.job.command, mode, folder, self.job.limit, stdin=self.job.stdin, files=self.job.files, extra={"GGML_NO_BACKTRACE": "1"})
+        ended.said, ended.files = masked(ended.stdout), written(ended, self.job)
+        return ended
+
+    def alike(self):
+        """How what is printed can be compared; nothing where plain runs say different things."""
+        first, *rest = self.plain
+        return next((way for way in (equal, equal_until_cut) if all(way(first.said, other.said) for other in rest)), None)
+
+    def same_files(self):
+        return all(other.files == self.plain[0].files for other in self.plain)
+
+    def different(self, ended):
+        """What of a run is different from every plain run, as sentences."""
+        wrong, first, way = [], self.plain[0], self.alike()
+        if way and not way(first.said, ended.said):
+            pairs = [(a, b) for a, b in zip(first.said, ended.said) if a != b]
+            wrong.append(f"stdout differs, {len(ended.said)} lines for {len(first.said)}: {pairs[:1]}")
+        if self.same_files() and ended.files != first.files:
+            wrong.append(f"files differ: {sorted(ended.files.items() ^ first.files.items())[:4]}")
+        return wrong
+
+    def judge(self):
+        """(state, what is wrong, facts)."""
+        first, again = self.plain
+        if first.status == "did not end":
+            return "excluded", [], f"the plain run does not end within {self.job.limit} s"
+        if first.status != again.status:
+            return "excluded", [], f"two plain runs end with {first.status} and {again.status}"
+        wrong = [f"{mode.name}: {sentence}" for mode in (DETAILED, VERBOSE, CAPTURE) for sentence in self.mode(mode)]
+        facts = f"ends with {first.status}, {len(first.said)} lines, {first.seconds:.1f} s, {self.n_streams} streams with {self.n_bytes / 1e6:.1f} MB"
+        notes = [what for what, same in (("stdout", self.alike() is not None), ("files", self.same_files())) if not same]
+        if self.alike() is equal_until_cut:
+            facts += "; stdout as far as it goes"
+        if notes:
+            facts += f"; differs between plain runs: {', '.join(notes)}"
+        return "FAILED" if wrong else "ok", wrong, facts
+
+    def mode(self, mode):
+        """What is wrong with the program in a mode."""
+        ended, first = self.run(mode), self.plain[0]
+        if ended.status != first.status:
+            return [f"ends with {ended.status}, plain {first.status}: {' | '.join(ended.stderr.strip().splitlines()[-2:])[-300:]}"]
+        for _ in range(ATTEMPTS):
+            # Some programs take their seed from the clock: plain runs in other seconds tell.
+            if not self.different(ended):
+                break
+            time.sleep(1)
+            self.plain.append(self.run(AGAIN))
+        wrong = self.different(ended) + [line for line in ended.ours if "panic" in line]
         for log in ended.folder.glob("*.jsonl"):
-            wrong += [f"{mode.name}: {sentence}" for sentence in wrong_with_log(log) if not crashed]
+            wrong += [] if isinstance(ended.status, str) else wrong_with_log(log)
         for stream in ended.folder.glob("*.stream"):
-            sentences, said = wrong_with_stream(stream)
-            wrong += [f"{mode.name}: {sentence}" for sentence in sentences if not crashed]
-            bytes_captured += (said or {}).get("captured", {}).get("bytes", 0)
-            n_streams += 1
-    facts = f"ends with {plain.status}, {plain.seconds:.1f} s, {n_streams} streams with {bytes_captured / 1e6:.1f} MB"
-    if notes:
-        facts += f"; differs between plain runs: {', '.join(notes)}"
-    return "FAILED" if wrong else "ok", wrong, facts
+            sentences, account = wrong_with_stream(stream, contents=stream.stat().st_size < MOST_READ)
+            wrong += [] if isinstance(ended.status, str) else sentences
+            self.n_bytes += (account or {}).get("captured", {}).get("bytes", 0)
+            self.n_streams += 1
+        return wrong
 
 
 def some_models():
@@ -212,11 +248,18 @@ def main():
         if not job.command[0].exists():
             state, wrong, facts = "missing", [], f"{job.command[0]} is not built"
         else:
-            state, wrong, facts = judge(job)
+            try:
+                state, wrong, facts = Judge(job).judge()
+            except (AssertionError, ValueError, OSError) as error:
+                state, wrong, facts = "FAILED", [f"the judge itself failed: {error!r}"[:500]], ""
         count[state] += 1
         print(f"{job.name:28} {state:8} {facts}", flush=True)
+        by_sentence = {}
         for sentence in wrong:
-            print(f"    {sentence}", flush=True)
+            mode, _, rest = sentence.partition(": ")
+            by_sentence.setdefault(rest, []).append(mode)
+        for sentence, modes in by_sentence.items():
+            print(f"    {', '.join(modes)}: {sentence}", flush=True)
         if state == "ok":
             shutil.rmtree(OUT / job.name, ignore_errors=True)
     print(f"{count['ok']} passed, {count['FAILED']} failed, {count['excluded']} excluded, {count['missing']} not built; {time.monotonic() - began:.0f} s")

@@ -24,6 +24,7 @@ _lock = threading.Lock()
 _answers = []
 _soft = []      # asserts that failed in this test
 _statuses = []  # how the servers of this test ended
+_pids = {}      # process -> status
 
 
 def soft_failure(error, where):
@@ -153,6 +154,7 @@ def pytest_configure():
         if process is not None:
             with _lock:
                 _statuses.append(process.returncode)
+                _pids[process.pid] = process.returncode
 
     utils.ServerProcess.start, utils.ServerProcess.stop = watched_start, watched_stop
 
@@ -164,7 +166,7 @@ def _too_long(*_):
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_protocol(item):
     with _lock:
-        _answers.clear(), _soft.clear(), _statuses.clear()
+        _answers.clear(), _soft.clear(), _statuses.clear(), _pids.clear()
     item.lri = {"test": item.nodeid, "outcome": "passed"}
     signal.signal(signal.SIGALRM, _too_long)
     signal.alarm(TEST_SECONDS)
@@ -173,7 +175,7 @@ def pytest_runtest_protocol(item):
     yield
     signal.alarm(0)
     with _lock:
-        entry = item.lri | {"soft": list(_soft), "statuses": list(_statuses), "answers": list(_answers)}
+        entry = item.lri | {"soft": list(_soft), "statuses": list(_statuses), "pids": dict(_pids), "answers": list(_answers)}
     with open(OUT / "tests.jsonl", "a") as file:
         file.write(json.dumps(entry) + "\n")
 

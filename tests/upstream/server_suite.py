@@ -126,19 +126,23 @@ def differences(expected, found):
             yield f"    plain ...{str(a)[max(at - 60, 0):at + 80]}\n            found ...{str(b)[max(at - 60, 0):at + 80]}"
 
 
+CUT_SHORT = ("no end packet", "no resource_session_end", ": empty", "not readable")  # what a killed process leaves
+
+
 def captures(mode):
-    """(number of streams, what is wrong with them): each account adds up and nothing is lost."""
-    folder, wrong, bytes_captured = OUT / mode.name, [], 0
-    streams = sorted(folder.glob("*.stream"))
-    for path in streams:
-        sentences, said = wrong_with_stream(path)
+    """(facts, what is wrong): of the logs and streams, each account adds up, nothing is lost, and who ended in order left them whole."""
+    folder, wrong, n_bytes, killed = OUT / mode.name, [], 0, 0
+    ended = {pid for entry in read_run(folder).values() for pid, status in entry.get("pids", {}).items() if status == 0}
+    streams, logs = sorted(folder.glob("acts.*.stream")), sorted(folder.glob("log.*.jsonl"))
+    for path in [*streams, *logs]:
+        sentences, said = wrong_with_stream(path) if path in streams else (wrong_with_log(path), None)
+        if path.name.split(".")[1] not in ended and any(mark in sentence for sentence in sentences for mark in CUT_SHORT):
+            # Killed by a test, by SIGTERM before the server had its handler, or a child of the router.
+            killed += 1
+            sentences = []
         wrong += sentences
-        bytes_captured += (said or {}).get("captured", {}).get("bytes", 0)
-    logs = sorted(folder.glob("*.jsonl"))
-    for path in logs:
-        if path.name != "tests.jsonl":
-            wrong += wrong_with_log(path)
-    return len(streams), len(logs) - 1, bytes_captured, wrong
+        n_bytes += (said or {}).get("captured", {}).get("bytes", 0)
+    return f"{len(logs)} logs, {len(streams)} streams with {n_bytes / 1e6:.0f} MB, {killed} of killed processes", wrong
 
 
 def read_run(folder):
@@ -206,11 +210,10 @@ class Judge:
             print(f"{mode.name} {test}")
             for sentence in self.wrong(mode, test):
                 print(f"        {sentence}")
-        n_streams, n_logs, n_bytes, wrong = captures(mode)
+        facts, wrong = captures(mode)
         for sentence in wrong[:40]:
             print(f"{mode.name}: {sentence}")
-        print(f"{mode.name}: {len(compared) - len(different)} of {len(compared)} tests alike; {n_logs} logs, {n_streams} streams with "
-              f"{n_bytes / 1e6:.0f} MB, {len(wrong)} faults", flush=True)
+        print(f"{mode.name}: {len(compared) - len(different)} of {len(compared)} tests alike; {facts}; {len(wrong)} faults", flush=True)
         return len(different) + len(wrong)
 
 
