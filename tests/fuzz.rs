@@ -5,6 +5,11 @@
 //! what it acts on. `cargo test` runs some seconds of it; LRI_FUZZ_SECONDS is the time for each target, LRI_FUZZ_SEED the first seed, and
 //! `LRI_FUZZ_CASES=1` with the seed of a failure repeats it.
 #![expect(unsafe_code, reason = "an allocator that counts")]
+#![expect(
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "a case fails by the one, and how many there were is told by the other"
+)]
 
 #[path = "fuzz/log.rs"]
 mod log;

@@ -54,8 +54,9 @@ pub struct Survey {
     next_sequence: u64,
     /// Whether packets are missing somewhere; totals cannot agree then, which is no further problem.
     incomplete: bool,
-    /// Accounts of captures whose files stand before this one's in the same file.
+    /// Accounts of captures whose files stand before this one's in the same file: as they say, and of what is really there.
     earlier: Option<Ledger>,
+    earlier_recovered: Option<Ledger>,
 }
 
 impl Survey {
@@ -116,6 +117,7 @@ impl Survey {
 
     /// A file that was appended to another has its own account.
     fn another(&mut self) {
+        self.earlier_recovered = Some(self.recovered_ledger());
         self.earlier = self.ledger();
         (self.ledger, self.captured, self.captured_then) = (None, Amount::default(), Amount::default());
     }
@@ -177,7 +179,7 @@ impl Survey {
         }
         // Whatever else does not agree, the sum does.
         ledger.seen = ledger.accounted();
-        self.earlier.as_ref().map_or(ledger.clone(), |earlier| earlier.plus(&ledger))
+        self.earlier_recovered.as_ref().map_or(ledger.clone(), |earlier| earlier.plus(&ledger))
     }
 }
 
@@ -268,6 +270,17 @@ mod tests {
         assert!(ledger.is_exact());
         // Without any account, what is there is what was seen.
         assert_eq!(survey(vec![(1, None)]).recovered_ledger().seen, of(1));
+    }
+
+    #[test]
+    fn of_two_files_in_one_what_is_really_there_is_recovered() {
+        // The first was never ended: of three on their way, none was written.
+        let mut both = survey(vec![(1, None), (2, Some(Content::Account(account(5, 1, 1))))]);
+        both.add(&Packet { name: "h", sequence: 0, content: Content::Header(json!({})) }, 10);
+        both.add(&tensor(1), 10);
+        let ledger = both.recovered_ledger();
+        assert!(ledger.is_exact());
+        assert_eq!((ledger.seen, ledger.captured, ledger.dropped["unwritten"]), (of(6), of(2), of(3)));
     }
 
     #[test]
