@@ -320,6 +320,7 @@ mod writer {
     use llama_resource_instrumentation::record::event::{SeqRange, StepSample};
     use llama_resource_instrumentation::record::expand::{BestRates, expand};
     use llama_resource_instrumentation::record::host_sample::Sampler;
+    use llama_resource_instrumentation::record::rate::may_sample;
     use llama_resource_instrumentation::{clock, record};
     use std::sync::Arc;
 
@@ -390,7 +391,7 @@ mod writer {
         StepSample {
             plan: Arc::new(plan),
             step: Some(7),
-            prefill: false,
+            permit: may_sample(false, now).expect("no limit of the log is set"),
             start_ns: now,
             end_ns: now + 9_000_000,
             spans,

@@ -292,10 +292,7 @@ fn feed(
 
 /// Processor time of this process.
 fn cpu_seconds() -> f64 {
-    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
-    let after_name = stat.rsplit(')').next().unwrap_or_default();
-    let ticks: f64 = after_name.split_whitespace().skip(11).take(2).filter_map(|f| f.parse::<f64>().ok()).sum();
-    ticks / host::page_and_ticks().1 as f64
+    host::process_cpu_ns() as f64 / 1e9
 }
 
 /// What the machine can do at all, measured in the same run.

@@ -6,7 +6,7 @@
 //!                                         (kept, one entry for each hook and object: [`Hooked::of`])
 //! ```
 //!
-//! What is known of a copy - its functions, how its tensors lie - is kept with it, and [`api`](super::api) asks the copy whose call is
+//! What is known of a copy - its functions, how its tensors lie - is kept with it, and [`api`] asks the copy whose call is
 //! being served ([`enter`]). Nothing here waits for a lock: the loader's own is held around a library's constructors, which may call us.
 
 use std::cell::Cell;
@@ -40,7 +40,7 @@ impl Caller {
     }
 }
 
-/// Number of a copy in [`COPIES`].
+/// Number of a copy, from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CopyId(u8);
 

@@ -179,7 +179,7 @@ impl Drop for InStep {
 
 /// The running account of a stream. `seen`, `skipped` and `dropped` are the caller's; `captured` is counted when the bytes are in the file.
 ///
-/// A host may end at any moment, in the middle of steps on other threads. From [`Self::end_begins`] on the caller's side of the account is
+/// A host may end at any moment, in the middle of steps on other threads. From `end_begins` on the caller's side of the account is
 /// closed: what a step had seen and not accounted for is counted as stopped, and what it tells later is of no stream. So the account that the
 /// stream's end holds adds up.
 #[derive(Debug, Default)]
