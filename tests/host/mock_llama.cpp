@@ -244,6 +244,11 @@ void *llama_model_load_from_file(const char *, params) { return logits; }
 void *llama_init_from_model(void *, params) {
     static ggml_tensor first;
     std::strcpy(first.name, "cache_k_l0");
+#ifdef MOCK_TOKENS
+    // The allocator of the context's scheduler plans before anything is computed, as llama.cpp's does.
+    static const int kinds[2] = {};
+    ggml_gallocr_reserve_n(logits, nullptr, kinds, kinds);
+#endif
     cache = ggml_backend_alloc_ctx_tensors_from_buft(&first, a_type);
     outputs = ggml_backend_buft_alloc_buffer(a_type, 500);
     live = true;
