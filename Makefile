@@ -10,7 +10,7 @@ LIBRARY := target/release/libllama_resource_instrumentation.so
 # bindgen's test needs libclang, which comes as a wheel.
 LIBCLANG = $$($(PYTHON) -c 'import clang.native, os; print(os.path.dirname(clang.native.__file__))')
 
-.PHONY: help venv submodule llama llama-cuda llama-patched patch-check model lib demo test test-rust test-server test-version test-patched test-cuda test-bench test-matrix test-matrix-all compatibility test-upstream test-architectures lint docs-check bench bench-short install clean
+.PHONY: help venv submodule llama llama-cuda llama-patched patch-check model lib demo test test-rust test-server test-version test-patched test-cuda test-bench test-matrix test-matrix-all compatibility test-upstream test-architectures fuzz reproducible lint docs-check bench bench-short install clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -89,6 +89,12 @@ test-upstream: llama model lib ## llama.cpp's own server tests and programs, pla
 test-architectures: llama lib ## Every architecture of llama.cpp's generated models: output, classes, capture by both routes
 	@.make/upstream.sh test-llama-archs
 	$(PYTHON) tests/upstream/architectures.py
+
+fuzz: submodule ## Mutated streams, logs, lines, selections and settings: SECONDS=3600 for each of the five
+	LRI_FUZZ_SECONDS=$(or $(SECONDS),600) cargo test --release --quiet --test fuzz
+
+reproducible: ## The library built twice, in two folders, is the same
+	@.make/reproducible.sh
 
 bench: llama llama-patched model lib ## What it costs: slow-down by level and of the patched server, interleaved pairs; ns per event
 	$(PYTHON) bench/overhead.py $(BENCH)
