@@ -351,10 +351,9 @@ const ZSTD_BLOCK: (usize, usize) = (128 << 10, 4);
 pub const fn can_hold(codec: Codec, dtype: DType, row_len: usize, n_values: usize, bytes: usize) -> bool {
     let Some(size) = n_values.checked_mul(dtype.size()) else { return false };
     match codec {
-        Codec::None => size <= bytes,
-        Codec::F16 | Codec::Bf16 => n_values <= bytes / 2,
-        // A byte of a run stands for 255 at most.
-        Codec::Lz4 => size / 255 <= bytes,
+        // These stand in an LZ4 frame, whose blocks other writers may compress. A byte of a run stands for 255 at most.
+        Codec::None | Codec::Lz4 => size / 255 <= bytes,
+        Codec::F16 | Codec::Bf16 => n_values / 255 <= bytes / 2,
         Codec::Zstd => size.div_ceil(ZSTD_BLOCK.0) <= bytes / ZSTD_BLOCK.1,
         // A block of 64 takes two bytes, a row of `bounded` does.
         Codec::Fast => n_values / 32 <= bytes,

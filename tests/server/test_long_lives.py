@@ -25,9 +25,10 @@ def resident_kib(server):
     return int(line.split()[1])
 
 
-def live_buffers(events):
-    """What was allocated and not freed."""
-    return {e["buffer_id"] for e in of_kind(events, "buffer_allocation")} - {e["buffer_id"] for e in of_kind(events, "buffer_free")}
+def is_asleep(events):
+    """A model was loaded, and every buffer is freed."""
+    loaded = any(e["outcome"] == "load" for e in of_kind(events, "model_load"))
+    return loaded and {e["buffer_id"] for e in of_kind(events, "buffer_allocation")} == {e["buffer_id"] for e in of_kind(events, "buffer_free")}
 
 
 def test_64_slots_at_once_are_64_requests(tiny_model, tmp_path):
@@ -53,7 +54,7 @@ def test_a_model_that_sleeps_is_freed_and_loaded_again(tiny_model, tmp_path):
         body = {"prompt": "the and of", "n_predict": 6, "temperature": 0, "ignore_eos": True}
         answers = [server.post("/completion", body)]
         deadline = time.monotonic() + 20
-        while live_buffers(read_log(server.log_path, running=True)):
+        while not is_asleep(read_log(server.log_path, running=True)):
             assert time.monotonic() < deadline, "the server did not go to sleep"
             time.sleep(0.1)
         answers.append(server.post("/completion", body))
