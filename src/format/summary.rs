@@ -183,7 +183,7 @@ pub struct HostSample {
     pub t_ns: u64,
     /// Resident memory of the process.
     pub rss_bytes: Option<u64>,
-    /// CPU time of the process over wall time, in percent of one core, since the last sample.
+    /// CPU time of the process over wall time, in percent of one core, since the last sample; `null` if that is less than 50 ms ago.
     pub cpu_percent: Option<f64>,
     /// CPU time of this library's own threads over wall time, in percent of one core.
     pub own_cpu_percent: Option<f64>,
