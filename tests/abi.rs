@@ -7,9 +7,18 @@ mod support;
 
 use std::collections::HashMap;
 use std::process::Command;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde_json::{Value, json};
 use support::{Folder, checkers, command, events, is_installed, kinds, llama, of, run};
+
+/// Programs under valgrind take a core for a minute, and the writer of a library that is being measured beside them would get too little.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+/// The calling test runs alone until this goes.
+fn alone() -> MutexGuard<'static, ()> {
+    ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Whether an event is the session's own. Threads of ours tell of drivers and of the host when they come to it, under valgrind late.
 fn is_of(event: &Value, session: &str) -> bool {
@@ -18,6 +27,7 @@ fn is_of(event: &Value, session: &str) -> bool {
 
 #[test]
 fn misuse_is_a_status_and_never_a_crash() {
+    let _alone = alone();
     let folder = Folder::new("misuse");
     for (name, flags, wrapper) in checkers() {
         let program = folder.compile("gcc", "misuse.c", &format!("misuse-{name}"), &flags, None);
@@ -40,6 +50,7 @@ fn misuse_is_a_status_and_never_a_crash() {
 
 #[test]
 fn every_event_of_every_thread_is_written_or_counted() {
+    let _alone = alone();
     // Debug builds are ten times slower; `cargo test --release` runs the whole million.
     let per_thread = if cfg!(debug_assertions) { 20_000 } else { 1_000_000 };
     let folder = Folder::new("threads");
@@ -81,6 +92,7 @@ fn every_event_of_every_thread_is_written_or_counted() {
 
 #[test]
 fn the_quick_start_of_the_older_system_compiles_and_logs_what_it_describes() {
+    let _alone = alone();
     let Some(llama) = llama() else { return println!("llama.cpp is not built (make llama): not tested") };
     for compiler in ["g++", "clang++"] {
         if !is_installed(compiler) {
@@ -126,6 +138,7 @@ fn the_quick_start_of_the_older_system_compiles_and_logs_what_it_describes() {
 
 #[test]
 fn all_19_macros_log_the_tensors_as_they_are() {
+    let _alone = alone();
     let Some(llama) = llama() else { return println!("llama.cpp is not built (make llama): not tested") };
     let header =
         std::fs::read_to_string(support::root().join("include/llama-resource-instrumentation.h")).expect("the header");
@@ -228,6 +241,7 @@ fn all_19_macros_log_the_tensors_as_they_are() {
 
 #[test]
 fn a_process_that_never_calls_init_does_nothing() {
+    let _alone = alone();
     let folder = Folder::new("idle");
     std::fs::write(folder.path("idle.c"), "#include \"llama-resource-instrumentation.h\"\nint main(void) { LLAMA_RESOURCE_BEGIN_SESSION(\"s\"); LLAMA_RESOURCE_BEGIN_LAYER(1); LLAMA_RESOURCE_END_LAYER(1); return llama_resource_instrumentation_is_recording(); }\n").expect("write");
     let program = folder.compile("gcc", folder.path("idle.c").to_str().expect("UTF-8"), "idle", &[], None);
