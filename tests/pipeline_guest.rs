@@ -8,13 +8,16 @@ mod child;
 mod feed;
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use feed::{Feeder, PATIENCE, clear, options, read, scratch};
 use llama_resource_instrumentation::codec::{Codec, DType};
 use llama_resource_instrumentation::format::stream::{Route, Row};
 use llama_resource_instrumentation::pipeline::{Form, Job, Piece, Pipeline, Place, Policy, Spec, Table};
+
+/// The children measure memory and processor time: beside each other they would measure each other.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 /// Anonymous memory of this process in KiB; the page cache is not in it.
 fn resident_kib() -> i64 {
@@ -108,6 +111,7 @@ fn captures_within_its_budget() {
 
 #[test]
 fn memory_stays_within_the_budget() {
+    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     for (mib, codecs) in [("32", "none bounded"), ("64", "none lz4 zstd f16 bounded fast"), ("200", "none zstd")] {
         print!("{}", child::run("captures_within_its_budget", &[("LRI_MIB", mib), ("LRI_CODECS", codecs)]));
     }
@@ -166,6 +170,7 @@ fn looks_at_its_own_threads() {
 
 #[test]
 fn idle_threads_sleep_and_take_no_signals() {
+    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     child::run("looks_at_its_own_threads", &[]);
 }
 
@@ -199,6 +204,7 @@ fn writes_up_to_the_limit_of_file_sizes() {
 
 #[test]
 fn a_limit_of_file_sizes_costs_the_rest_of_the_stream_and_nothing_else() {
+    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let path = scratch("limit");
     let program = std::env::current_exe().unwrap();
     // The shell's limit is in blocks of 512 or of 1024 bytes: 8 or 16 MiB.
