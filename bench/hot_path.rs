@@ -13,8 +13,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use llama_resource_instrumentation::queue::{CAPACITY, Local, Queue};
-use llama_resource_instrumentation::record::Event;
-use llama_resource_instrumentation::record::event::Token;
+use llama_resource_instrumentation::journal::Event;
+use llama_resource_instrumentation::journal::Token;
 
 /// Events timed at once: a single push is shorter than reading the clock. Fits into a ring, so that none is dropped.
 const BURST: usize = CAPACITY / 4;
@@ -317,11 +317,11 @@ mod writer {
     use llama_resource_instrumentation::observe::parts;
     use llama_resource_instrumentation::observe::plan::{self, Flow, Place, PlanNode};
     use llama_resource_instrumentation::observe::timer::{Span, Sums};
-    use llama_resource_instrumentation::record::event::{SeqRange, StepSample};
-    use llama_resource_instrumentation::record::expand::{BestRates, expand};
+    use llama_resource_instrumentation::observe::sample::{SeqRange, StepSample};
+    use llama_resource_instrumentation::tell::step::{BestRates, expand};
     use llama_resource_instrumentation::record::host_sample::Sampler;
-    use llama_resource_instrumentation::record::rate::may_sample;
-    use llama_resource_instrumentation::{clock, record};
+    use llama_resource_instrumentation::journal::rate::may_sample;
+    use llama_resource_instrumentation::{clock, journal};
     use std::sync::Arc;
 
     const LAYERS: i32 = 30;
@@ -423,7 +423,7 @@ mod writer {
     fn serialise_a_step(bencher: divan::Bencher<'_, '_>, level: Level) {
         let mut lines = lines(level);
         let mut out = Vec::with_capacity(1 << 20);
-        lines.iter_mut().for_each(|l| record::stamp(l, "resource_sess_20260101_120000_000000"));
+        lines.iter_mut().for_each(|l| journal::stamp::stamp(l, "resource_sess_20260101_120000_000000"));
         lines.iter().for_each(|l| put(&mut out, l));
         bencher.counter(divan::counter::BytesCount::new(out.len())).bench_local(|| {
             out.clear();
@@ -441,7 +441,7 @@ mod writer {
     #[divan::bench]
     fn serialise_compute_execution(bencher: divan::Bencher<'_, '_>) {
         let mut lines = lines(Level::Minimal);
-        lines.iter_mut().for_each(|l| record::stamp(l, "resource_sess_20260101_120000_000000"));
+        lines.iter_mut().for_each(|l| journal::stamp::stamp(l, "resource_sess_20260101_120000_000000"));
         let Some(line) = lines.into_iter().find(|l| l.kind() == "compute_execution") else { return };
         let mut out = Vec::with_capacity(4096);
         put(&mut out, &line);
@@ -457,7 +457,7 @@ mod writer {
         let Some(line) = lines(Level::Minimal).into_iter().find(|l| l.kind() == "compute_execution") else { return };
         bencher
             .with_inputs(|| line.clone())
-            .bench_local_refs(|l| record::stamp(l, "resource_sess_20260101_120000_000000"));
+            .bench_local_refs(|l| journal::stamp::stamp(l, "resource_sess_20260101_120000_000000"));
     }
 
     /// `host_sample`: once in each interval (5, 2 or 1 s by level).

@@ -16,7 +16,7 @@ use crate::config::Rate;
 use crate::format::Level;
 use crate::mark::{self, Done, Refusal};
 use crate::session::{self, Mode, Started};
-use crate::{log, record};
+use crate::{journal, log};
 
 /// What a function answers. 0 is success, positive numbers are no failures, negative ones are. Numbers are never reused.
 #[repr(C)]
@@ -187,7 +187,7 @@ pub extern "C" fn llama_resource_instrumentation_set_level(level: i32) -> llama_
         None => refused(NAME, Refusal::Invalid("a level is 0, 1 or 2")),
         Some(_) if !session::is_running() => refused(NAME, mark::refusal()),
         Some(level) => {
-            record::set_level(level);
+            journal::set_level(level);
             Status::Success
         }
     })
@@ -324,7 +324,7 @@ fn pause(function: &'static str, on: bool) -> Status {
     if !session::is_running() {
         return refused(function, mark::refusal());
     }
-    record::set_paused(on);
+    journal::set_paused(on);
     Status::Success
 }
 

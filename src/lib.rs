@@ -34,6 +34,7 @@ pub mod heap;
 pub mod hook;
 #[expect(unsafe_code, reason = "libc calls")]
 pub mod host;
+pub mod journal;
 pub mod log;
 pub mod mailbox;
 #[expect(unsafe_code, reason = "tensors and callbacks of the caller")]
@@ -46,3 +47,4 @@ pub mod read;
 pub mod record;
 pub mod select;
 pub mod session;
+pub mod tell;

@@ -16,11 +16,14 @@ use crate::format::session::SessionStart;
 use crate::format::{LOG_VERSION, Line};
 use crate::ggml::copies::{self, MOST_COPIES, News};
 use crate::ggml::symbol;
+use crate::journal::{Command, Source};
 use crate::mailbox::{Outbox, mailbox};
+use crate::mark::expand::Marks;
 use crate::observe::{self, state, steps};
 use crate::record::sink::Sink;
-use crate::record::writer::{self, Command, Options};
-use crate::{capture, clock, gpu, host, log, mark, record};
+use crate::record::host_sample::Sampler;
+use crate::record::writer::{self, Options};
+use crate::{capture, clock, gpu, host, journal, log, mark, tell};
 
 pub use self::children::{child_computes, is_no_router};
 
@@ -178,7 +181,7 @@ pub fn start(config: &Config, mode: Mode) -> Result<Started> {
     }
     // In any other phase, and where the log is over, the writer could not write any more, has told so, and ends. Its stream is closed in order,
     // so that a new one may have its name; not under the lock, for a callback that gets a message may call us again.
-    let is_over = |_: &mut Running| !boundary::recording() || record::is_over();
+    let is_over = |_: &mut Running| !boundary::recording() || journal::is_over();
     let old = RUNNING.lock().take_if(is_over);
     if old.is_some() {
         end_capture();
@@ -187,8 +190,8 @@ pub fn start(config: &Config, mode: Mode) -> Result<Started> {
     if running.is_some() {
         return Ok(Started::Already);
     }
-    record::set_over(false);
-    record::set_disabled(config.disabled);
+    journal::set_over(false);
+    journal::set_disabled(config.disabled);
     if config.disabled {
         return Ok(Started::Disabled);
     }
@@ -198,9 +201,9 @@ pub fn start(config: &Config, mode: Mode) -> Result<Started> {
     let program = program_name();
     let path = config.resolved_log_path(std::process::id(), clock::unix_us(now) / 1_000_000, &program);
     let sink = Sink::open(&path)?;
-    record::set_level(config.level);
-    record::begin(config.bytes_per_second().is_some());
-    record::set_paused(false);
+    journal::set_level(config.level);
+    journal::begin(config.bytes_per_second().is_some());
+    journal::set_paused(false);
     observe::splits::set_serialize(config.split_times);
     observe::reset();
     state::reset();
@@ -215,6 +218,7 @@ pub fn start(config: &Config, mode: Mode) -> Result<Started> {
         bytes_per_second: config.bytes_per_second(),
         text: config.text,
         first,
+        sources: sources(config, now),
         at_first_step,
         at_failure,
     };
@@ -224,7 +228,7 @@ pub fn start(config: &Config, mode: Mode) -> Result<Started> {
     let before = boundary::phase();
     // Ahead of the thread, which ends this phase when it cannot write.
     boundary::set_phase(if mode == Mode::ApiWithoutHooks { Phase::Marking } else { Phase::Running });
-    record::set_writer(Some(commands.clone()));
+    journal::set_writer(Some(commands.clone()));
     let thread = writer::spawn(options, inbox).inspect_err(|_| boundary::set_phase(before))?;
     gpu::stop();
     gpu::start(config.gpu_interval_ms);
@@ -239,6 +243,16 @@ pub fn start(config: &Config, mode: Mode) -> Result<Started> {
     }
     log::info(format!("recording at {} into {}", config.level.name(), path.display()));
     Ok(Started::Now)
+}
+
+/// Everybody whom the writer asks, in the order in which an interval is told.
+fn sources(config: &Config, now: u64) -> Vec<Box<dyn Source>> {
+    vec![
+        Box::new(tell::Steps::new(now)),
+        Box::new(Marks::new(config.bytes_per_second(), config.text, now)),
+        Box::new(Sampler::default()),
+        Box::new(gpu::Gpus::new(now)),
+    ]
 }
 
 /// A further copy of ggml has made a call.
@@ -325,7 +339,7 @@ fn close(mut running: Running) {
     }
     end_capture();
     boundary::set_phase(Phase::Stopped);
-    record::set_writer(None);
+    journal::set_writer(None);
     let Some(thread) = running.thread.take() else { return };
     if thread.thread().id() == std::thread::current().id() {
         // A callback that was told of the writer's failure: the thread must not wait for itself.
@@ -369,7 +383,7 @@ fn end_capture() {
             summary.seen.tensors, summary.path
         ));
     }
-    record::push_line(Line::CaptureSummary(summary));
+    journal::push_line(Line::CaptureSummary(summary));
 }
 
 /// Last words of a recording that is in order: unfinished requests, batches, and what was never seen.
@@ -463,7 +477,7 @@ fn is_in_first_step() -> bool {
 fn at_failure() -> bool {
     let goes_on = capture::start::goes_on();
     if goes_on {
-        record::set_over(true);
+        journal::set_over(true);
     } else {
         boundary::set_phase(Phase::Stopped);
     }

@@ -25,7 +25,6 @@ use std::io::BufRead;
 use serde::Serialize;
 
 use crate::format::Line;
-use crate::read::common::{session_id, t_ns};
 pub use crate::read::{Account, BadLine, SessionAccount};
 use crate::read::{Error, Log};
 
@@ -111,7 +110,7 @@ struct SessionFold {
 impl SessionFold {
     fn add(&mut self, line: &Line) {
         self.session.add(line);
-        let t_s = self.session.seconds(t_ns(line));
+        let t_s = self.session.seconds(line.t_ns());
         self.models.extend(model::Model::of(line));
         self.memory.add(line, t_s);
         self.requests.add(line, t_s);
@@ -193,7 +192,7 @@ pub fn report<R: BufRead>(mut log: Log<R>, file: &str, which: &Which) -> Result<
             }
             Which::From(byte) => is_new && session.first_byte >= *byte,
             Which::Id(id) if session.session_id == *id => true,
-            Which::Id(id) => session_id(&entry.line) == id || is_context(&entry.line),
+            Which::Id(id) => entry.line.session_id() == *id || is_context(&entry.line),
         };
         if wanted {
             folds.entry(entry.session).or_default().add(&entry.line);

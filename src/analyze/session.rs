@@ -4,7 +4,6 @@ use serde::Serialize;
 
 use super::SessionAccount;
 use crate::format::{Level, Line};
-use crate::read::common::t_ns;
 
 /// The session. Fields of `resource_session_start` are `null` when that line is not in the file.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -48,7 +47,7 @@ pub struct Fold {
 impl Fold {
     /// Takes one event in.
     pub fn add(&mut self, line: &Line) {
-        let now = t_ns(line);
+        let now = line.t_ns();
         if let Line::ResourceSessionStart(start) = line {
             self.first_ns = Some(start.t_ns);
             self.start = Some(start.clone());

@@ -6,6 +6,7 @@
 //! meaning gets a new name. [`LOG_VERSION`] counts the additions and stands on every `resource_session_start`.
 
 pub mod event;
+pub mod figures;
 pub mod gpu;
 pub mod level;
 pub mod resource;

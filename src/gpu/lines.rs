@@ -3,18 +3,25 @@
 
 use super::history::{Mean, round};
 use super::reading::{Identity, Reading};
-use super::{SHARED, Shared};
+use super::sampler::refresh;
+use super::{SHARED, Shared, energy_is_settled, is_settled, mark_energy, measures_sm, sm_utilization, use_between};
 use crate::format::gpu::{GpuInterval, GpuSample, GpuSummary, GpuUse};
 use crate::format::summary::InstrumentationState;
 use crate::format::{Level, Line};
+use crate::journal::{self, Event, Moment, Source, dropped};
 
 /// A second, less what a reading may come early.
 const SECOND_NS: u64 = 950_000_000;
 
-/// Makes lines; keeps what was not written yet.
-#[derive(Debug, Default)]
-pub struct Lines {
+/// The GPUs of one recording, as the writer hears of them; keeps what was not written yet.
+#[derive(Debug)]
+pub struct Gpus {
     open: Vec<Open>,
+    began_ns: u64,
+    /// Tokens of the requests that ended.
+    generated: u64,
+    /// When the caller's session began, and the tokens generated before.
+    named_began: (u64, u64),
 }
 
 /// Readings of a device since its last line.
@@ -29,9 +36,74 @@ struct Open {
     memory_peak: Option<u64>,
 }
 
-impl Lines {
+impl Source for Gpus {
+    fn drain(&mut self, at: Moment, out: &mut Vec<Event>) {
+        if at.all {
+            refresh();
+        }
+        out.extend(self.take(at.level, false).into_iter().map(|line| Event::Line(Box::new(line))));
+    }
+
+    fn is_settled(&self, event: &Event, now_ns: u64) -> bool {
+        match event {
+            Event::Line(line) => match &**line {
+                Line::RequestEnd(end) => energy_is_settled(end.t_ns, now_ns),
+                Line::ResourceSessionSummary(s) if !s.session_id.is_empty() => energy_is_settled(s.t_ns, now_ns),
+                _ => true,
+            },
+            Event::Step(step) => {
+                !measures_sm() || step.ended_on_gpu_ns().is_none_or(|end_ns| is_settled(end_ns, now_ns))
+            }
+            Event::Token(_) => true,
+        }
+    }
+
+    fn complete(&mut self, line: &mut Line, before: &mut Vec<Line>) {
+        match line {
+            Line::RequestStart(_) => mark_energy(),
+            Line::ResourceTrackingBegin(b) => {
+                mark_energy();
+                self.named_began = (b.t_ns, self.generated);
+            }
+            Line::RequestEnd(end) => {
+                self.generated += end.generated_tokens;
+                let start_ns = end.t_ns.saturating_sub((end.duration_ms * 1e6) as u64);
+                end.gpu = use_between(start_ns, end.t_ns, end.generated_tokens);
+            }
+            Line::ComputeExecution(op) if op.sm_utilization_percent.is_none() => {
+                op.sm_utilization_percent = sm_utilization(op.device.as_deref(), op.t_ns);
+            }
+            // The summary of the caller's session comes with those of the GPUs.
+            Line::ResourceSessionSummary(s) if !s.session_id.is_empty() => {
+                let (from_ns, generated) = self.named_began;
+                for mut line in summaries(from_ns, s.t_ns, self.generated - generated) {
+                    line.envelope().session_id.clone_from(&s.session_id);
+                    before.push(line);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn interval(&mut self, at: Moment, out: &mut Vec<Line>) {
+        out.extend(self.take(at.level, at.ends || at.level == Level::Minimal));
+        dropped::count("queue_full", "gpu_sample", take_overflowed());
+    }
+
+    fn close(&mut self, now_ns: u64, out: &mut Vec<Line>) {
+        out.extend(summaries(self.began_ns, now_ns, self.generated));
+    }
+}
+
+impl Gpus {
+    /// A recording begins.
+    #[must_use]
+    pub fn new(now_ns: u64) -> Self {
+        Self { open: Vec::new(), began_ns: now_ns, generated: 0, named_began: (now_ns, 0) }
+    }
+
     /// The lines that are due. With `all`, an interval ends: every device with a new reading is due.
-    pub fn take(&mut self, level: Level, all: bool) -> Vec<Line> {
+    fn take(&mut self, level: Level, all: bool) -> Vec<Line> {
         let mut shared = SHARED.lock();
         let mut out: Vec<Line> = std::mem::take(&mut shared.facts).into_iter().map(state).collect();
         let fresh = std::mem::take(&mut shared.fresh);
@@ -47,6 +119,12 @@ impl Lines {
                 out.extend(open.line(&device.identity));
             }
         }
+        drop(shared);
+        if journal::paused() {
+            let before = out.len();
+            out.retain(|l| !matches!(l, Line::GpuSample(_)));
+            dropped::count("disabled", "gpu_sample", (before - out.len()) as u64);
+        }
         out
     }
 
@@ -60,14 +138,12 @@ impl Lines {
 }
 
 /// Readings that came too fast for the writer since the last call.
-#[must_use]
-pub fn take_overflowed() -> u64 {
+fn take_overflowed() -> u64 {
     std::mem::take(&mut SHARED.lock().overflowed)
 }
 
 /// What each device did from `from_ns` to `to_ns`, with `tokens` of all requests that ended.
-#[must_use]
-pub fn summaries(from_ns: u64, to_ns: u64, tokens: u64) -> Vec<Line> {
+fn summaries(from_ns: u64, to_ns: u64, tokens: u64) -> Vec<Line> {
     let shared: &Shared = &SHARED.lock();
     let of = |d: &super::Device| {
         let from = d.history.began_ns()?.max(from_ns);

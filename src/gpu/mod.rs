@@ -1,7 +1,7 @@
 //! GPUs: a thread of ours asks the driver for figures, keeps their history for requests, and has them ready for the writer.
 //!
-//! Before it: NVML (`nvidia`, `mig`) and the kernel's files (`amd`, `rapl`). After it: `record`, whose writer takes lines (`lines`), and
-//! completes the events that happened while a device was read (`use_between`, `sm_utilization`). A machine without a GPU keeps no thread.
+//! Before it: NVML (`nvidia`, `mig`) and the kernel's files (`amd`, `rapl`). After it: `record`, whose writer asks [`Gpus`] as one of its
+//! sources: it has lines of its own and completes the events that happened while a device was read. A machine without a GPU keeps no thread.
 
 mod amd;
 mod history;
@@ -18,8 +18,8 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-pub use lines::{Lines, summaries, take_overflowed};
-pub use sampler::{own_cpu_ns, refresh, start, stop};
+pub use lines::Gpus;
+pub use sampler::{own_cpu_ns, start, stop};
 
 use crate::format::gpu::GpuUse;
 use history::History;

@@ -7,14 +7,14 @@ use crate::ggml::api;
 use crate::ggml::copies::{self, Caller, Hooked, Target};
 use crate::ggml::view::TensorPtr;
 use crate::observe::buffers::Kind;
-use crate::{observe, record};
+use crate::{journal, observe};
 
 fn tensor_placed(buffer: Ptr, tensor: Ptr) {
     // SAFETY: the host has just placed this tensor, and it is looked at here and now.
     let Some(t) = (unsafe { TensorPtr::new(tensor) }) else { return };
-    let placement = observe::host().buffers.tensor_placed(buffer, t, record::level());
+    let placement = observe::host().buffers.tensor_placed(buffer, t, journal::level());
     if let Some(placement) = placement {
-        record::push_line(placement.line(None));
+        journal::push_line(placement.line(None));
     }
 }
 

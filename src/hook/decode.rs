@@ -68,7 +68,7 @@ fn end(call: Call, ctx: Ptr, status: i32) {
     if (serving || host.requests.any_told(id))
         && let Some(context) = host.contexts.known(ctx)
     {
-        let every_ms = crate::record::level().summary_interval_ms() / 4;
+        let every_ms = crate::journal::level().summary_interval_ms() / 4;
         context.tell_usage("batch", every_ms);
     }
 }

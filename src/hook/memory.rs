@@ -9,7 +9,7 @@ use crate::format::resource::KvCacheOperation;
 use crate::format::{Level, Line};
 use crate::observe::contexts::Context;
 use crate::observe::{self, Host};
-use crate::record::{self, stamp::resource_id};
+use crate::journal::{self, stamp::resource_id};
 
 /// One operation on the memory of a context that counts.
 struct Operation {
@@ -20,11 +20,11 @@ struct Operation {
 }
 
 fn tell(host: &Host, ctx: u64, op: &Operation) {
-    if record::level() < Level::Detailed {
+    if journal::level() < Level::Detailed {
         return;
     }
     let now = clock::now_ns();
-    record::push_line(Line::KvCacheOperation(KvCacheOperation {
+    journal::push_line(Line::KvCacheOperation(KvCacheOperation {
         resource_id: resource_id(Some("kv"), "cache", None, op.name, now),
         timestamp: String::new(),
         cache_type: "key_value".to_owned(),

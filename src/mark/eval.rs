@@ -17,8 +17,8 @@ use super::{tell, tensor};
 use crate::ggml::view::TensorPtr;
 use crate::graph::class::is_view_op;
 use crate::observe::steps::{self, TOTALS};
-use crate::record::event::StepSample;
-use crate::record::{self, Event, rate};
+use crate::observe::sample::StepSample;
+use crate::journal::{self, Event, rate};
 use crate::{boundary, clock};
 
 /// A thread's graphs. Locked by that thread, and by whoever ends the recording.
@@ -83,7 +83,7 @@ fn register() -> Arc<Mutex<State>> {
 /// `t` is null or a node of the graph that runs.
 #[must_use]
 pub unsafe fn ask(t: *const c_void) -> bool {
-    if !boundary::recording() || record::paused() || steps::seen_by_hooks() {
+    if !boundary::recording() || journal::paused() || steps::seen_by_hooks() {
         return false;
     }
     // SAFETY: the caller's promise.
@@ -181,7 +181,7 @@ impl State {
         steps::account(&plan, run.prefill, reused, run.end_ns.saturating_sub(run.start_ns), &run.sums, fate);
         if let Some(permit) = run.permit.take() {
             TOTALS.sampled.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-            record::push(Event::Step(Box::new(StepSample {
+            journal::push(Event::Step(Box::new(StepSample {
                 plan,
                 step: run.number,
                 permit,

@@ -13,12 +13,12 @@ use crate::format::Line;
 use crate::format::resource::{ComponentHandoff, ComputeExecution, MemoryAllocation, MemoryDeallocation, MlpOperation};
 use crate::format::server::RequestToken;
 use crate::format::session::{ComponentEnd, LayerEnd};
-use crate::format::summary::StepSummary;
 use crate::graph::class::{self, classify_tensor};
 use crate::graph::{Node, Tensor, cost};
 use crate::observe::steps::TOTALS;
-use crate::record::expand::{known_memory, mib, round, shape};
-use crate::record::{dropped, stamp::resource_id};
+use crate::format::figures::{known_memory, mib, round, shape};
+use crate::journal::stamp::resource_id;
+use crate::journal::{Event, Moment, Source, dropped};
 
 /// Allocations whose size is remembered until they are given back.
 const MOST_ALLOCATIONS: usize = 1 << 16;
@@ -92,6 +92,33 @@ pub(super) fn session_id(number: u32) -> String {
     sessions::name(number).map_or_else(String::new, |id| id.to_string())
 }
 
+impl Source for Marks {
+    fn drain(&mut self, at: Moment, out: &mut Vec<Event>) {
+        let mut push = |line| out.push(Event::Line(Box::new(line)));
+        self.take(at.now_ns, &mut push);
+        if at.ends {
+            self.end_open_spans(at.now_ns, &mut push);
+        }
+    }
+
+    fn complete(&mut self, line: &mut Line, _before: &mut Vec<Line>) {
+        if matches!(line, Line::ResourceSessionSummary(_) | Line::ResourceSessionEnd(_)) || !line.session_id().is_empty() {
+            return;
+        }
+        if let Some(name) = sessions::at(line.t_ns()) {
+            line.envelope().session_id.push_str(&name);
+        }
+    }
+
+    fn interval(&mut self, at: Moment, out: &mut Vec<Line>) {
+        // Of two accounts of the same work one would be too many, and the steps' own totals are the better ones.
+        let summary = self.interval.take(at.now_ns);
+        if !out.iter().any(|line| matches!(line, Line::StepSummary(_))) {
+            out.extend(summary.map(Line::StepSummary));
+        }
+    }
+}
+
 impl Marks {
     /// Nothing marked yet.
     #[must_use]
@@ -109,7 +136,7 @@ impl Marks {
     }
 
     /// Makes lines of everything that was marked since the last call.
-    pub fn drain(&mut self, now_ns: u64, mut out: impl FnMut(Line)) {
+    fn take(&mut self, now_ns: u64, mut out: impl FnMut(Line)) {
         self.budget.fill(now_ns);
         // Before the rings: what was marked before an end that is seen here is in its ring by now.
         let (begun, ended) = sessions::take();
@@ -133,7 +160,7 @@ impl Marks {
     }
 
     /// The recording ends: spans that are still open on some thread end with it.
-    pub fn close(&mut self, now_ns: u64, mut out: impl FnMut(Line)) {
+    fn end_open_spans(&mut self, now_ns: u64, mut out: impl FnMut(Line)) {
         for mut thread in std::mem::take(&mut self.threads).into_values() {
             while let Some(open) = thread.open.last() {
                 let head = Head {
@@ -149,12 +176,6 @@ impl Marks {
                 }
             }
         }
-    }
-
-    /// Totals of the marks of the interval. Only where no step is seen: there the steps' own totals are the better ones, and of two
-    /// accounts of the same work one would be too many.
-    pub fn summary(&mut self, now_ns: u64) -> Option<StepSummary> {
-        self.interval.take(now_ns)
     }
 
     fn thread(&mut self, number: u64, mut words: &[u64], out: &mut impl FnMut(Line)) {

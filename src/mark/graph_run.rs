@@ -14,7 +14,7 @@ use crate::observe::plan::{self, Place, Plan, PlanNode};
 use crate::observe::routing;
 use crate::observe::steps::hand_to_the_writer;
 use crate::observe::timer::{Span, Sums};
-use crate::record::rate::Permit;
+use crate::journal::rate::Permit;
 
 use super::tensor;
 

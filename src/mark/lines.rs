@@ -7,8 +7,8 @@ use crate::format::Line;
 use crate::format::resource::KvCacheOperation;
 use crate::format::session::{ComponentBegin, LayerBegin, SessionSummary, TrackingBegin};
 use crate::observe;
-use crate::record::expand::mib;
-use crate::record::stamp::resource_id;
+use crate::format::figures::mib;
+use crate::journal::stamp::resource_id;
 
 /// A session began.
 pub fn tracking_begin(b: &sessions::Begun) -> Line {

@@ -32,7 +32,7 @@ use std::collections::BTreeSet;
 use parking_lot::Mutex;
 
 use crate::boundary::{self, Phase};
-use crate::{clock, log, record};
+use crate::{clock, journal, log};
 
 /// Longest name of a component or operation, bytes.
 pub const MAX_NAME: usize = 127;
@@ -91,7 +91,7 @@ pub type Answer = Result<Done, Refusal>;
 /// Whether marks are recorded: what every mark asks first.
 #[inline]
 pub fn gate() -> Result<(), Refusal> {
-    if boundary::recording() && !record::paused() { Ok(()) } else { Err(refusal()) }
+    if boundary::recording() && !journal::paused() { Ok(()) } else { Err(refusal()) }
 }
 
 /// Why marks are not recorded now.
@@ -103,8 +103,8 @@ pub fn refusal() -> Refusal {
     }
     match boundary::phase() {
         Phase::Poisoned => Refusal::Unavailable,
-        Phase::Running | Phase::Marking if !record::is_over() => Refusal::Disabled,
-        _ if record::disabled() => Refusal::Disabled,
+        Phase::Running | Phase::Marking if !journal::is_over() => Refusal::Disabled,
+        _ if journal::disabled() => Refusal::Disabled,
         _ => Refusal::NotRunning,
     }
 }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use parking_lot::Mutex;
 use rtrb::{Consumer, Producer, RingBuffer};
 
-use crate::record;
+use crate::journal;
 
 /// Words that one thread may be ahead of the writer: 256 KiB.
 pub const CAPACITY: usize = 1 << 15;
@@ -84,7 +84,7 @@ impl Local {
         // Half full: the writer would otherwise sleep on. Asked before the push, so that it is asked once a crossing, mostly.
         let mut free = self.words.slots();
         if free < CAPACITY / 2 {
-            record::wake();
+            journal::wake();
             if free < mark.len() + reserve && WAITS.load(Ordering::Relaxed) {
                 free = self.wait_for(mark.len() + reserve);
             }
@@ -101,7 +101,7 @@ impl Local {
     fn wait_for(&mut self, words: usize) -> usize {
         for _ in 0..5000 {
             std::thread::sleep(std::time::Duration::from_micros(200));
-            record::wake();
+            journal::wake();
             if self.words.slots() >= words || !crate::boundary::recording() {
                 break;
             }

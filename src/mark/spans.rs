@@ -12,7 +12,7 @@ use super::words::{self, HEAD, Head, Kind, NO_LAYER};
 use super::{Answer, Done, MAX_ID, MAX_INPUTS, MAX_NAME, Refusal, gate, refusal, sessions, tensor};
 use crate::format::Level;
 use crate::ggml::view::TensorPtr;
-use crate::{boundary, clock, record};
+use crate::{boundary, clock, journal};
 
 /// Spans that may be open on one thread.
 pub const MAX_DEPTH: usize = 1024;
@@ -137,9 +137,9 @@ impl Thread {
         }
         let key = if is_layer { u64::from(id as u32) } else { hash(name) };
         let mut frame = Frame { key, is_layer, recorded: false, dropped: false, session: sessions::current() };
-        let answer = if record::paused() {
+        let answer = if journal::paused() {
             Err(Refusal::Disabled)
-        } else if record::level() < Level::Detailed {
+        } else if journal::level() < Level::Detailed {
             self.ring.leave_out();
             Ok(Done::LeftOut)
         } else {
@@ -192,7 +192,7 @@ impl Thread {
                 self.ring.drop_end();
                 return Ok(Done::Dropped);
             }
-            if record::paused() {
+            if journal::paused() {
                 return Err(Refusal::Disabled);
             }
             self.ring.leave_out();
@@ -290,7 +290,7 @@ pub fn end_component(name: &str) -> Answer {
 /// Pushes an event of at least `level`.
 fn event(least: Level, kind: Kind, layer: Option<i32>, fill: impl FnOnce(&mut Vec<u64>)) -> Answer {
     with(|t| {
-        if record::level() < least {
+        if journal::level() < least {
             t.ring.leave_out();
             return Ok(Done::LeftOut);
         }
@@ -311,9 +311,9 @@ pub fn allocation(t: &TensorPtr, component: &str, id: Option<&mut String>) -> An
             let place = tensor::place(t);
             let device = place.device.or(place.buffer_type);
             let layer = super::expand::layer_of(layer, t.name(), t.op());
-            *id = record::stamp::resource_id(device, "memory", layer, component, head.t_ns);
+            *id = journal::stamp::resource_id(device, "memory", layer, component, head.t_ns);
         }
-        if record::level() < least {
+        if journal::level() < least {
             thread.ring.leave_out();
             return Ok(Done::LeftOut);
         }

@@ -16,7 +16,7 @@ use crate::format::{Level, Line};
 use crate::ggml::api::{self, Ptr};
 use crate::ggml::device;
 use crate::ggml::view::{TensorPtr, keep};
-use crate::record;
+use crate::journal;
 
 /// Below this size a tensor is no news at MINIMAL.
 const LARGE: u64 = 1 << 20;
@@ -334,7 +334,7 @@ impl Buffers {
         if b.size == 0 {
             return;
         }
-        record::push_line(Line::BufferFree(BufferFree {
+        journal::push_line(Line::BufferFree(BufferFree {
             timestamp: String::new(),
             session_id: String::new(),
             t_ns: clock::now_ns(),
@@ -383,7 +383,7 @@ impl Buffers {
         b.told = true;
         self.next_id += 1;
         b.id = self.next_id;
-        record::push_line(Line::BufferAllocation(BufferAllocation {
+        journal::push_line(Line::BufferAllocation(BufferAllocation {
             timestamp: String::new(),
             session_id: String::new(),
             t_ns: b.t_ns,
@@ -399,7 +399,7 @@ impl Buffers {
         for p in std::mem::take(&mut b.early) {
             // What is computed is told with the graph.
             if usage != Kind::Compute {
-                record::push_line(Placement { usage: usage.name(), ..p }.line(None));
+                journal::push_line(Placement { usage: usage.name(), ..p }.line(None));
             }
         }
     }

@@ -12,8 +12,8 @@ use crate::clock;
 use crate::format::server::{Batch, KvCacheUsage};
 use crate::format::{Level, Line};
 use crate::ggml::api::{self, Ptr};
-use crate::record;
-use crate::record::event::SeqRange;
+use crate::journal;
+use crate::observe::sample::SeqRange;
 
 /// One token or embedding of a batch.
 #[derive(Clone, Debug)]
@@ -265,7 +265,7 @@ impl Context {
         if status == 0 {
             self.place_rows(&mut by_seq);
         }
-        if running.sampled && record::level() >= Level::Detailed {
+        if running.sampled && journal::level() >= Level::Detailed {
             self.unsynchronized = Some(Batch {
                 timestamp: String::new(),
                 session_id: String::new(),
@@ -330,7 +330,7 @@ impl Context {
     /// Writes a call that nobody synchronised.
     pub fn flush_batch(&mut self) {
         if let Some(batch) = self.unsynchronized.take() {
-            record::push_line(Line::Batch(batch));
+            journal::push_line(Line::Batch(batch));
         }
     }
 
@@ -485,7 +485,7 @@ impl Context {
             return;
         }
         self.told_usage_ns = now;
-        record::push_line(Line::KvCacheUsage(KvCacheUsage {
+        journal::push_line(Line::KvCacheUsage(KvCacheUsage {
             timestamp: String::new(),
             session_id: String::new(),
             t_ns: now,

@@ -1,6 +1,6 @@
 //! What the host is doing, put together from single calls: plans of graphs, timed steps, buffers, contexts, requests, KV cells.
 //!
-//! Before it: `hook` (one function a call). After it: `record` (events). Nothing here calls the host except through `ggml::api`,
+//! Before it: `hook` (one function a call). After it: `journal` (events). Nothing here calls the host except through `ggml::api`,
 //! and nothing here blocks: the one lock, [`host`], is taken by the host's own decode thread.
 
 pub mod buffers;
@@ -14,6 +14,7 @@ pub mod placement;
 pub mod plan;
 pub mod requests;
 pub mod routing;
+pub mod sample;
 pub mod splits;
 pub mod state;
 pub mod steps;

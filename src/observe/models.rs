@@ -7,7 +7,7 @@ use crate::format::Line;
 use crate::format::server::ModelLoad;
 use crate::ggml::api::{self, Ptr};
 use crate::ggml::layout;
-use crate::record;
+use crate::journal;
 
 /// A load that has begun.
 #[derive(Debug)]
@@ -62,7 +62,7 @@ pub unsafe fn end(loading: Loading, model: Ptr) {
         (false, Some(0)) => "probe",
         (false, _) => "load",
     };
-    record::push_line(Line::ModelLoad(ModelLoad {
+    journal::push_line(Line::ModelLoad(ModelLoad {
         timestamp: String::new(),
         session_id: String::new(),
         t_ns,

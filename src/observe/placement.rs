@@ -3,7 +3,8 @@
 use crate::format::Line;
 use crate::format::resource::MemoryAllocation;
 use crate::graph::class;
-use crate::record::{expand::shape, stamp::resource_id};
+use crate::format::figures::{mib, shape};
+use crate::journal::stamp::resource_id;
 
 /// A tensor that got its place in a buffer.
 #[derive(Clone, Debug)]
@@ -46,7 +47,7 @@ impl Placement {
             timestamp: String::new(),
             component_type: component.to_owned(),
             layer_id: class.layer,
-            allocation_size_mb: (self.nbytes as f64 / 1024.0 / 1024.0 * 1e6).round() / 1e6,
+            allocation_size_mb: mib(self.nbytes),
             memory_type: self.memory_type.to_owned(),
             tensor_shape: shape(&self.ne),
             precision: self.precision.to_owned(),

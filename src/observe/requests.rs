@@ -18,8 +18,8 @@ use std::collections::HashMap;
 use crate::format::Line;
 use crate::format::server::{InterToken, RequestEnd, RequestStart};
 use crate::observe::contexts::Processed;
-use crate::record::event::Token;
-use crate::record::{self, Event};
+use crate::journal::Token;
+use crate::journal::{self, Event};
 
 /// A launch that lies longer in the past than this, not counting time in decode calls, belongs to nothing: llama-server starts a
 /// launched slot in the very next turn of its loop, so such a mark is an old release.
@@ -215,8 +215,8 @@ impl Requests {
         r.generated += 1;
         r.last_ns = now;
         r.ended_by_model = ends;
-        if record::level() >= crate::format::Level::Verbose {
-            record::push(Event::Token(event));
+        if journal::level() >= crate::format::Level::Verbose {
+            journal::push(Event::Token(event));
         }
     }
 
@@ -295,7 +295,7 @@ impl Requests {
             self.next_id += 1;
             self.next_id
         });
-        record::push_line(Line::RequestStart(RequestStart {
+        journal::push_line(Line::RequestStart(RequestStart {
             timestamp: String::new(),
             session_id: String::new(),
             t_ns: r.start_ns,
@@ -335,7 +335,7 @@ impl Requests {
         let counts = released.flatten();
         let (drafted, accepted) = counts.as_ref().map(|c| (c.drafted, c.accepted)).unzip();
         let generating_ns = r.last_ns.saturating_sub(r.first_ns);
-        record::push_line(Line::RequestEnd(RequestEnd {
+        journal::push_line(Line::RequestEnd(RequestEnd {
             timestamp: String::new(),
             session_id: String::new(),
             t_ns: now,

@@ -9,7 +9,7 @@ use crate::clock;
 use crate::format::Line;
 use crate::format::summary::InstrumentationState;
 use crate::observe::plan::Plan;
-use crate::record;
+use crate::journal;
 
 static TOLD: Mutex<BTreeSet<(&'static str, String)>> = Mutex::new(BTreeSet::new());
 
@@ -23,7 +23,7 @@ pub fn tell(component: &'static str, state: &'static str, reason: impl Into<Stri
         let consequence = lost.map(|l| format!("; not recorded: {l}")).unwrap_or_default();
         crate::log::warn(format!("{component} {state}: {reason}{consequence}"));
     }
-    record::push_line(Line::InstrumentationState(InstrumentationState {
+    journal::push_line(Line::InstrumentationState(InstrumentationState {
         timestamp: String::new(),
         session_id: String::new(),
         t_ns: clock::now_ns(),

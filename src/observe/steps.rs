@@ -14,9 +14,9 @@ use crate::format::Level;
 use crate::ggml::api::{self, Ptr};
 use crate::ggml::layout;
 use crate::ggml::view::TensorPtr;
-use crate::record::event::StepSample;
-use crate::record::rate::Permit;
-use crate::record::{self, Event, rate};
+use crate::observe::sample::StepSample;
+use crate::journal::rate::Permit;
+use crate::journal::{self, Event, rate};
 
 /// Plans kept for graphs that may come again. A plan takes about 200 bytes a node, so this is some megabytes at most.
 const KEPT_PLANS: usize = 24;
@@ -193,7 +193,7 @@ impl Schedulers {
 
 /// The writer reads the counters of `plan` until nobody can run it any more; where there is no writer, nobody would forget it.
 pub(crate) fn hand_to_the_writer(plan: &Arc<Plan>) {
-    if !record::is_over() {
+    if !journal::is_over() {
         PLANS.lock().push(plan.clone());
     }
 }
@@ -305,8 +305,8 @@ pub fn begin(sched: Ptr, graph: Ptr) -> Option<Step> {
     let prefill = plan.n_tokens.is_some_and(|n| n > sequences);
     drop(host);
     let now = clock::now_ns();
-    let level = record::level();
-    let may = number.is_some() && may_be_sampled && !record::paused();
+    let level = journal::level();
+    let may = number.is_some() && may_be_sampled && !journal::paused();
     let permit = if may { rate::may_sample(prefill, now) } else { None };
     let sampled = permit.is_some();
     // MINIMAL times only what it writes; VERBOSE every step, so that its totals of times are whole. Experts are counted where steps are timed,
@@ -327,7 +327,7 @@ pub fn begin(sched: Ptr, graph: Ptr) -> Option<Step> {
         timer,
         number,
         begun_ns: clock::now_ns(),
-        recording: record::recording(),
+        recording: journal::recording(),
         permit,
         may_be_sampled,
         measured,
@@ -370,7 +370,7 @@ pub fn end(step: Step) {
     let end_ns = clock::now_ns();
     let graph_ns = end_ns.saturating_sub(step.begun_ns);
     let workers_ns = step.measured.map(workers::Measured::end).unwrap_or_default();
-    if step.recording != record::recording() {
+    if step.recording != journal::recording() {
         return;
     }
     let sampled = step.permit.is_some();
@@ -390,7 +390,7 @@ pub fn end(step: Step) {
     let ctx = context();
     let mut ranges = Vec::new();
     let placements =
-        if sampled { host().buffers.graph_of(step.plan.key.0, record::level(), &step.nodes) } else { Vec::new() };
+        if sampled { host().buffers.graph_of(step.plan.key.0, journal::level(), &step.nodes) } else { Vec::new() };
     if !ctx.is_null() {
         let mut host = host();
         let host = &mut *host;
@@ -404,7 +404,7 @@ pub fn end(step: Step) {
     }
     if let Some(permit) = step.permit {
         add(&TOTALS.sampled, 1);
-        record::push(Event::Step(Box::new(StepSample {
+        journal::push(Event::Step(Box::new(StepSample {
             plan: step.plan,
             step: step.number,
             permit,

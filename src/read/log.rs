@@ -6,7 +6,6 @@ use std::io::{self, BufRead, BufReader};
 use std::path::Path;
 
 use super::account::{Account, BadLine, SessionAccount};
-use super::common::session_id;
 use super::lines::{MAX_LINE_BYTES, RawLine, RawLines};
 use crate::format::Line;
 
@@ -142,7 +141,7 @@ impl<R: BufRead> Log<R> {
     }
 
     fn session_of(&mut self, line: &Line, raw: &RawLine) -> usize {
-        let id = session_id(line);
+        let id = line.session_id();
         let known = self.by_id.get(id).copied();
         let index = match (line, known, self.current) {
             (Line::ResourceSessionStart(_), ..) | (_, None, None) => {

@@ -4,7 +4,6 @@
 //! what a killed process, a full disk or another program left behind.
 
 pub mod account;
-pub mod common;
 pub mod lines;
 pub mod log;
 pub mod stream;

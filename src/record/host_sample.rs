@@ -2,9 +2,11 @@
 
 use std::fs;
 
-use super::expand::round;
+use crate::format::figures::round;
+use crate::format::Line;
 use crate::format::summary::HostSample;
 use crate::gpu::rapl;
+use crate::journal::{Moment, Source};
 use crate::{clock, gpu, host};
 
 /// Between two samples that lie closer together no share of time is told. The kernel adds up what threads on other cores have run at its
@@ -82,6 +84,12 @@ impl Sampler {
             // Millijoules over nanoseconds are 10^9 milliwatts.
             cpu_package_power_mw: energy_mj.zip(wall_ns).map(|(mj, ns)| round(mj / ns as f64 * 1e9)),
         }
+    }
+}
+
+impl Source for Sampler {
+    fn interval(&mut self, at: Moment, out: &mut Vec<Line>) {
+        out.push(Line::HostSample(self.sample(at.now_ns)));
     }
 }
 

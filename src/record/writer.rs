@@ -5,43 +5,26 @@
 
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
+use crossbeam_channel::{RecvTimeoutError, bounded};
 
-use super::event::{Event, Token};
-use super::expand::{self, BestRates, round};
-use super::host_sample::Sampler;
-use super::rate::Budget;
 use super::sink::Sink;
-use super::summary::{self, Collector};
-use super::{dropped, level, line_time, queue, stamp};
 use crate::error::{Error, Result};
+use crate::format::Line;
+use crate::format::figures::round;
 use crate::format::server::RequestToken;
 use crate::format::session::{SessionEnd, SessionSummary};
 use crate::format::summary::EventsDropped;
-use crate::format::{Level, Line};
+use crate::journal::rate::Budget;
+use crate::journal::stamp::stamp;
+use crate::journal::{self, Command, Event, Moment, Source, Token, dropped, level, queue};
 use crate::mailbox::Inbox;
-use crate::mark::expand::Marks;
-use crate::mark::sessions;
-use crate::observe;
-use crate::observe::steps::TOTALS;
-use crate::{boundary, clock, gpu, host, log};
+use crate::{boundary, clock, host, log};
 
 /// How long the thread sleeps between two looks at the rings: what a killed host can lose.
 const NAP: Duration = Duration::from_millis(100);
 
 /// Bytes of lines that are made before they are written.
 const MOST_BUFFERED: usize = 1 << 20;
-
-/// What the thread can be told.
-#[derive(Debug)]
-pub enum Command {
-    /// Write everything that was pushed before, then answer.
-    Flush(Sender<()>),
-    /// The same, then close the log in order and answer.
-    Stop(Sender<()>),
-    /// A ring is half full: write what there is.
-    Wake,
-}
 
 /// Where and how to write.
 #[derive(Debug)]
@@ -56,6 +39,8 @@ pub struct Options {
     pub text: bool,
     /// The first line.
     pub first: Line,
+    /// Who is asked for lines, in the order in which an interval is told.
+    pub sources: Vec<Box<dyn Source>>,
     /// Called once, when a step of the host has been written.
     pub at_first_step: fn(),
     /// Called once, when the log cannot be written any more. True if the hooks go on without it, for a capture.
@@ -83,21 +68,6 @@ pub fn spawn(options: Options, commands: Inbox<Command>) -> Result<std::thread::
     Ok(handle)
 }
 
-/// Whether the GPUs are still to be read behind the end of what the event tells.
-fn waits_for_gpu(event: &Event, now: u64) -> bool {
-    match event {
-        Event::Line(line) => match &**line {
-            Line::RequestEnd(end) => !gpu::energy_is_settled(end.t_ns, now),
-            Line::ResourceSessionSummary(s) if !s.session_id.is_empty() => !gpu::energy_is_settled(s.t_ns, now),
-            _ => false,
-        },
-        Event::Step(step) => {
-            gpu::measures_sm() && step.plan.nodes.iter().any(|n| !n.place.is_cpu) && !gpu::is_settled(step.end_ns, now)
-        }
-        Event::Token(_) => false,
-    }
-}
-
 struct Writer {
     sink: Option<Sink>,
     session_id: String,
@@ -105,20 +75,11 @@ struct Writer {
     buffer: Vec<u8>,
     pending: Vec<Event>,
     budget: Budget,
-    collector: Collector,
-    marks: Marks,
+    sources: Vec<Box<dyn Source>>,
     /// Lines, bytes and dropped events when the caller's session began.
     named_from: (u64, u64, u64),
-    /// When it began, and the tokens generated before.
-    named_began: (u64, u64),
-    gpu: gpu::Lines,
-    /// Events that wait until the GPUs were read behind them.
+    /// Events that a source will soon know more of.
     waiting: Vec<Event>,
-    /// Tokens of the requests that ended.
-    generated: u64,
-    began_ns: u64,
-    sampler: Sampler,
-    rates: BestRates,
     next_interval_ns: u64,
     interval_began_ns: u64,
     token_bytes: u64,
@@ -141,16 +102,9 @@ impl Writer {
             buffer: Vec::with_capacity(1 << 16),
             pending: Vec::new(),
             budget: Budget::new(options.bytes_per_second, now),
-            collector: Collector::new(now),
-            marks: Marks::new(options.bytes_per_second, options.text, now),
+            sources: options.sources,
             named_from: (0, 0, 0),
-            named_began: (now, 0),
-            gpu: gpu::Lines::default(),
             waiting: Vec::new(),
-            generated: 0,
-            began_ns: now,
-            sampler: Sampler::default(),
-            rates: BestRates::default(),
             next_interval_ns: now + level().summary_interval_ms() * 1_000_000,
             interval_began_ns: now,
             token_bytes: 0,
@@ -173,14 +127,10 @@ impl Writer {
     fn run(mut self, commands: &Inbox<Command>) {
         loop {
             let command = commands.take(Some(Instant::now() + NAP));
-            self.take_events(!matches!(command, Ok(Command::Wake) | Err(RecvTimeoutError::Timeout)));
-            let now = clock::now_ns();
+            let all = !matches!(command, Ok(Command::Wake) | Err(RecvTimeoutError::Timeout));
             let stopping = matches!(command, Ok(Command::Stop(_)) | Err(RecvTimeoutError::Disconnected));
-            if stopping {
-                let mut ends = Vec::new();
-                self.marks.close(now, |line| ends.push(line));
-                ends.into_iter().for_each(|line| self.put(line));
-            }
+            self.take_events(all, stopping);
+            let now = clock::now_ns();
             if now >= self.next_interval_ns || stopping {
                 self.interval(now, stopping);
             }
@@ -205,30 +155,23 @@ impl Writer {
     }
 
     /// With `all`, nothing is kept back.
-    fn take_events(&mut self, all: bool) {
+    fn take_events(&mut self, all: bool, ends: bool) {
         let mut events = std::mem::take(&mut self.pending);
         events.append(&mut self.waiting);
-        super::awake();
-        self.marks.drain(clock::now_ns(), |line| events.push(Event::Line(Box::new(line))));
+        journal::awake();
         queue().drain(|e| events.push(e));
-        if all {
-            gpu::refresh();
-        }
+        let at = Moment { now_ns: clock::now_ns(), level: level(), all, ends };
+        self.sources.iter_mut().for_each(|s| s.drain(at, &mut events));
         let now = clock::now_ns();
-        events.extend(self.gpu_lines(false).map(|line| Event::Line(Box::new(line))));
         // Rings are drained one after the other; the log is in order of time.
         events.sort_by_key(Event::t_ns);
         for event in events.drain(..) {
-            if !all && waits_for_gpu(&event, now) {
+            if !all && !self.sources.iter().all(|s| s.is_settled(&event, now)) {
                 self.waiting.push(event);
                 continue;
             }
             match event {
                 Event::Line(line) => {
-                    if matches!(*line, Line::RequestStart(_) | Line::ResourceTrackingBegin(_)) {
-                        gpu::mark_energy();
-                    }
-                    self.gpu_summary_of(&line);
                     self.put(*line);
                     if self.buffer.len() > MOST_BUFFERED {
                         self.write_out();
@@ -237,11 +180,11 @@ impl Writer {
                 Event::Token(token) => self.token(token),
                 Event::Step(sample) => {
                     let before = self.buffer.len();
-                    for line in expand::expand(&sample, level(), &mut self.rates) {
-                        self.put_unbudgeted(line);
-                    }
+                    let mut lines = Vec::new();
+                    self.sources.iter_mut().for_each(|s| s.expand(&*sample, at.level, &mut lines));
+                    lines.into_iter().for_each(|line| self.put_unbudgeted(line));
                     let bytes = (self.buffer.len() - before) as u64;
-                    self.budget.spent_on_step(sample.permit, bytes, clock::now_ns());
+                    self.budget.spent_on_step(sample.into_permit(), bytes, clock::now_ns());
                     // A step may be a quarter of a megabyte: it must not pile up behind others.
                     self.write_out();
                     if let Some(call) = self.at_first_step.take() {
@@ -277,24 +220,9 @@ impl Writer {
         let level = level();
         clock::correct();
         self.budget.interval(now);
-        if let Some((summary, missing)) = self.collector.collect(now, level) {
-            dropped::count("rate_limit", "step_events", missing.left_out);
-            dropped::count("warm_up", "step_events", missing.warm_ups);
-            self.put(Line::StepSummary(summary));
-            // The steps' own totals: those of the marks would count the same work again.
-            _ = self.marks.summary(now);
-        } else if let Some(summary) = self.marks.summary(now) {
-            self.put(Line::StepSummary(summary));
-        }
-        if level >= Level::Detailed {
-            summary::moe_lines(now).for_each(|m| self.put(Line::MoeRouting(m)));
-        }
-        let sample = self.sampler.sample(now);
-        self.put(Line::HostSample(sample));
-        let lines: Vec<Line> = self.gpu_lines(stopping || level == Level::Minimal).collect();
-        lines.into_iter().for_each(|line| self.put(line));
+        let at = Moment { now_ns: now, level, all: stopping, ends: stopping };
+        self.ask(|source, out| source.interval(at, out));
         let lost = queue().dropped();
-        dropped::count("queue_full", "gpu_sample", gpu::take_overflowed());
         dropped::count("queue_full", "event", lost - std::mem::replace(&mut self.ring_drops, lost));
         for (reason, kind, count) in dropped::take() {
             self.dropped += count;
@@ -314,33 +242,34 @@ impl Writer {
     }
 
     fn close(&mut self) {
-        let (memory, requests) = {
-            let host = observe::host();
-            (host.buffers.peak_bytes(), host.requests.ended())
-        };
-        let sum = |f: fn(&observe::steps::Phase) -> &std::sync::atomic::AtomicU64| {
-            TOTALS.phases.iter().map(|p| f(p).load(std::sync::atomic::Ordering::Relaxed)).sum::<u64>()
-        };
         let now = clock::now_ns();
-        gpu::summaries(self.began_ns, now, self.generated).into_iter().for_each(|line| self.put(line));
+        self.ask(|source, out| source.close(now, out));
         self.put(Line::ResourceSessionSummary(SessionSummary {
             timestamp: String::new(),
             session_id: String::new(),
-            total_memory_mb: memory.map(|bytes| round(bytes as f64 / 1024.0 / 1024.0)),
-            total_compute_gflops: sum(|p| &p.flops) as f64 / 1e9,
-            component_flows: TOTALS.flows.load(std::sync::atomic::Ordering::Relaxed),
             t_ns: now,
-            steps: sum(|p| &p.steps),
-            requests,
             lines_written: self.lines,
             bytes_written: self.bytes + self.buffer.len() as u64,
             events_dropped: self.dropped,
+            // The sources know.
+            total_memory_mb: None,
+            total_compute_gflops: 0.0,
+            component_flows: 0,
+            steps: 0,
+            requests: 0,
         }));
         self.put(Line::ResourceSessionEnd(SessionEnd {
             timestamp: String::new(),
             session_id: String::new(),
             t_ns: now,
         }));
+    }
+
+    /// Writes what the sources have to say, one after the other.
+    fn ask(&mut self, mut question: impl FnMut(&mut dyn Source, &mut Vec<Line>)) {
+        let mut lines = Vec::new();
+        self.sources.iter_mut().for_each(|source| question(&mut **source, &mut lines));
+        lines.into_iter().for_each(|line| self.put(line));
     }
 
     fn put(&mut self, line: Line) {
@@ -350,14 +279,11 @@ impl Writer {
     }
 
     fn put_unbudgeted(&mut self, mut line: Line) {
-        self.complete(&mut line);
+        let mut ahead = Vec::new();
+        self.sources.iter_mut().for_each(|s| s.complete(&mut line, &mut ahead));
+        ahead.into_iter().for_each(|line| self.put(line));
         self.count_named(&mut line);
-        let named = if matches!(line, Line::ResourceSessionSummary(_) | Line::ResourceSessionEnd(_)) {
-            None
-        } else {
-            sessions::at(line_time(&line))
-        };
-        stamp(&mut line, named.as_deref().unwrap_or(&self.session_id));
+        stamp(&mut line, &self.session_id);
         let before = self.buffer.len();
         if serde_json::to_writer(&mut self.buffer, &line).is_err() {
             // Nothing in these types can fail to serialise; if it ever does, the line is lost and counted, not the log.
@@ -367,49 +293,6 @@ impl Writer {
         }
         self.buffer.push(b'\n');
         self.lines += 1;
-    }
-
-    /// Lines of the GPUs that are due; with `all`, whatever there is.
-    fn gpu_lines(&mut self, all: bool) -> impl Iterator<Item = Line> + use<> {
-        let mut lines = self.gpu.take(level(), all);
-        if super::paused() {
-            let before = lines.len();
-            lines.retain(|l| !matches!(l, Line::GpuSample(_)));
-            dropped::count("disabled", "gpu_sample", (before - lines.len()) as u64);
-        }
-        lines.into_iter()
-    }
-
-    /// The summary of the caller's session comes with those of the GPUs.
-    fn gpu_summary_of(&mut self, line: &Line) {
-        match line {
-            Line::ResourceTrackingBegin(b) => self.named_began = (b.t_ns, self.generated),
-            Line::ResourceSessionSummary(s) if !s.session_id.is_empty() => {
-                let (from_ns, generated) = self.named_began;
-                for mut line in gpu::summaries(from_ns, s.t_ns, self.generated - generated) {
-                    if let Line::GpuSummary(g) = &mut line {
-                        g.session_id.clone_from(&s.session_id);
-                    }
-                    self.put(line);
-                }
-            }
-            _ => {}
-        }
-    }
-
-    /// Fills in what only the GPUs' readings tell.
-    fn complete(&mut self, line: &mut Line) {
-        match line {
-            Line::RequestEnd(end) => {
-                self.generated += end.generated_tokens;
-                let start_ns = end.t_ns.saturating_sub((end.duration_ms * 1e6) as u64);
-                end.gpu = gpu::use_between(start_ns, end.t_ns, end.generated_tokens);
-            }
-            Line::ComputeExecution(op) if op.sm_utilization_percent.is_none() => {
-                op.sm_utilization_percent = gpu::sm_utilization(op.device.as_deref(), op.t_ns);
-            }
-            _ => {}
-        }
     }
 
     /// The summary of the caller's session says what was written while it lasted.

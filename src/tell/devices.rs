@@ -1,11 +1,11 @@
 //! Lines of a sampled step about its devices: the part that each was given, and what was copied between them.
 
-use super::event::StepSample;
-use super::expand::{known_memory, mib, round};
-use super::stamp::resource_id;
+use crate::format::figures::{known_memory, mib, round};
 use crate::format::resource::{ComponentHandoff, SplitExecution};
 use crate::format::{Level, Line};
 use crate::graph::class::{self, Component};
+use crate::journal::stamp::resource_id;
+use crate::observe::sample::StepSample;
 use crate::observe::splits::{PartRun, Transfer};
 
 /// The lines, each with the node ahead of which it stands, in order of them. None for a graph that runs on the CPU alone.

@@ -134,7 +134,7 @@ impl Budget {
 mod tests {
     use super::{AFTER_A_LOSS_NS, Budget, may_sample, open};
     use crate::clock;
-    use crate::record;
+    use crate::journal;
 
     /// The gates are the process's.
     static ONE_AT_A_TIME: parking_lot::Mutex<()> = parking_lot::Mutex::new(());
@@ -173,7 +173,7 @@ mod tests {
         assert!(may_sample(false, now + AFTER_A_LOSS_NS / 2).is_none(), "not at once");
         let late = may_sample(false, clock::now_ns() + AFTER_A_LOSS_NS).unwrap();
         // The next recording has begun before the end of a step of this one.
-        record::begin(true);
+        journal::begin(true);
         let own = may_sample(false, now).unwrap();
         drop(late);
         assert!(may_sample(false, u64::MAX - 1).is_none(), "the gate is held by a step of this recording");

@@ -2,17 +2,16 @@
 
 use std::collections::HashMap;
 
-use super::event::{SeqRange, StepSample};
-use super::split_lines;
-use super::stamp::resource_id;
+use super::devices;
+use crate::format::figures::{known_memory, mib, round, shape};
 use crate::format::resource::{ComponentHandoff, ComputeExecution, KvCacheOperation, MlpOperation};
 use crate::format::session::{ComponentBegin, ComponentEnd, LayerBegin, LayerEnd};
 use crate::format::summary::ThreadImbalance;
 use crate::format::{Level, Line};
 use crate::graph::class::Component;
+use crate::journal::stamp::resource_id;
 use crate::observe::plan::{Plan, PlanNode};
-
-const MIB: f64 = 1024.0 * 1024.0;
+use crate::observe::sample::{SeqRange, StepSample};
 
 /// Best rates seen so far by operation: what `estimated_duration_us` is computed from.
 #[derive(Debug, Default)]
@@ -52,37 +51,15 @@ impl Group<'_> {
     }
 }
 
-/// Three decimals are a nanosecond where the unit is a microsecond; more would only be length.
-#[must_use]
-pub fn round(x: f64) -> f64 {
-    (x * 1e3).round() / 1e3
-}
-
-fn six(x: f64) -> f64 {
-    (x * 1e6).round() / 1e6
-}
-
-/// The memory of a device, `None` where it is not known.
-#[must_use]
-pub fn known_memory(memory_type: &str) -> Option<String> {
-    (memory_type != "unknown").then(|| memory_type.to_owned())
-}
-
-/// Bytes in MiB, exact to the byte.
-#[must_use]
-pub fn mib(bytes: u64) -> f64 {
-    six(bytes as f64 / MIB)
-}
-
 /// The lines of `sample` at `level`, in order of time.
 pub fn expand(sample: &StepSample, level: Level, rates: &mut BestRates) -> Vec<Line> {
     let groups = groups(sample);
     let mut out = Vec::with_capacity(groups.len() * 2);
     out.extend(sample.placements.iter().map(|p| p.line(sample.step)));
     let mut marks = Marks { sample, on: level >= Level::Detailed, layer: None, component: None };
-    let mut devices = split_lines::of(sample, level).into_iter().peekable();
+    let mut split_lines = devices::of(sample, level).into_iter().peekable();
     for (first, g) in &groups {
-        while let Some((_, line)) = devices.next_if(|(node, _)| node <= first) {
+        while let Some((_, line)) = split_lines.next_if(|(node, _)| node <= first) {
             out.push(line);
         }
         let n = g.lead();
@@ -100,7 +77,7 @@ pub fn expand(sample: &StepSample, level: Level, rates: &mut BestRates) -> Vec<L
             out.extend(cache_write(sample, g));
         }
     }
-    out.extend(devices.map(|(_, line)| line));
+    out.extend(split_lines.map(|(_, line)| line));
     marks.leave(&mut out);
     if level >= Level::Verbose && !sample.workers_ns.is_empty() && !sample.spans.is_empty() {
         out.push(imbalance(sample));
@@ -128,7 +105,7 @@ fn groups(sample: &StepSample) -> Vec<(u32, Group<'_>)> {
     // Nodes of a backend that we cannot time carry the time at which it was given its part, and no duration.
     let untimed = (0..nodes.len() as u32).filter(|i| !covered.contains(i)).map(|i| {
         let one = &nodes[i as usize..=i as usize];
-        let at = split_lines::given_at(sample, i);
+        let at = devices::given_at(sample, i);
         (i, Group { nodes: one, start_ns: at, end_ns: at, barrier_us: None, timed: false })
     });
     let mut all: Vec<(u32, Group<'_>)> = timed.chain(untimed).collect();
@@ -159,13 +136,6 @@ pub fn events_of(plan: &Plan, level: Level) -> u64 {
 
 fn costs(g: &Group<'_>) -> (u64, u64) {
     g.nodes.iter().fold((0, 0), |(f, b), n| (f + n.cost.flops, b + n.cost.bytes_read + n.cost.bytes_written))
-}
-
-/// ggml pads shapes to four dimensions with ones.
-#[must_use]
-pub fn shape(ne: &[i64; 4]) -> Vec<i64> {
-    let n = ne.iter().rposition(|&n| n != 1).map_or(1, |i| i + 1);
-    ne[..n].to_vec()
 }
 
 fn compute(sample: &StepSample, g: &Group<'_>, rates: &BestRates) -> Line {

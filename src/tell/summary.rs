@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::expand::{events_of, known_memory, round};
+use super::step::events_of;
+use crate::format::figures::{known_memory, round};
 use crate::format::Level;
 use crate::format::summary::{
     CopyTotals, DeviceTotals, LayerTotals, MoeRouting, NamedTotals, PhaseTotals, StepSummary, Totals,

@@ -1,41 +1,13 @@
-//! What travels from the host's threads to the writer: one small value an event; big or rare ones are boxed.
+//! A step that is written event by event, as it was measured.
 
 use std::sync::Arc;
 
-use super::rate::Permit;
-use crate::format::Line;
-use crate::observe::placement::Placement;
-use crate::observe::plan::Plan;
-use crate::observe::splits::{PartRun, Transfer};
-use crate::observe::timer::{Span, Sums};
-
-/// An event on its way to the writer.
-#[derive(Debug)]
-pub enum Event {
-    /// A complete line (rare events: the host's thread has filled it, but for the session id and the wall-clock strings).
-    Line(Box<Line>),
-    /// A token was sampled.
-    Token(Token),
-    /// A step that is to be written event by event.
-    Step(Box<StepSample>),
-}
-
-/// A sampled token.
-#[derive(Clone, Copy, Debug)]
-pub struct Token {
-    /// Monotonic ns.
-    pub t_ns: u64,
-    /// Request.
-    pub request_id: u64,
-    /// Sequence.
-    pub seq_id: i32,
-    /// 0 for the request's first.
-    pub index: u64,
-    /// Token id.
-    pub token_id: i32,
-    /// Since the token before, or since the request's start.
-    pub since_previous_ns: u64,
-}
+use super::placement::Placement;
+use super::plan::Plan;
+use super::splits::{PartRun, Transfer};
+use super::timer::{Span, Sums};
+use crate::journal::rate::Permit;
+use crate::journal::Sample;
 
 /// Tokens of one sequence in a ubatch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,14 +51,16 @@ pub struct StepSample {
     pub placements: Vec<Placement>,
 }
 
-impl Event {
-    /// When it happened, for ordering.
-    #[must_use]
-    pub fn t_ns(&self) -> u64 {
-        match self {
-            Self::Line(line) => super::line_time(line),
-            Self::Token(t) => t.t_ns,
-            Self::Step(s) => s.start_ns,
-        }
+impl Sample for StepSample {
+    fn t_ns(&self) -> u64 {
+        self.start_ns
+    }
+
+    fn ended_on_gpu_ns(&self) -> Option<u64> {
+        self.plan.nodes.iter().any(|n| !n.place.is_cpu).then_some(self.end_ns)
+    }
+
+    fn into_permit(self: Box<Self>) -> Permit {
+        self.permit
     }
 }
