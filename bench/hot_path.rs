@@ -12,9 +12,9 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use llama_resource_instrumentation::queue::{CAPACITY, Local, Queue};
 use llama_resource_instrumentation::journal::Event;
 use llama_resource_instrumentation::journal::Token;
+use llama_resource_instrumentation::queue::{CAPACITY, Local, Queue};
 
 /// Events timed at once: a single push is shorter than reading the clock. Fits into a ring, so that none is dropped.
 const BURST: usize = CAPACITY / 4;
@@ -314,13 +314,13 @@ mod writer {
     use llama_resource_instrumentation::format::{Level, Line};
     use llama_resource_instrumentation::graph::class::{Class, Component};
     use llama_resource_instrumentation::graph::cost::Cost;
+    use llama_resource_instrumentation::journal::rate::may_sample;
     use llama_resource_instrumentation::observe::parts;
     use llama_resource_instrumentation::observe::plan::{self, Flow, Place, PlanNode};
-    use llama_resource_instrumentation::observe::timer::{Span, Sums};
     use llama_resource_instrumentation::observe::sample::{SeqRange, StepSample};
-    use llama_resource_instrumentation::tell::step::{BestRates, expand};
+    use llama_resource_instrumentation::observe::timer::{Span, Sums};
     use llama_resource_instrumentation::record::host_sample::Sampler;
-    use llama_resource_instrumentation::journal::rate::may_sample;
+    use llama_resource_instrumentation::tell::step::{BestRates, expand};
     use llama_resource_instrumentation::{clock, journal};
     use std::sync::Arc;
 

@@ -1,6 +1,7 @@
 //! Starts and stops recording: the one place that knows all the parts.
 
 mod children;
+mod settings;
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -19,13 +20,14 @@ use crate::ggml::symbol;
 use crate::journal::{Command, Source};
 use crate::mailbox::{Outbox, mailbox};
 use crate::mark::expand::Marks;
-use crate::observe::{self, state, steps};
-use crate::record::sink::Sink;
+use crate::observe::{self, recording, state};
 use crate::record::host_sample::Sampler;
+use crate::record::sink::Sink;
 use crate::record::writer::{self, Options};
 use crate::{capture, clock, gpu, host, journal, log, mark, tell};
 
 pub use self::children::{child_computes, is_no_router};
+pub use self::settings::{from_environment, set};
 
 /// The longest that the end of the host may wait for a slow disk.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -137,42 +139,6 @@ extern "C" fn at_exit_unseen() {
     });
 }
 
-/// The settings that the program and the environment give, and what was wrong with them.
-#[must_use]
-pub fn from_environment() -> (Config, Vec<String>) {
-    let set = SET.lock().clone();
-    let named = |n: &str| set.iter().any(|(own, _)| own == n);
-    let variables = std::env::vars_os()
-        .map(|(n, v)| (n.to_string_lossy().into_owned(), v.to_string_lossy().into_owned()))
-        .filter(|(n, _)| !named(n));
-    let (mut config, warnings) = Config::parse(variables.chain(set.iter().cloned()));
-    // The two values that need not be UTF-8.
-    let path = |name: &str| std::env::var_os(name).filter(|p| !p.is_empty() && !named(name)).map(PathBuf::from);
-    if let Some(path) = path("LLAMA_RESOURCE_LOG_PATH") {
-        config.log_path = path;
-    }
-    if let Some(path) = path("LLAMA_RESOURCE_CAPTURE") {
-        config.capture.path = Some(path);
-    }
-    (config, warnings)
-}
-
-/// Settings that the program made by [`set`].
-static SET: Mutex<Vec<(String, String)>> = Mutex::new(Vec::new());
-
-/// Sets `name` for the next start, ahead of the environment; `None` takes it back. The error says what was expected.
-pub fn set(name: &str, value: Option<&str>) -> std::result::Result<(), String> {
-    if let Some(value) = value {
-        crate::config::check(name, value)?;
-    }
-    let mut set = SET.lock();
-    set.retain(|(n, _)| n != name);
-    if let Some(value) = value {
-        set.push((name.to_owned(), value.to_owned()));
-    }
-    Ok(())
-}
-
 /// Begins recording.
 pub fn start(config: &Config, mode: Mode) -> Result<Started> {
     if boundary::in_forked_child() || boundary::phase() == Phase::Poisoned {
@@ -205,9 +171,7 @@ pub fn start(config: &Config, mode: Mode) -> Result<Started> {
     journal::begin(config.bytes_per_second().is_some());
     journal::set_paused(false);
     observe::splits::set_serialize(config.split_times);
-    observe::reset();
-    state::reset();
-    steps::reset();
+    observe::begin();
     mark::reset();
     let session_id = clock::session_id(now);
     let session = capture::start::Session { id: session_id.clone(), program: program.clone() };
@@ -398,7 +362,7 @@ fn tell_the_end(running: &Running) {
     }
     if children::may_be_router() {
         state::tell("process", "ok", children::NO_MODEL, None);
-    } else if matches!(running.mode, Mode::Preload | Mode::Linked) && !state::any_call_seen() {
+    } else if matches!(running.mode, Mode::Preload | Mode::Linked) && !recording::any_call_seen() {
         let lived_s = now.saturating_sub(running.began_ns) as f64 / 1e9;
         state::tell(
             "hooks",
@@ -410,7 +374,7 @@ fn tell_the_end(running: &Running) {
             Some("everything"),
         );
     }
-    let steps = steps::TOTALS.last_step.load(Ordering::Relaxed);
+    let steps = recording::current().totals.last_step().unwrap_or(0);
     log::info(format!("recorded {steps} steps"));
 }
 
@@ -468,9 +432,9 @@ pub fn step_is_over() {
 
 /// The first step of the process runs: we stand behind what it makes, see [`at_first_step`].
 fn is_in_first_step() -> bool {
-    steps::TOTALS.last_step.load(Ordering::Relaxed) > 0
+    recording::current().totals.last_step().is_some()
         && STEPS_OVER.load(Ordering::Relaxed) == 0
-        && steps::seen_by_hooks()
+        && recording::seen_by_hooks()
 }
 
 /// The log cannot be written any more. A capture is on another disk, or needs no more of this one: it goes on.

@@ -1,5 +1,5 @@
 //! Who may use whom in src/, and what every source file must look like. The table says exactly what the code does: an edge that is not
-//! in it fails, and so does one that nobody needs any more.
+//! in it fails, and so does one that nobody needs any more. A room uses only rooms that stand above it in the list, so there is no circle.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -19,13 +19,13 @@ const ROOMS: &[Room] = &[
     ("host", &[], "libc, and nothing of ours"),
     ("log", &["host"], "writes to stderr, or to the caller's callback"),
     ("clock", &["host"], "the clock and the time zone are the process's"),
-    ("config", &["codec", "format", "select"], "a setting is a level, a codec, a selection"),
     ("graph", &[], "pure functions over names, shapes and types"),
     (
         "select",
         &["codec", "format", "graph"],
         "names, components and ops; a preset brings a codec; `format` for the slice of a row",
     ),
+    ("config", &["codec", "format", "select"], "a setting is a level, a codec, a selection"),
     ("ggml", &["graph", "host"], "gives a tensor as `graph` wants it; finds symbols in the process's objects"),
     ("boundary", &[], "guards and the phase; what a first call starts is registered with it"),
     (
@@ -34,19 +34,25 @@ const ROOMS: &[Room] = &[
         "the allocator: ends the recording when there is no memory, and says so without any",
     ),
     (
+        "journal",
+        &["clock", "format", "mailbox", "queue"],
+        "where everybody pushes: lines, level, rate, what was dropped; the trait of whoever has lines of its own",
+    ),
+    (
         "gpu",
-        &["boundary", "clock", "format", "host", "log"],
-        "a thread of its own asks the driver; the writer takes what it found",
+        &["boundary", "clock", "format", "host", "journal", "log"],
+        "a thread of its own asks the driver; the writer asks it as a source",
     ),
     (
         "observe",
-        &["clock", "format", "ggml", "graph", "log", "record"],
-        "asks the host's ggml, classifies, and hands lines and samples to `record`; says once on stderr what does not work",
+        &["clock", "format", "ggml", "graph", "journal", "log"],
+        "asks the host's ggml, classifies, pushes lines and samples; says once on stderr what does not work",
     ),
+    ("tell", &["format", "graph", "journal", "observe"], "steps and their totals as lines, when the writer asks"),
     (
         "record",
-        &["boundary", "clock", "error", "format", "gpu", "graph", "host", "log", "mailbox", "mark", "observe", "queue"],
-        "`observe` for plans, samples and counters and `mark` for marks, which the writer reads when it has time; `boundary` to end recording on an I/O error",
+        &["boundary", "clock", "error", "format", "gpu", "host", "journal", "log", "mailbox"],
+        "the writer's thread and its file; `gpu` for the processors' energy; `boundary` to end recording on an I/O error",
     ),
     (
         "pipeline",
@@ -63,25 +69,25 @@ const ROOMS: &[Room] = &[
     ),
     (
         "mark",
-        &["boundary", "clock", "format", "ggml", "graph", "log", "observe", "record"],
-        "the caller's spans and tensors, and its graphs for `observe`; wakes the writer",
+        &["boundary", "clock", "format", "ggml", "graph", "journal", "log", "observe"],
+        "the caller's spans and tensors, and its graphs for `observe`; the writer asks it as a source",
     ),
     (
         "session",
         &[
-            "boundary", "capture", "clock", "config", "error", "format", "ggml", "gpu", "host", "log", "mailbox",
-            "mark", "observe", "record",
+            "boundary", "capture", "clock", "config", "error", "format", "ggml", "gpu", "host", "journal", "log",
+            "mailbox", "mark", "observe", "record", "tell",
         ],
         "starts and stops everything, so it knows everything",
     ),
     (
         "hook",
-        &["boundary", "capture", "clock", "format", "ggml", "host", "observe", "record", "session"],
-        "`session` to start; `host` to find its own object; `format` and `record` where an event is one call of the host",
+        &["boundary", "capture", "clock", "format", "ggml", "host", "journal", "observe", "session"],
+        "`session` to start; `host` to find its own object; `format` and `journal` where an event is one call of the host",
     ),
     (
         "abi",
-        &["boundary", "capture", "clock", "config", "format", "ggml", "log", "mark", "observe", "record", "session"],
+        &["boundary", "capture", "clock", "config", "format", "ggml", "journal", "log", "mark", "observe", "session"],
         "the C face of `session` and `mark`; `ggml` for the caller's tensors; `observe` for what a patched server tells",
     ),
     ("read", &["codec", "error", "format"], "lines and packets back into values"),
@@ -200,6 +206,17 @@ fn rooms_use_what_the_table_says_and_nothing_else() {
     assert!(new.is_empty(), "edges that the table does not have: {new:#?}");
     let unused: Vec<_> = allowed.iter().filter(|e| !edges.contains_key(*e)).collect();
     assert!(unused.is_empty(), "the table allows what nobody uses: take it out: {unused:?}");
+}
+
+#[test]
+fn rooms_use_only_what_stands_before_them() {
+    let place: BTreeMap<&str, usize> = ROOMS.iter().enumerate().map(|(i, (room, ..))| (*room, i)).collect();
+    let back: Vec<_> = ROOMS
+        .iter()
+        .flat_map(|(from, to, _)| to.iter().map(move |to| (*from, *to)))
+        .filter(|(from, to)| place[from] <= place[to])
+        .collect();
+    assert!(back.is_empty(), "rooms that use one which stands after them in the table: {back:?}");
 }
 
 #[test]

@@ -15,7 +15,7 @@ use crate::ggml::api::{self, EvalCallback, Ptr};
 use crate::ggml::bindings::ggml_tensor;
 use crate::ggml::layout;
 use crate::ggml::view::TensorPtr;
-use crate::observe::{self, state, steps};
+use crate::observe::{self, recording, state, steps};
 use crate::pipeline::{Pipeline, Reason};
 
 thread_local! {
@@ -171,7 +171,7 @@ fn step_begins(capture: &Arc<Capture>, live: Arc<Live>, sched: Ptr, number: Opti
         // SAFETY: a live scheduler; the callback's state is this thread's, and it is taken off again in `ends`.
         unsafe { api::ggml_backend_sched_set_eval_callback(sched, Some(shown), sched) };
     }
-    let number = number.unwrap_or_else(|| steps::TOTALS.last_step.load(std::sync::atomic::Ordering::Relaxed));
+    let number = number.unwrap_or_else(|| recording::current().totals.last_step().unwrap_or(0));
     // A resumed stream has steps of an earlier run: its numbers go on.
     let number = number + pipeline.resumed().map_or(0, |r| r.last_step);
     let step = Step::new(capture.clone(), live, sched, number, rows, in_step);

@@ -24,7 +24,7 @@ use crate::ggml::layout;
 use crate::ggml::view::TensorPtr;
 use crate::graph::{class, name};
 use crate::heap;
-use crate::observe::steps::{self, TOTALS};
+use crate::observe::recording;
 use crate::pipeline::{Form, InStep, Job, Piece, Place, Reason, Spec, Table};
 
 /// A node that was wanted and copied.
@@ -85,7 +85,7 @@ static LAST: AtomicU64 = AtomicU64::new(0);
 
 /// The step's number in the event log; the next one where the log is paused and does not count.
 fn next_step() -> u64 {
-    let logged = TOTALS.last_step.load(Ordering::Relaxed);
+    let logged = recording::current().totals.last_step().unwrap_or(0);
     let next = |last: u64| logged.max(last + 1);
     LAST.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |last| Some(next(last))).map_or(logged, next)
 }
@@ -104,7 +104,7 @@ fn register() -> Arc<Mutex<State>> {
 
 /// The capture that this callback feeds: none where the hooks see the graphs.
 fn current() -> Option<Arc<Capture>> {
-    super::current().filter(|c| c.list.is_none() && !steps::seen_by_hooks())
+    super::current().filter(|c| c.list.is_none() && !recording::seen_by_hooks())
 }
 
 /// The scheduler asks whether node `t` is wanted.

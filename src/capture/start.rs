@@ -17,7 +17,7 @@ use crate::error::Result;
 use crate::format::summary::{CaptureAmount, CaptureLoss, CaptureSummary};
 use crate::ggml::api;
 use crate::observe::models::About;
-use crate::observe::{state, steps};
+use crate::observe::{recording, state, steps};
 use crate::pipeline::{Amount, Options, Pipeline, Reason};
 use crate::{clock, log};
 
@@ -169,7 +169,7 @@ fn options(capture: &Capture, start: &Start) -> Options {
     let params = config.codec_params();
     let kept = match config.route {
         // What only our own callback reads needs nothing kept, and what is kept of some graphs is set aside as they come (`keep`).
-        RouteChoice::Callback | RouteChoice::Auto if steps::seen_by_hooks() => 0,
+        RouteChoice::Callback | RouteChoice::Auto if recording::seen_by_hooks() => 0,
         _ => retained(config),
     };
     Options {

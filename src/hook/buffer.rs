@@ -63,7 +63,7 @@ unsafe extern "C-unwind" fn allocate(buft: Ptr, size: usize, caller: Caller) -> 
         return unsafe { real(buft, size) };
     }
     let before = guarded(None, || {
-        observe::state::call_seen();
+        observe::recording::call_seen();
         allocator::size_before(buft, size)
     });
     // SAFETY: the host's own argument, and a size that this kind of buffer has had.

@@ -7,9 +7,9 @@ use super::older::{Forwarding, is_forwarded};
 use crate::clock;
 use crate::format::resource::KvCacheOperation;
 use crate::format::{Level, Line};
+use crate::journal::{self, stamp::resource_id};
 use crate::observe::contexts::Context;
 use crate::observe::{self, Host};
-use crate::journal::{self, stamp::resource_id};
 
 /// One operation on the memory of a context that counts.
 struct Operation {
@@ -37,7 +37,7 @@ fn tell(host: &Host, ctx: u64, op: &Operation) {
         cache_hit_ratio: host.requests.hit_permille(ctx, op.seq).map(|p| f64::from(p) / 1e3),
         cache_operation: op.name.to_owned(),
         session_id: String::new(),
-        step: Some(observe::steps::TOTALS.last_step.load(std::sync::atomic::Ordering::Relaxed)).filter(|&s| s > 0),
+        step: observe::recording::current().totals.last_step(),
         t_ns: now,
         backend: None,
         device: None,

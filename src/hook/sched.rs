@@ -88,7 +88,7 @@ unsafe extern "C-unwind" fn graph_compute(sched: Ptr, graph: Ptr, caller: Caller
     let _entered = copies::enter(copy);
     let step = if copy.is_observed() {
         guarded(None, || {
-            observe::state::call_seen();
+            observe::recording::call_seen();
             steps::begin(sched, graph)
         })
     } else {

@@ -92,7 +92,7 @@ macro_rules! hooks {
     (@before $copy:ident,) => { () };
     (@before $copy:ident, $before:block) => {
         if $copy.is_observed() {
-            crate::boundary::observe(Default::default(), || { crate::observe::state::call_seen(); $before })
+            crate::boundary::observe(Default::default(), || { crate::observe::recording::call_seen(); $before })
         } else {
             Default::default()
         }

@@ -16,9 +16,9 @@ use super::graph_run::{Plans, Run};
 use super::{tell, tensor};
 use crate::ggml::view::TensorPtr;
 use crate::graph::class::is_view_op;
-use crate::observe::steps::{self, TOTALS};
-use crate::observe::sample::StepSample;
 use crate::journal::{self, Event, rate};
+use crate::observe::recording;
+use crate::observe::sample::StepSample;
 use crate::{boundary, clock};
 
 /// A thread's graphs. Locked by that thread, and by whoever ends the recording.
@@ -83,7 +83,7 @@ fn register() -> Arc<Mutex<State>> {
 /// `t` is null or a node of the graph that runs.
 #[must_use]
 pub unsafe fn ask(t: *const c_void) -> bool {
-    if !boundary::recording() || journal::paused() || steps::seen_by_hooks() {
+    if !boundary::recording() || journal::paused() || recording::seen_by_hooks() {
         return false;
     }
     // SAFETY: the caller's promise.
@@ -149,7 +149,7 @@ impl State {
         if run.number.is_none()
             && let Some(tokens) = Run::tokens(t)
         {
-            run.number = Some(TOTALS.last_step.fetch_add(1, std::sync::atomic::Ordering::Relaxed) + 1);
+            run.number = Some(recording::current().totals.next_step());
             run.prefill = tokens > 1;
             run.permit = rate::may_sample(run.prefill, now);
         }
@@ -178,9 +178,10 @@ impl State {
         } else {
             crate::observe::plan::Fate::LeftOut
         };
-        steps::account(&plan, run.prefill, reused, run.end_ns.saturating_sub(run.start_ns), &run.sums, fate);
+        let recording = recording::current();
+        recording.account(&plan, run.prefill, reused, run.end_ns.saturating_sub(run.start_ns), &run.sums, fate);
         if let Some(permit) = run.permit.take() {
-            TOTALS.sampled.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            recording.totals.sampled.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
             journal::push(Event::Step(Box::new(StepSample {
                 plan,
                 step: run.number,

@@ -2,7 +2,6 @@
 //! knows what ran inside it.
 
 use std::collections::HashMap;
-use std::sync::atomic::Ordering;
 
 use super::budget::Budget;
 use super::tensor::Described;
@@ -10,15 +9,15 @@ use super::totals::{Interval, Work};
 use super::words::{Head, Kind, NO_LAYER, Reader};
 use super::{lines, ring, sessions, spans};
 use crate::format::Line;
+use crate::format::figures::{known_memory, mib, round, shape};
 use crate::format::resource::{ComponentHandoff, ComputeExecution, MemoryAllocation, MemoryDeallocation, MlpOperation};
 use crate::format::server::RequestToken;
 use crate::format::session::{ComponentEnd, LayerEnd};
 use crate::graph::class::{self, classify_tensor};
 use crate::graph::{Node, Tensor, cost};
-use crate::observe::steps::TOTALS;
-use crate::format::figures::{known_memory, mib, round, shape};
+use crate::journal::dropped;
 use crate::journal::stamp::resource_id;
-use crate::journal::{Event, Moment, Source, dropped};
+use crate::observe::recording;
 
 /// Allocations whose size is remembered until they are given back.
 const MOST_ALLOCATIONS: usize = 1 << 16;
@@ -67,7 +66,7 @@ pub struct Marks {
     sessions: HashMap<u32, Sums>,
     allocations: HashMap<String, (u64, u32)>,
     budget: Budget,
-    interval: Interval,
+    pub(super) interval: Interval,
     /// Token ids may be written.
     text: bool,
     words: Vec<u64>,
@@ -85,38 +84,11 @@ pub(super) fn known(layer: i32) -> Option<i32> {
 }
 
 pub(super) fn step() -> Option<u64> {
-    Some(TOTALS.last_step.load(Ordering::Relaxed)).filter(|&s| s > 0)
+    recording::current().totals.last_step()
 }
 
 pub(super) fn session_id(number: u32) -> String {
     sessions::name(number).map_or_else(String::new, |id| id.to_string())
-}
-
-impl Source for Marks {
-    fn drain(&mut self, at: Moment, out: &mut Vec<Event>) {
-        let mut push = |line| out.push(Event::Line(Box::new(line)));
-        self.take(at.now_ns, &mut push);
-        if at.ends {
-            self.end_open_spans(at.now_ns, &mut push);
-        }
-    }
-
-    fn complete(&mut self, line: &mut Line, _before: &mut Vec<Line>) {
-        if matches!(line, Line::ResourceSessionSummary(_) | Line::ResourceSessionEnd(_)) || !line.session_id().is_empty() {
-            return;
-        }
-        if let Some(name) = sessions::at(line.t_ns()) {
-            line.envelope().session_id.push_str(&name);
-        }
-    }
-
-    fn interval(&mut self, at: Moment, out: &mut Vec<Line>) {
-        // Of two accounts of the same work one would be too many, and the steps' own totals are the better ones.
-        let summary = self.interval.take(at.now_ns);
-        if !out.iter().any(|line| matches!(line, Line::StepSummary(_))) {
-            out.extend(summary.map(Line::StepSummary));
-        }
-    }
 }
 
 impl Marks {
@@ -136,7 +108,7 @@ impl Marks {
     }
 
     /// Makes lines of everything that was marked since the last call.
-    fn take(&mut self, now_ns: u64, mut out: impl FnMut(Line)) {
+    pub(super) fn take(&mut self, now_ns: u64, mut out: impl FnMut(Line)) {
         self.budget.fill(now_ns);
         // Before the rings: what was marked before an end that is seen here is in its ring by now.
         let (begun, ended) = sessions::take();
@@ -160,7 +132,7 @@ impl Marks {
     }
 
     /// The recording ends: spans that are still open on some thread end with it.
-    fn end_open_spans(&mut self, now_ns: u64, mut out: impl FnMut(Line)) {
+    pub(super) fn end_open_spans(&mut self, now_ns: u64, mut out: impl FnMut(Line)) {
         for mut thread in std::mem::take(&mut self.threads).into_values() {
             while let Some(open) = thread.open.last() {
                 let head = Head {

@@ -10,11 +10,10 @@ use std::sync::Arc;
 
 use crate::ggml::view::TensorPtr;
 use crate::graph::class::Component;
-use crate::observe::plan::{self, Place, Plan, PlanNode};
-use crate::observe::routing;
-use crate::observe::steps::hand_to_the_writer;
-use crate::observe::timer::{Span, Sums};
 use crate::journal::rate::Permit;
+use crate::observe::plan::{self, Place, Plan, PlanNode};
+use crate::observe::recording;
+use crate::observe::timer::{Span, Sums};
 
 use super::tensor;
 
@@ -156,7 +155,7 @@ impl Run {
         }
         // The ids are a source, so they live until the node is done.
         if self.node(at).is_some_and(|n| n.counts_experts && n.place.is_cpu) {
-            routing::observe(t);
+            recording::current().routing.observe(t);
         }
     }
 
@@ -182,7 +181,7 @@ impl Run {
             (None, shorter) => {
                 let nodes = shorter.map_or_else(|| std::mem::take(&mut self.nodes), |k| k.plan.nodes[..n].to_vec());
                 let plan = Arc::new(plan::assemble((key, print), nodes, true));
-                hand_to_the_writer(&plan);
+                recording::current().hand_to_the_writer(&plan);
                 Known { plan, prints: std::mem::take(&mut self.prints).into() }
             }
         };

@@ -4,11 +4,11 @@ use super::expand::{known, session_id, step};
 use super::sessions;
 use super::words::{Head, Reader};
 use crate::format::Line;
+use crate::format::figures::mib;
 use crate::format::resource::KvCacheOperation;
 use crate::format::session::{ComponentBegin, LayerBegin, SessionSummary, TrackingBegin};
-use crate::observe;
-use crate::format::figures::mib;
 use crate::journal::stamp::resource_id;
+use crate::observe;
 
 /// A session began.
 pub fn tracking_begin(b: &sessions::Begun) -> Line {

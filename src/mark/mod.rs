@@ -22,6 +22,7 @@ mod graph_run;
 mod lines;
 pub mod ring;
 pub mod sessions;
+mod source;
 pub mod spans;
 pub mod tensor;
 pub mod totals;

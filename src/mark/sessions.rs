@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
-use crate::observe::{self, steps};
+use crate::observe::{self, recording};
 
 /// Names that are remembered: events of older sessions that are still on their way would lose theirs.
 const KEPT: usize = 1024;
@@ -35,13 +35,11 @@ pub struct Seen {
 
 impl Seen {
     fn now() -> Self {
-        let sum = |f: fn(&steps::Phase) -> &AtomicU64| {
-            steps::TOTALS.phases.iter().map(|p| f(p).load(Ordering::Relaxed)).sum::<u64>()
-        };
+        let totals = &recording::current().totals;
         Self {
-            steps: sum(|p| &p.steps),
-            flops: sum(|p| &p.flops),
-            flows: steps::TOTALS.flows.load(Ordering::Relaxed),
+            steps: totals.sum(|p| &p.steps),
+            flops: totals.sum(|p| &p.flops),
+            flows: totals.flows.load(Ordering::Relaxed),
             requests: observe::host().requests.ended(),
         }
     }

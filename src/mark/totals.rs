@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use crate::format::summary::{LayerTotals, NamedTotals, PhaseTotals, StepSummary, Totals};
 use crate::format::figures::round;
+use crate::format::summary::{LayerTotals, NamedTotals, PhaseTotals, StepSummary, Totals};
 
 /// Most different names that are kept apart in one interval; further ones are added up as `other`.
 const MOST_NAMES: usize = 1024;

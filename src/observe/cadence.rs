@@ -16,7 +16,7 @@ const SHARE: u64 = 500;
 const MOST: u64 = 16;
 
 /// Steps of a phase.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Cadence {
     /// How long the last one took.
     last_ns: AtomicU64,
@@ -24,27 +24,7 @@ pub struct Cadence {
     untimed: AtomicU64,
 }
 
-/// Prefill, decode.
-static PHASES: [Cadence; 2] = [const { Cadence::new() }; 2];
-
-/// The steps of prompts, or of decodes.
-pub fn of(prefill: bool) -> &'static Cadence {
-    &PHASES[usize::from(!prefill)]
-}
-
-/// A recording begins: nothing is known of its steps.
-pub fn reset() {
-    for phase in &PHASES {
-        phase.last_ns.store(0, Ordering::Relaxed);
-        phase.untimed.store(0, Ordering::Relaxed);
-    }
-}
-
 impl Cadence {
-    const fn new() -> Self {
-        Self { last_ns: AtomicU64::new(0), untimed: AtomicU64::new(0) }
-    }
-
     /// Whether the step that begins now, of so many nodes that can be timed, is to be. `wanted`: it is timed anyway.
     pub fn is_due(&self, nodes: usize, wanted: bool) -> bool {
         let (last_ns, untimed) = (self.last_ns.load(Ordering::Relaxed), self.untimed.load(Ordering::Relaxed));
@@ -67,7 +47,7 @@ mod tests {
 
     /// Of a hundred steps so long, how many are timed after the first.
     fn timed(nodes: usize, ns: u64) -> usize {
-        let cadence = Cadence::new();
+        let cadence = Cadence::default();
         assert!(cadence.is_due(nodes, false), "the first");
         cadence.took(ns);
         (0..100).filter(|_| cadence.is_due(nodes, false)).count()
@@ -84,7 +64,7 @@ mod tests {
 
     #[test]
     fn a_step_that_is_timed_anyway_counts() {
-        let cadence = Cadence::new();
+        let cadence = Cadence::default();
         assert!(cadence.is_due(1000, true));
         cadence.took(1000 * NODE_NS * SHARE / 2);
         assert!(!cadence.is_due(1000, false) && cadence.is_due(1000, false) && !cadence.is_due(1000, false));

@@ -44,35 +44,39 @@ pub struct Totals {
     pub copies: BTreeMap<(Option<&'static str>, Option<&'static str>), CopyTotals>,
 }
 
-static TOTALS: Mutex<Totals> = Mutex::new(Totals { parts: BTreeMap::new(), copies: BTreeMap::new() });
+/// The totals that steps add to and the writer takes.
+#[derive(Debug, Default)]
+pub struct Shared(Mutex<Totals>);
 
-/// Adds a step that is over.
-pub fn account(plan: &Plan, runs: &[PartRun], transfers: &[Transfer]) {
-    let mut totals = TOTALS.lock();
-    for run in runs {
-        let Some(part) = plan.parts.get(run.part as usize) else { continue };
-        let t = totals.parts.entry(device_of_place(part.place).name).or_default();
-        t.parts += 1;
-        t.serialized += u64::from(run.serialized);
-        if let Some(end) = run.end_ns {
-            t.timed += 1;
-            t.ns += end.saturating_sub(run.start_ns);
+impl Shared {
+    /// Adds a step that is over.
+    pub(super) fn account(&self, plan: &Plan, runs: &[PartRun], transfers: &[Transfer]) {
+        let mut totals = self.0.lock();
+        for run in runs {
+            let Some(part) = plan.parts.get(run.part as usize) else { continue };
+            let t = totals.parts.entry(device_of_place(part.place).name).or_default();
+            t.parts += 1;
+            t.serialized += u64::from(run.serialized);
+            if let Some(end) = run.end_ns {
+                t.timed += 1;
+                t.ns += end.saturating_sub(run.start_ns);
+            }
+        }
+        for transfer in transfers {
+            let t = totals.copies.entry((transfer.from.map(|d| d.name), transfer.to.map(|d| d.name))).or_default();
+            t.count += 1;
+            t.bytes += transfer.bytes;
+            if let Some(ns) = transfer.ns.filter(|_| !transfer.waited) {
+                t.timed += 1;
+                t.timed_bytes += transfer.bytes;
+                t.ns += ns;
+            }
         }
     }
-    for transfer in transfers {
-        let t = totals.copies.entry((transfer.from.map(|d| d.name), transfer.to.map(|d| d.name))).or_default();
-        t.count += 1;
-        t.bytes += transfer.bytes;
-        if let Some(ns) = transfer.ns.filter(|_| !transfer.waited) {
-            t.timed += 1;
-            t.timed_bytes += transfer.bytes;
-            t.ns += ns;
-        }
-    }
-}
 
-/// Takes the totals since the last call.
-#[must_use]
-pub fn take() -> Totals {
-    std::mem::take(&mut *TOTALS.lock())
+    /// Takes the totals since the last call.
+    #[must_use]
+    pub fn take(&self) -> Totals {
+        std::mem::take(&mut *self.0.lock())
+    }
 }

@@ -12,6 +12,7 @@ pub mod models;
 pub mod parts;
 pub mod placement;
 pub mod plan;
+pub mod recording;
 pub mod requests;
 pub mod routing;
 pub mod sample;
@@ -92,9 +93,10 @@ pub fn host() -> HostGuard {
     HostGuard(guard)
 }
 
-/// Forgets everything, when recording starts anew.
-pub fn reset() {
+/// A recording begins, with nothing of the one before in it.
+pub fn begin() {
     *HOST.lock() = None;
+    recording::begin();
 }
 
 /// Access to [`Host`].

@@ -1,9 +1,9 @@
 //! A tensor that got its place in a buffer, and its event.
 
 use crate::format::Line;
+use crate::format::figures::{mib, shape};
 use crate::format::resource::MemoryAllocation;
 use crate::graph::class;
-use crate::format::figures::{mib, shape};
 use crate::journal::stamp::resource_id;
 
 /// A tensor that got its place in a buffer.

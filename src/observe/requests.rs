@@ -17,9 +17,9 @@ use std::collections::HashMap;
 
 use crate::format::Line;
 use crate::format::server::{InterToken, RequestEnd, RequestStart};
-use crate::observe::contexts::Processed;
 use crate::journal::Token;
 use crate::journal::{self, Event};
+use crate::observe::contexts::Processed;
 
 /// A launch that lies longer in the past than this, not counting time in decode calls, belongs to nothing: llama-server starts a
 /// launched slot in the very next turn of its loop, so such a mark is an old release.

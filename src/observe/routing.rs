@@ -19,7 +19,9 @@ pub struct Layer {
     pub counts: Vec<u64>,
 }
 
-static LAYERS: Mutex<Option<HashMap<i32, Layer>>> = Mutex::new(None);
+/// Choices by layer, which steps add to and the writer takes.
+#[derive(Debug, Default)]
+pub struct Layers(Mutex<HashMap<i32, Layer>>);
 
 /// More experts than any model has: beyond it a "number of experts" is a misread tensor.
 const MAX_EXPERTS: i64 = 65_536;
@@ -31,37 +33,39 @@ pub fn counts(weights: &str) -> bool {
     weights.contains("ffn_up_exps") || weights.contains("ffn_gate_up_exps")
 }
 
-/// A matrix multiplication by expert begins, for which [`counts`] holds.
-pub fn observe(t: TensorPtr) {
-    let (Some(weights), Some(ids)) = (t.src(0), t.src(2)) else { return };
-    let Some(layer) = name::parse(weights.name()).layer else { return };
-    let n_expert = weights.ne()[2];
-    let [used, tokens, ..] = ids.ne();
-    let data = ids.data().cast::<u8>();
-    if data.is_null() || n_expert <= 0 || n_expert > MAX_EXPERTS || used <= 0 || tokens < 0 {
-        return;
-    }
-    let nb = ids.nb();
-    let mut layers = LAYERS.lock();
-    let entry = layers.get_or_insert_with(HashMap::new).entry(layer).or_default();
-    entry.counts.resize(n_expert as usize, 0);
-    entry.tokens += tokens as u64;
-    entry.used = used as u32;
-    for token in 0..tokens as usize {
-        for k in 0..used as usize {
-            // SAFETY: ggml: the ids tensor is I32 of shape [used, tokens] with these strides, in CPU memory (the CPU backend is about
-            // to read the same numbers), complete since the barrier before this operation.
-            let id = unsafe { data.add(token * nb[1] + k * nb[0]).cast::<i32>().read_unaligned() };
-            if let Some(c) = usize::try_from(id).ok().and_then(|i| entry.counts.get_mut(i)) {
-                *c += 1;
+impl Layers {
+    /// A matrix multiplication by expert begins, for which [`counts`] holds.
+    pub fn observe(&self, t: TensorPtr) {
+        let (Some(weights), Some(ids)) = (t.src(0), t.src(2)) else { return };
+        let Some(layer) = name::parse(weights.name()).layer else { return };
+        let n_expert = weights.ne()[2];
+        let [used, tokens, ..] = ids.ne();
+        let data = ids.data().cast::<u8>();
+        if data.is_null() || n_expert <= 0 || n_expert > MAX_EXPERTS || used <= 0 || tokens < 0 {
+            return;
+        }
+        let nb = ids.nb();
+        let mut layers = self.0.lock();
+        let entry = layers.entry(layer).or_default();
+        entry.counts.resize(n_expert as usize, 0);
+        entry.tokens += tokens as u64;
+        entry.used = used as u32;
+        for token in 0..tokens as usize {
+            for k in 0..used as usize {
+                // SAFETY: ggml: the ids tensor is I32 of shape [used, tokens] with these strides, in CPU memory (the CPU backend is about
+                // to read the same numbers), complete since the barrier before this operation.
+                let id = unsafe { data.add(token * nb[1] + k * nb[0]).cast::<i32>().read_unaligned() };
+                if let Some(c) = usize::try_from(id).ok().and_then(|i| entry.counts.get_mut(i)) {
+                    *c += 1;
+                }
             }
         }
     }
-}
 
-/// Takes the counts since the last call, in order of the layers.
-pub fn take() -> Vec<(i32, Layer)> {
-    let mut all: Vec<(i32, Layer)> = LAYERS.lock().take().unwrap_or_default().into_iter().collect();
-    all.sort_unstable_by_key(|(l, _)| *l);
-    all
+    /// Takes the counts since the last call, in order of the layers.
+    pub fn take(&self) -> Vec<(i32, Layer)> {
+        let mut all: Vec<(i32, Layer)> = std::mem::take(&mut *self.0.lock()).into_iter().collect();
+        all.sort_unstable_by_key(|(l, _)| *l);
+        all
+    }
 }

@@ -6,8 +6,8 @@ use super::placement::Placement;
 use super::plan::Plan;
 use super::splits::{PartRun, Transfer};
 use super::timer::{Span, Sums};
-use crate::journal::rate::Permit;
 use crate::journal::Sample;
+use crate::journal::rate::Permit;
 
 /// Tokens of one sequence in a ubatch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,22 +1,38 @@
 //! What works in this process and what does not: told once each, as `instrumentation_state` and, if it is a loss, on stderr.
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use parking_lot::Mutex;
 
+use super::plan::Plan;
+use super::recording;
 use crate::clock;
 use crate::format::Line;
 use crate::format::summary::InstrumentationState;
-use crate::observe::plan::Plan;
+
 use crate::journal;
 
-static TOLD: Mutex<BTreeSet<(&'static str, String)>> = Mutex::new(BTreeSet::new());
+/// Timed steps without a timed operation after which it is told that there are none.
+const UNTIMED_STEPS: u8 = 4;
+
+/// Ubatches without a decode call around them after which it is told that none is seen. A few may be running when a recording starts.
+const STEPS_WITHOUT_DECODE: u8 = 8;
+
+/// What was told in a recording, and what it takes to tell.
+#[derive(Debug, Default)]
+pub struct Told {
+    states: Mutex<BTreeSet<(&'static str, String)>>,
+    /// Timed steps without a timed operation; all of its bits are set when it is known that operations are seen.
+    untimed: AtomicU8,
+    /// Ubatches without a decode call around them; all of its bits are set when one was seen.
+    without_decode: AtomicU8,
+}
 
 /// Tells a state once for each (component, reason).
 pub fn tell(component: &'static str, state: &'static str, reason: impl Into<String>, lost: Option<&str>) {
     let reason = reason.into();
-    if !TOLD.lock().insert((component, reason.clone())) {
+    if !recording::current().told.states.lock().insert((component, reason.clone())) {
         return;
     }
     if matches!(state, "unavailable" | "stopped" | "degraded") {
@@ -34,26 +50,6 @@ pub fn tell(component: &'static str, state: &'static str, reason: impl Into<Stri
     }));
 }
 
-static CALL_SEEN: AtomicBool = AtomicBool::new(false);
-/// Timed steps without a timed operation; all of its bits are set when it is known that operations are seen.
-static DECIDED: AtomicU8 = AtomicU8::new(0);
-/// Steps without a decode call around them.
-static WITHOUT_DECODE: AtomicU8 = AtomicU8::new(0);
-
-/// A call of llama.cpp arrived.
-#[inline]
-pub fn call_seen() {
-    if !CALL_SEEN.load(Ordering::Relaxed) {
-        CALL_SEEN.store(true, Ordering::Relaxed);
-    }
-}
-
-/// Whether any call of llama.cpp arrived.
-#[must_use]
-pub fn any_call_seen() -> bool {
-    CALL_SEEN.load(Ordering::Relaxed)
-}
-
 /// The host called a function that exists nowhere any more (its library was unloaded): the call had no effect.
 #[cold]
 pub fn missing(name: &'static str) {
@@ -66,13 +62,13 @@ pub fn missing(name: &'static str) {
 }
 
 /// A step with the timer running is over: tells once whether the CPU hooks see its operations.
-pub fn after_timed_step(plan: &Plan, ops_seen: u64) {
-    if DECIDED.load(Ordering::Relaxed) > 3 {
+pub(super) fn after_timed_step(told: &Told, plan: &Plan, ops_seen: u64) {
+    if told.untimed.load(Ordering::Relaxed) >= UNTIMED_STEPS {
         return;
     }
     let on_cpu = plan.nodes.iter().filter(|n| n.place.is_cpu).count();
     if ops_seen > 0 {
-        DECIDED.store(u8::MAX, Ordering::Relaxed);
+        told.untimed.store(u8::MAX, Ordering::Relaxed);
         tell(
             "op_times",
             "ok",
@@ -80,11 +76,12 @@ pub fn after_timed_step(plan: &Plan, ops_seen: u64) {
             None,
         );
         tell_untimed(plan);
-    } else if on_cpu > 0 && DECIDED.fetch_add(1, Ordering::Relaxed) == 3 {
-        let reason = "the CPU backend's own calls do not go through the PLT in this build (static, LTO or -fno-semantic-interposition)";
-        tell("op_times", "unavailable", reason, Some("times of operations, layers and components; expert routing"));
-    } else if on_cpu == 0 && DECIDED.fetch_add(1, Ordering::Relaxed) == 3 {
-        let reason = "all operations run on a backend that cannot be timed without cutting the graph";
+    } else if told.untimed.fetch_add(1, Ordering::Relaxed) + 1 == UNTIMED_STEPS {
+        let reason = if on_cpu > 0 {
+            "the CPU backend's own calls do not go through the PLT in this build (static, LTO or -fno-semantic-interposition)"
+        } else {
+            "all operations run on a backend that cannot be timed without cutting the graph"
+        };
         tell("op_times", "unavailable", reason, Some("times of operations, layers and components; expert routing"));
     }
 }
@@ -100,21 +97,16 @@ fn tell_untimed(plan: &Plan) {
     }
 }
 
-/// A ubatch ran, but no decode call of the host was seen around it.
-pub fn step_without_decode() {
-    /// A few may be running when we start; more are a host whose calls do not reach us.
-    const PATIENCE: u8 = 8;
-    if WITHOUT_DECODE.load(Ordering::Relaxed) <= PATIENCE && WITHOUT_DECODE.fetch_add(1, Ordering::Relaxed) == PATIENCE
-    {
-        let reason = "graphs run, but none of llama_process, llama_decode and llama_encode is seen: the host's calls do not go through the PLT";
+/// A ubatch runs. Without a decode call around any of the first ones, nobody hears of requests.
+pub(super) fn before_step(told: &Told, in_decode: bool) {
+    if told.without_decode.load(Ordering::Relaxed) > STEPS_WITHOUT_DECODE {
+        return;
+    }
+    if in_decode {
+        told.without_decode.store(u8::MAX, Ordering::Relaxed);
+    } else if told.without_decode.fetch_add(1, Ordering::Relaxed) == STEPS_WITHOUT_DECODE {
+        let reason = "graphs of tokens run, but none of llama_process, llama_decode and llama_encode is seen: the program computes without \
+                      llama.cpp's library, or its calls do not go through the PLT";
         tell("requests", "unavailable", reason, Some("requests, batches, KV cells"));
     }
-}
-
-/// Forgets what was told and seen, when recording starts anew.
-pub fn reset() {
-    TOLD.lock().clear();
-    CALL_SEEN.store(false, Ordering::Relaxed);
-    DECIDED.store(0, Ordering::Relaxed);
-    WITHOUT_DECODE.store(0, Ordering::Relaxed);
 }

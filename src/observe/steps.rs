@@ -6,101 +6,21 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::plan::{self, Fate, Plan};
+use super::recording::{self, Recording};
 use super::splits::{self, Splits};
 use super::timer::{Span, Timer};
-use super::{cadence, device_totals, host, models, routing, state, workers};
+use super::{host, models, state, workers};
 use crate::clock;
 use crate::format::Level;
 use crate::ggml::api::{self, Ptr};
 use crate::ggml::layout;
 use crate::ggml::view::TensorPtr;
-use crate::observe::sample::StepSample;
 use crate::journal::rate::Permit;
 use crate::journal::{self, Event, rate};
+use crate::observe::sample::StepSample;
 
 /// Plans kept for graphs that may come again. A plan takes about 200 bytes a node, so this is some megabytes at most.
 const KEPT_PLANS: usize = 24;
-
-/// Totals of one phase.
-#[derive(Debug, Default)]
-pub struct Phase {
-    /// Ubatches.
-    pub steps: AtomicU64,
-    /// Tokens.
-    pub tokens: AtomicU64,
-    /// Nanoseconds in the compute call.
-    pub graph_ns: AtomicU64,
-    /// FLOPs.
-    pub flops: AtomicU64,
-}
-
-/// Exact totals of all steps of the recording.
-#[derive(Debug)]
-pub struct Totals {
-    /// Prefill, decode.
-    pub phases: [Phase; 2],
-    /// Number of the last ubatch.
-    pub last_step: AtomicU64,
-    /// Graphs built, reused.
-    pub built: AtomicU64,
-    /// Graphs that ran again as they were.
-    pub reused: AtomicU64,
-    /// Timed steps.
-    pub timed: AtomicU64,
-    /// Steps written event by event.
-    pub sampled: AtomicU64,
-    /// Compute call time of timed graphs, those without tokens too.
-    pub timed_graph_ns: AtomicU64,
-    /// Their operations.
-    pub op_ns: AtomicU64,
-    /// Their barriers.
-    pub barrier_ns: AtomicU64,
-    /// Hand-offs.
-    pub flows: AtomicU64,
-}
-
-/// The totals.
-pub static TOTALS: Totals = Totals {
-    phases: [const {
-        Phase {
-            steps: AtomicU64::new(0),
-            tokens: AtomicU64::new(0),
-            graph_ns: AtomicU64::new(0),
-            flops: AtomicU64::new(0),
-        }
-    }; 2],
-    last_step: AtomicU64::new(0),
-    built: AtomicU64::new(0),
-    reused: AtomicU64::new(0),
-    timed: AtomicU64::new(0),
-    sampled: AtomicU64::new(0),
-    timed_graph_ns: AtomicU64::new(0),
-    op_ns: AtomicU64::new(0),
-    barrier_ns: AtomicU64::new(0),
-    flows: AtomicU64::new(0),
-};
-
-impl Totals {
-    fn reset(&self) {
-        let of_phase = |p: &'static Phase| [&p.steps, &p.tokens, &p.graph_ns, &p.flops];
-        let phases = TOTALS.phases.iter().flat_map(of_phase);
-        let others = [
-            &self.last_step,
-            &self.built,
-            &self.reused,
-            &self.timed,
-            &self.sampled,
-            &self.timed_graph_ns,
-            &self.op_ns,
-            &self.barrier_ns,
-            &self.flows,
-        ];
-        phases.chain(others).for_each(|n| n.store(0, Ordering::Relaxed));
-    }
-}
-
-/// Plans whose counters the writer reads; it forgets those that nobody can run any more.
-pub static PLANS: parking_lot::Mutex<Vec<Arc<Plan>>> = parking_lot::Mutex::new(Vec::new());
 
 thread_local! {
     /// The context whose decode call runs on this thread.
@@ -149,7 +69,7 @@ impl Schedulers {
     }
 
     /// The plan and the nodes of the graph that `sched` runs now, and whether it ran before as it is.
-    fn find(&mut self, sched: Ptr, graph: Ptr) -> Option<(Arc<Plan>, Arc<[TensorPtr]>, bool)> {
+    fn find(&mut self, recording: &Recording, sched: Ptr, graph: Ptr) -> Option<(Arc<Plan>, Arc<[TensorPtr]>, bool)> {
         if let Some(s) = self.live.get(&(sched as usize)).filter(|s| !s.changed && s.graph == graph as usize) {
             return Some((s.plan.clone(), s.nodes.clone(), true));
         }
@@ -178,7 +98,7 @@ impl Schedulers {
                     self.plans.remove(0);
                 }
                 self.plans.push(plan.clone());
-                hand_to_the_writer(&plan);
+                recording.hand_to_the_writer(&plan);
                 plan
             }
         };
@@ -188,13 +108,6 @@ impl Schedulers {
             Scheduler { plan: plan.clone(), nodes: nodes.clone(), graph: graph as usize, changed: false },
         );
         Some((plan, nodes, false))
-    }
-}
-
-/// The writer reads the counters of `plan` until nobody can run it any more; where there is no writer, nobody would forget it.
-pub(crate) fn hand_to_the_writer(plan: &Arc<Plan>) {
-    if !journal::is_over() {
-        PLANS.lock().push(plan.clone());
     }
 }
 
@@ -220,7 +133,7 @@ pub struct Step {
     number: Option<u64>,
     begun_ns: u64,
     /// The recording that it began in.
-    recording: u64,
+    recording: Arc<Recording>,
     /// That it may be written event by event. An exception that takes the step away gives it back.
     permit: Option<Permit>,
     may_be_sampled: bool,
@@ -262,35 +175,18 @@ impl Step {
     }
 }
 
-static BY_HOOK: std::sync::atomic::AtomicBool = std::sync::atomic::AtomicBool::new(false);
-
-/// Whether the hooks see this process' graphs: then the eval callback leaves them to the hooks.
-#[must_use]
-pub fn seen_by_hooks() -> bool {
-    BY_HOOK.load(Ordering::Relaxed)
-}
-
-/// Forgets the steps of the recording before, and whether the hooks see graphs, when recording starts anew.
-pub fn reset() {
-    BY_HOOK.store(false, Ordering::Relaxed);
-    TOTALS.reset();
-    PLANS.lock().clear();
-    cadence::reset();
-    drop(device_totals::take());
-    drop(routing::take());
-}
-
 /// The scheduler is about to run `graph`.
 #[must_use]
 pub fn begin(sched: Ptr, graph: Ptr) -> Option<Step> {
-    BY_HOOK.store(true, Ordering::Relaxed);
+    recording::graph_seen();
+    let recording = recording::current();
     if layout::check().is_err() {
         models::tell_layout();
         return None;
     }
     let mut host = host();
-    let (plan, nodes, reused) = host.schedulers.find(sched, graph)?;
-    let number = plan.n_tokens.map(|_| TOTALS.last_step.fetch_add(1, Ordering::Relaxed) + 1);
+    let (plan, nodes, reused) = host.schedulers.find(&recording, sched, graph)?;
+    let number = plan.n_tokens.map(|_| recording.totals.next_step());
     let ctx = context();
     let others_serve = host.contexts.any_serving();
     // A graph without a decode call around it is as good as any: a host whose calls we do not see.
@@ -304,6 +200,9 @@ pub fn begin(sched: Ptr, graph: Ptr) -> Option<Step> {
     };
     let prefill = plan.n_tokens.is_some_and(|n| n > sequences);
     drop(host);
+    if number.is_some() {
+        state::before_step(&recording.told, !ctx.is_null());
+    }
     let now = clock::now_ns();
     let level = journal::level();
     let may = number.is_some() && may_be_sampled && !journal::paused();
@@ -313,7 +212,7 @@ pub fn begin(sched: Ptr, graph: Ptr) -> Option<Step> {
     // so DETAILED times all of theirs.
     let timed = match level {
         Level::Minimal => sampled,
-        Level::Detailed => cadence::of(prefill).is_due(plan.nodes_on_the_cpu(), sampled || plan.routes),
+        Level::Detailed => recording.cadence[phase_of(prefill)].is_due(plan.nodes_on_the_cpu(), sampled || plan.routes),
         Level::Verbose => true,
     };
     let running = workers::Running::begin();
@@ -327,7 +226,7 @@ pub fn begin(sched: Ptr, graph: Ptr) -> Option<Step> {
         timer,
         number,
         begun_ns: clock::now_ns(),
-        recording: journal::recording(),
+        recording,
         permit,
         may_be_sampled,
         measured,
@@ -337,32 +236,47 @@ pub fn begin(sched: Ptr, graph: Ptr) -> Option<Step> {
     })
 }
 
+/// Index of a phase among its totals.
+const fn phase_of(prefill: bool) -> usize {
+    if prefill { 0 } else { 1 }
+}
+
 fn add(a: &AtomicU64, n: u64) {
     a.fetch_add(n, Ordering::Relaxed);
 }
 
-/// Adds a step that is over to the totals.
-pub fn account(plan: &Plan, prefill: bool, reused: bool, graph_ns: u64, sums: &super::timer::Sums, fate: Fate) {
-    // A backend other than the CPU was not seen by the timer at all.
-    let timed = sums.ops > 0;
-    plan.count(timed, fate);
-    if let Some(tokens) = plan.n_tokens {
-        let phase = &TOTALS.phases[usize::from(!prefill)];
-        add(&phase.steps, 1);
-        add(&phase.tokens, tokens);
-        add(&phase.graph_ns, graph_ns);
-        add(&phase.flops, plan.flops);
-        add(if reused { &TOTALS.reused } else { &TOTALS.built }, 1);
-        add(&TOTALS.timed, u64::from(timed));
+impl Recording {
+    /// Adds a step that is over to the totals.
+    pub fn account(
+        &self,
+        plan: &Plan,
+        prefill: bool,
+        reused: bool,
+        graph_ns: u64,
+        sums: &super::timer::Sums,
+        fate: Fate,
+    ) {
+        // A backend other than the CPU was not seen by the timer at all.
+        let timed = sums.ops > 0;
+        plan.count(timed, fate);
+        if let Some(tokens) = plan.n_tokens {
+            let phase = &self.totals.phases[phase_of(prefill)];
+            add(&phase.steps, 1);
+            add(&phase.tokens, tokens);
+            add(&phase.graph_ns, graph_ns);
+            add(&phase.flops, plan.flops);
+            add(if reused { &self.totals.reused } else { &self.totals.built }, 1);
+            add(&self.totals.timed, u64::from(timed));
+        }
+        // The times of operations, components and layers are those of all timed graphs, so the whole is theirs, too: an encoder of pictures or
+        // of speech has graphs without tokens.
+        if timed {
+            add(&self.totals.timed_graph_ns, graph_ns);
+            add(&self.totals.op_ns, sums.op_ns);
+            add(&self.totals.barrier_ns, sums.barrier_ns);
+        }
+        add(&self.totals.flows, plan.flows);
     }
-    // The times of operations, components and layers are those of all timed graphs, so the whole is theirs, too: an encoder of pictures or
-    // of speech has graphs without tokens.
-    if timed {
-        add(&TOTALS.timed_graph_ns, graph_ns);
-        add(&TOTALS.op_ns, sums.op_ns);
-        add(&TOTALS.barrier_ns, sums.barrier_ns);
-    }
-    add(&TOTALS.flows, plan.flows);
 }
 
 /// The scheduler has returned.
@@ -370,22 +284,22 @@ pub fn end(step: Step) {
     let end_ns = clock::now_ns();
     let graph_ns = end_ns.saturating_sub(step.begun_ns);
     let workers_ns = step.measured.map(workers::Measured::end).unwrap_or_default();
-    if step.recording != journal::recording() {
+    if !Arc::ptr_eq(&step.recording, &recording::current()) {
         return;
     }
     let sampled = step.permit.is_some();
     let (sums, spans): (_, Vec<Span>) = step.timer.as_ref().map(Timer::finish).unwrap_or_default();
     let (parts, transfers) = step.splits.finish();
-    device_totals::account(&step.plan, &parts, &transfers);
+    step.recording.devices.account(&step.plan, &parts, &transfers);
     let fate = match (sampled, step.may_be_sampled) {
         (true, _) => Fate::Written,
         (false, true) => Fate::LeftOut,
         (false, false) => Fate::WarmUp,
     };
-    account(&step.plan, step.prefill, step.reused, graph_ns, &sums, fate);
-    cadence::of(step.prefill).took(graph_ns);
+    step.recording.account(&step.plan, step.prefill, step.reused, graph_ns, &sums, fate);
+    step.recording.cadence[phase_of(step.prefill)].took(graph_ns);
     if step.timer.is_some() {
-        state::after_timed_step(&step.plan, sums.ops);
+        state::after_timed_step(&step.recording.told, &step.plan, sums.ops);
     }
     let ctx = context();
     let mut ranges = Vec::new();
@@ -403,7 +317,7 @@ pub fn end(step: Step) {
         }
     }
     if let Some(permit) = step.permit {
-        add(&TOTALS.sampled, 1);
+        add(&step.recording.totals.sampled, 1);
         journal::push(Event::Step(Box::new(StepSample {
             plan: step.plan,
             step: step.number,

@@ -229,7 +229,7 @@ impl Timer {
         self.leave_ns.set(0);
         // SAFETY: `new` asked for a plan that outlives the timer.
         if unsafe { &*self.plan }.counts_experts(i) {
-            super::routing::observe(nodes[i]);
+            super::recording::current().routing.observe(nodes[i]);
         }
     }
 

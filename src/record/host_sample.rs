@@ -2,8 +2,8 @@
 
 use std::fs;
 
-use crate::format::figures::round;
 use crate::format::Line;
+use crate::format::figures::round;
 use crate::format::summary::HostSample;
 use crate::gpu::rapl;
 use crate::journal::{Moment, Source};

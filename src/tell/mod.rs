@@ -7,19 +7,21 @@ pub mod step;
 pub mod summary;
 
 use std::any::Any;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use crate::format::{Level, Line, figures};
 use crate::journal::{Moment, Sample, Source, dropped};
 use crate::observe;
+use crate::observe::recording::{self, Recording};
 use crate::observe::sample::StepSample;
-use crate::observe::steps::{Phase, TOTALS};
 use step::BestRates;
 use summary::Collector;
 
 /// The steps of one recording, as the writer hears of them.
 #[derive(Debug)]
 pub struct Steps {
+    recording: Arc<Recording>,
     collector: Collector,
     rates: BestRates,
 }
@@ -28,7 +30,8 @@ impl Steps {
     /// A recording begins.
     #[must_use]
     pub fn new(now_ns: u64) -> Self {
-        Self { collector: Collector::new(now_ns), rates: BestRates::default() }
+        let recording = recording::current();
+        Self { collector: Collector::new(&recording, now_ns), recording, rates: BestRates::default() }
     }
 }
 
@@ -49,11 +52,11 @@ impl Source for Steps {
             let host = observe::host();
             (host.buffers.peak_bytes(), host.requests.ended())
         };
-        let sum = |f: fn(&Phase) -> &AtomicU64| TOTALS.phases.iter().map(|p| f(p).load(Ordering::Relaxed)).sum::<u64>();
+        let totals = &self.recording.totals;
         whole.total_memory_mb = memory.map(|bytes| figures::round(bytes as f64 / 1024.0 / 1024.0));
-        whole.total_compute_gflops = sum(|p| &p.flops) as f64 / 1e9;
-        whole.component_flows = TOTALS.flows.load(Ordering::Relaxed);
-        whole.steps = sum(|p| &p.steps);
+        whole.total_compute_gflops = totals.sum(|p| &p.flops) as f64 / 1e9;
+        whole.component_flows = totals.flows.load(Ordering::Relaxed);
+        whole.steps = totals.sum(|p| &p.steps);
         whole.requests = requests;
     }
 
@@ -64,7 +67,7 @@ impl Source for Steps {
             out.push(Line::StepSummary(summary));
         }
         if at.level >= Level::Detailed {
-            out.extend(summary::moe_lines(at.now_ns).map(Line::MoeRouting));
+            out.extend(summary::moe_lines(&self.recording, at.now_ns).map(Line::MoeRouting));
         }
     }
 }

@@ -5,16 +5,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::step::events_of;
-use crate::format::figures::{known_memory, round};
 use crate::format::Level;
+use crate::format::figures::{known_memory, round};
 use crate::format::summary::{
     CopyTotals, DeviceTotals, LayerTotals, MoeRouting, NamedTotals, PhaseTotals, StepSummary, Totals,
 };
 use crate::observe::device_totals;
 use crate::observe::plan::{Plan, Reading};
-use crate::observe::routing;
+use crate::observe::recording::{self, Recording};
 use crate::observe::splits::{Device, device_of_place};
-use crate::observe::steps::{PLANS, TOTALS};
 
 /// Operation events of steps that were not written event by event.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -28,6 +27,7 @@ pub struct Missing {
 /// Reads the counters and keeps what the last reading was.
 #[derive(Debug)]
 pub struct Collector {
+    recording: Arc<Recording>,
     /// Last reading by the plan's address; removed with the plan, so that no later plan is taken for an older one.
     plans: HashMap<usize, Reading>,
     last: Vec<u64>,
@@ -37,23 +37,25 @@ pub struct Collector {
 impl Collector {
     /// Starts counting now.
     #[must_use]
-    pub fn new(now_ns: u64) -> Self {
+    pub fn new(recording: &Arc<Recording>, now_ns: u64) -> Self {
         Self {
+            recording: Arc::clone(recording),
             plans: HashMap::new(),
-            last: counters().iter().map(|c| c.load(Ordering::Relaxed)).collect(),
+            last: counters(&recording.totals).iter().map(|c| c.load(Ordering::Relaxed)).collect(),
             last_ns: now_ns,
         }
     }
 
     /// The summary of the interval up to now and the number of operation events of steps that were not sampled; `None` if nothing ran.
     pub fn collect(&mut self, now_ns: u64, level: Level) -> Option<(StepSummary, Missing)> {
-        let now: Vec<u64> = counters().iter().map(|c| c.load(Ordering::Relaxed)).collect();
+        let recording = Arc::clone(&self.recording);
+        let now: Vec<u64> = counters(&recording.totals).iter().map(|c| c.load(Ordering::Relaxed)).collect();
         let d: Vec<u64> = now.iter().zip(&self.last).map(|(n, l)| n.saturating_sub(*l)).collect();
         let (mut ops, mut components, mut layers) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         let mut devices = BTreeMap::new();
         let mut missing = Missing::default();
         let mut ran = false;
-        PLANS.lock().retain(|plan| {
+        recording.plans.lock().retain(|plan| {
             let (steps, of_plan) = self.add_plan(plan, level, &mut ops, &mut components, &mut layers);
             add_devices(plan, steps, &mut devices);
             missing.left_out += of_plan.left_out;
@@ -80,7 +82,7 @@ impl Collector {
             return None;
         }
         let us = |ns: u64| round(ns as f64 / 1e3);
-        let seen = device_totals::take();
+        let seen = self.recording.devices.take();
         let named = |m: BTreeMap<&'static str, Totals>| {
             m.into_iter().map(|(n, totals)| NamedTotals { name: n.to_owned(), totals: rounded(totals) }).collect()
         };
@@ -89,7 +91,7 @@ impl Collector {
             session_id: String::new(),
             t_ns: now_ns,
             interval_ms: round(interval_ms),
-            step: Some(TOTALS.last_step.load(Ordering::Relaxed)).filter(|&s| s > 0),
+            step: self.recording.totals.last_step(),
             steps,
             timed_steps: d[10],
             sampled_steps: d[11],
@@ -226,9 +228,9 @@ fn rounded(t: Totals) -> Totals {
     Totals { timed_us: round(t.timed_us), ..t }
 }
 
-/// All counters of [`TOTALS`], in the order that `collect` takes them apart.
-fn counters() -> [&'static AtomicU64; 16] {
-    let [p, d] = &TOTALS.phases;
+/// All counters of the totals, in the order that `collect` takes them apart.
+fn counters(totals: &recording::Totals) -> [&AtomicU64; 16] {
+    let [p, d] = &totals.phases;
     [
         &p.steps,
         &p.tokens,
@@ -238,20 +240,20 @@ fn counters() -> [&'static AtomicU64; 16] {
         &d.tokens,
         &d.graph_ns,
         &d.flops,
-        &TOTALS.built,
-        &TOTALS.reused,
-        &TOTALS.timed,
-        &TOTALS.sampled,
-        &TOTALS.timed_graph_ns,
-        &TOTALS.op_ns,
-        &TOTALS.barrier_ns,
-        &TOTALS.flows,
+        &totals.built,
+        &totals.reused,
+        &totals.timed,
+        &totals.sampled,
+        &totals.timed_graph_ns,
+        &totals.op_ns,
+        &totals.barrier_ns,
+        &totals.flows,
     ]
 }
 
 /// Expert choices since the last call, one line a layer.
-pub fn moe_lines(now_ns: u64) -> impl Iterator<Item = MoeRouting> {
-    routing::take().into_iter().map(move |(layer_id, l)| MoeRouting {
+pub fn moe_lines(recording: &Recording, now_ns: u64) -> impl Iterator<Item = MoeRouting> {
+    recording.routing.take().into_iter().map(move |(layer_id, l)| MoeRouting {
         timestamp: String::new(),
         session_id: String::new(),
         t_ns: now_ns,
