@@ -10,7 +10,7 @@ LIBRARY := target/release/libllama_resource_instrumentation.so
 # bindgen's test needs libclang, which comes as a wheel.
 LIBCLANG = $$($(PYTHON) -c 'import clang.native, os; print(os.path.dirname(clang.native.__file__))')
 
-.PHONY: help venv submodule llama llama-cuda llama-patched patch-check model lib demo test test-rust test-server test-version test-patched test-cuda test-bench test-matrix test-matrix-all compatibility test-upstream test-architectures fuzz reproducible lint docs-check bench bench-short install clean
+.PHONY: forget-skipped help venv submodule llama llama-cuda llama-patched patch-check model lib demo test test-rust test-server test-version test-patched test-cuda test-bench test-matrix test-matrix-all compatibility test-upstream test-architectures fuzz reproducible lint docs-check bench bench-short install clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -42,7 +42,11 @@ lib: ## Build the library and the program llama-resource (release)
 demo: llama model lib ## Record a real server at work and show the report
 	@$(PYTHON) .make/demo.py
 
-test: lint patch-check test-rust test-server test-matrix bench-short ## Everything that must hold: lints, Rust, server and matrix tests, cost
+test: forget-skipped lint patch-check test-rust test-server test-matrix bench-short ## Everything that must hold: lints, Rust, server and matrix tests, cost
+	@.make/skipped.sh
+
+forget-skipped:
+	@mkdir -p target && rm -f target/skipped.txt
 
 lint: ## rustfmt, clippy and rustdoc, without a warning
 	cargo fmt --check
@@ -50,7 +54,7 @@ lint: ## rustfmt, clippy and rustdoc, without a warning
 	cargo clippy --quiet --lib --no-default-features -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --quiet --no-deps --document-private-items --lib
 
-test-rust: submodule lib ## Rust tests: units, header, bindings, schema, layering, the program
+test-rust: llama model lib ## Rust tests: units, header, bindings, schema, layering, the program
 	LIBCLANG_PATH="$(LIBCLANG)" cargo test --quiet --features schema
 
 test-server: llama llama-patched model lib ## Truth, guest, capture and bad-input tests on the real server, patched and not

@@ -158,14 +158,14 @@ mod guard {
     #[divan::bench]
     fn observe_off_100(bencher: divan::Bencher<'_, '_>) {
         boundary::set_phase(Phase::Stopped);
-        many(bencher, || boundary::observe(0, || divan::black_box(1)));
+        many(bencher, || boundary::guarded(0, || divan::black_box(1)));
     }
 
     /// A hook that records, without its body.
     #[divan::bench]
     fn observe_on_100(bencher: divan::Bencher<'_, '_>) {
         boundary::set_phase(Phase::Running);
-        many(bencher, || boundary::observe(0, || divan::black_box(1)));
+        many(bencher, || boundary::guarded(0, || divan::black_box(1)));
         boundary::set_phase(Phase::Stopped);
     }
 

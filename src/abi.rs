@@ -11,7 +11,7 @@ pub mod server;
 use std::ffi::{CStr, OsStr, c_char, c_void};
 use std::os::unix::ffi::OsStrExt;
 
-use crate::boundary::{self, guard};
+use crate::boundary::{self, catching};
 use crate::config::Rate;
 use crate::format::Level;
 use crate::mark::{self, Done, Refusal};
@@ -137,7 +137,7 @@ pub unsafe extern "C" fn llama_resource_instrumentation_init(
     let params =
         llama_resource_instrumentation_params { level, log_path, ..llama_resource_instrumentation_params::DEFAULT };
     // SAFETY: the caller's promise.
-    guard(Status::Internal, || unsafe { begin("llama_resource_instrumentation_init", &params) })
+    catching(Status::Internal, || unsafe { begin("llama_resource_instrumentation_init", &params) })
 }
 
 /// Begins recording with `params`, which is only read during the call.
@@ -149,7 +149,7 @@ pub unsafe extern "C" fn llama_resource_instrumentation_init_with_params(
     params: *const llama_resource_instrumentation_params,
 ) -> llama_resource_instrumentation_status {
     const NAME: &str = "llama_resource_instrumentation_init_with_params";
-    guard(Status::Internal, || {
+    catching(Status::Internal, || {
         // SAFETY: the caller's promise, checked for NULL there.
         let params = unsafe { versioned(NAME, params, llama_resource_instrumentation_params::DEFAULT) };
         // SAFETY: the caller's promise.
@@ -162,7 +162,7 @@ pub unsafe extern "C" fn llama_resource_instrumentation_init_with_params(
 /// ALREADY_RUNNING.
 #[unsafe(no_mangle)]
 pub extern "C" fn llama_resource_instrumentation_free() -> llama_resource_instrumentation_status {
-    guard(Status::Internal, || match session::stop_own() {
+    catching(Status::Internal, || match session::stop_own() {
         None => refused("llama_resource_instrumentation_free", mark::refusal()),
         Some(Mode::Preload | Mode::Linked) => Status::AlreadyRunning,
         Some(Mode::Api | Mode::ApiWithoutHooks) => Status::Success,
@@ -172,7 +172,7 @@ pub extern "C" fn llama_resource_instrumentation_free() -> llama_resource_instru
 /// Waits until every event so far is in the file.
 #[unsafe(no_mangle)]
 pub extern "C" fn llama_resource_instrumentation_flush() -> llama_resource_instrumentation_status {
-    guard(Status::Internal, || match (session::is_running(), session::flush()) {
+    catching(Status::Internal, || match (session::is_running(), session::flush()) {
         (false, _) => refused("llama_resource_instrumentation_flush", mark::refusal()),
         (true, true) => Status::Success,
         (true, false) => Status::Io,
@@ -183,7 +183,7 @@ pub extern "C" fn llama_resource_instrumentation_flush() -> llama_resource_instr
 #[unsafe(no_mangle)]
 pub extern "C" fn llama_resource_instrumentation_set_level(level: i32) -> llama_resource_instrumentation_status {
     const NAME: &str = "llama_resource_instrumentation_set_level";
-    guard(Status::Internal, || match u8::try_from(level).ok().and_then(Level::from_number) {
+    catching(Status::Internal, || match u8::try_from(level).ok().and_then(Level::from_number) {
         None => refused(NAME, Refusal::Invalid("a level is 0, 1 or 2")),
         Some(_) if !session::is_running() => refused(NAME, mark::refusal()),
         Some(level) => {
@@ -196,13 +196,13 @@ pub extern "C" fn llama_resource_instrumentation_set_level(level: i32) -> llama_
 /// Writes events again after `llama_resource_instrumentation_disable`.
 #[unsafe(no_mangle)]
 pub extern "C" fn llama_resource_instrumentation_enable() -> llama_resource_instrumentation_status {
-    guard(Status::Internal, || pause("llama_resource_instrumentation_enable", false))
+    catching(Status::Internal, || pause("llama_resource_instrumentation_enable", false))
 }
 
 /// Writes no event until `llama_resource_instrumentation_enable`. Spans may begin and end meanwhile; memory, cache and totals stay right.
 #[unsafe(no_mangle)]
 pub extern "C" fn llama_resource_instrumentation_disable() -> llama_resource_instrumentation_status {
-    guard(Status::Internal, || pause("llama_resource_instrumentation_disable", true))
+    catching(Status::Internal, || pause("llama_resource_instrumentation_disable", true))
 }
 
 /// Whether a recording is on, paused or not. What the macros ask first.
@@ -221,7 +221,7 @@ pub unsafe extern "C" fn llama_resource_instrumentation_get_statistics(
     statistics: *mut llama_resource_instrumentation_statistics,
     size: usize,
 ) -> llama_resource_instrumentation_status {
-    guard(Status::Internal, || {
+    catching(Status::Internal, || {
         if statistics.is_null() || size == 0 {
             return refused("llama_resource_instrumentation_get_statistics", Refusal::Invalid(NULL));
         }
@@ -290,7 +290,7 @@ pub unsafe extern "C" fn llama_resource_instrumentation_log_set(
     callback: llama_resource_instrumentation_log_callback,
     user_data: *mut c_void,
 ) {
-    guard((), || log::set_callback(callback, user_data as usize));
+    catching((), || log::set_callback(callback, user_data as usize));
 }
 
 const NULL: &str = "an argument is NULL";
@@ -313,7 +313,7 @@ fn refused(function: &'static str, refusal: Refusal) -> Status {
 /// Runs the body of a mark.
 #[inline]
 fn marked(function: &'static str, body: impl FnOnce() -> mark::Answer) -> Status {
-    guard(Status::Internal, || match body() {
+    catching(Status::Internal, || match body() {
         Ok(Done::Recorded | Done::LeftOut) => Status::Success,
         Ok(Done::Dropped) => Status::Dropped,
         Err(refusal) => refused(function, refusal),

@@ -88,7 +88,7 @@ pub fn mark_own_thread() {
 /// Runs an observer of a hook. `fallback` is what the hook goes on with when we are off, already observing on this thread
 /// (a call that our own code made), or panic. It is an argument because no default is right for every hook.
 #[inline]
-pub fn observe<T>(fallback: T, body: impl FnOnce() -> T) -> T {
+pub fn guarded<T>(fallback: T, body: impl FnOnce() -> T) -> T {
     if !active() && (phase() != Phase::Waiting || !wake()) {
         return fallback;
     }
@@ -103,9 +103,9 @@ pub fn observe<T>(fallback: T, body: impl FnOnce() -> T) -> T {
     })
 }
 
-/// Runs what must be known of the host whether or not it is recorded just now, because a recording that begins later needs it. Like [`observe`] in
+/// Runs what must be known of the host whether or not it is recorded just now, because a recording that begins later needs it. Like [`guarded`] in
 /// every phase but [`Phase::Poisoned`].
-pub fn track<T>(fallback: T, body: impl FnOnce() -> T) -> T {
+pub fn tracked<T>(fallback: T, body: impl FnOnce() -> T) -> T {
     if phase() == Phase::Poisoned || OBSERVING.replace(true) {
         return fallback;
     }
@@ -118,7 +118,7 @@ pub fn track<T>(fallback: T, body: impl FnOnce() -> T) -> T {
 }
 
 /// Runs the body of an exported function: a panic becomes `fallback`.
-pub fn guard<T>(fallback: T, body: impl FnOnce() -> T) -> T {
+pub fn catching<T>(fallback: T, body: impl FnOnce() -> T) -> T {
     catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|_| {
         poison();
         fallback
@@ -143,7 +143,7 @@ fn wake() -> bool {
         if PHASE.compare_exchange(waiting, idle, Ordering::AcqRel, Ordering::Acquire).is_ok()
             && let Some(begin) = WAKE.get()
         {
-            guard((), begin);
+            catching((), begin);
         }
         OBSERVING.set(false);
     }

@@ -119,7 +119,7 @@ extern "C" fn at_exit_unseen() {
     if WAITING.load(Ordering::Relaxed) != std::process::id() {
         return;
     }
-    boundary::guard((), || {
+    boundary::catching((), || {
         let (config, _) = from_environment();
         if boundary::phase() != Phase::Waiting || config.disabled || !host::carries_ggml() {
             return;
@@ -224,7 +224,7 @@ fn further_copy(news: News, library: &str) {
     if !boundary::recording() {
         return;
     }
-    boundary::guard((), || match news {
+    boundary::catching((), || match news {
         News::Another => {
             state::tell(
                 "hooks",
@@ -454,14 +454,14 @@ extern "C" fn at_exit() {
     if boundary::is_observing() || is_in_first_step() {
         return;
     }
-    boundary::guard((), || {
+    boundary::catching((), || {
         boundary::mark_own_thread();
         stop();
     });
 }
 
 extern "C" fn after_fork_in_parent() {
-    boundary::observe((), || {
+    boundary::guarded((), || {
         state::tell("process", "ok", "the host forked; the child is not recorded", None);
     });
 }

@@ -122,10 +122,7 @@ impl Host<'_> {
 }
 
 fn host(folder: &Folder) -> Option<Host<'_>> {
-    let Some((llama, model)) = llama().zip(model()) else {
-        println!("llama.cpp or the model is missing (make llama model): not tested");
-        return None;
-    };
+    let (llama, model) = llama().zip(model())?;
     let program = folder.compile("gcc", "capture.c", "capture", &[], Some(&llama));
     Some(Host { folder, program, model })
 }

@@ -5,7 +5,7 @@
 mod support;
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::Value;
@@ -42,12 +42,8 @@ fn operations(all: &[Value], step: u64) -> Vec<(String, Value)> {
     found
 }
 
-fn ready(test: &str) -> Option<(std::path::PathBuf, std::path::PathBuf)> {
-    let both = llama().zip(model());
-    if both.is_none() {
-        println!("llama.cpp or the model is missing (make llama model): {test} not tested");
-    }
-    both
+fn ready() -> Option<(PathBuf, PathBuf)> {
+    llama().zip(model())
 }
 
 fn preloaded(folder: &Folder, program: &Path, log: &Path, level: &str) -> Command {
@@ -63,7 +59,7 @@ fn preloaded(folder: &Folder, program: &Path, log: &Path, level: &str) -> Comman
 
 #[test]
 fn the_eval_callback_sees_the_same_as_the_preload() {
-    let Some((llama, model)) = ready("the eval callback") else { return };
+    let Some((llama, model)) = ready() else { return };
     let folder = Folder::new("eval");
     let program = folder.compile("g++", "example_eval.cpp", "example_eval", &[], Some(&llama));
     let (by_callback, by_preload) = (folder.path("callback.jsonl"), folder.path("preload.jsonl"));
@@ -117,7 +113,7 @@ fn the_eval_callback_sees_the_same_as_the_preload() {
 
 #[test]
 fn a_program_marks_its_own_layers_and_the_report_shows_them() {
-    let Some((llama, model)) = ready("own layers") else { return };
+    let Some((llama, model)) = ready() else { return };
     let folder = Folder::new("layers");
     let program = folder.compile("gcc", "example_layers.c", "example_layers", &[], Some(&llama));
     let log = folder.path("layers.jsonl");
@@ -139,7 +135,7 @@ fn a_program_marks_its_own_layers_and_the_report_shows_them() {
 
 #[test]
 fn preloaded_and_linked_at_once_nothing_is_told_twice() {
-    let Some((llama, model)) = ready("preload and link") else { return };
+    let Some((llama, model)) = ready() else { return };
     let folder = Folder::new("both");
     let program = folder.compile("g++", "example_eval.cpp", "example_eval", &[], Some(&llama));
     let (alone, both, unused) = (folder.path("alone.jsonl"), folder.path("both.jsonl"), folder.path("unused.jsonl"));
@@ -160,7 +156,7 @@ fn preloaded_and_linked_at_once_nothing_is_told_twice() {
 
 #[test]
 fn linked_ahead_of_libllama_the_hooks_see_the_graphs_and_the_callback_adds_nothing() {
-    let Some((llama, model)) = ready("linked ahead") else { return };
+    let Some((llama, model)) = ready() else { return };
     let folder = Folder::new("ahead");
     let library = folder.path("libllama_resource_instrumentation.so.1");
     let first = library.to_str().expect("UTF-8");

@@ -82,8 +82,8 @@ const ROOMS: &[Room] = &[
     ),
     (
         "hook",
-        &["boundary", "capture", "clock", "format", "ggml", "host", "journal", "observe", "session"],
-        "`session` to start; `host` to find its own object; `format` and `journal` where an event is one call of the host",
+        &["boundary", "capture", "ggml", "host", "journal", "observe", "session"],
+        "one call into `observe` or `capture` each; `session` to start; `host` to find its own object",
     ),
     (
         "abi",

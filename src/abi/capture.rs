@@ -3,7 +3,7 @@
 use std::ffi::{CStr, c_char};
 
 use super::{NULL, Status, llama_resource_instrumentation_status, refused};
-use crate::boundary::{self, guard};
+use crate::boundary::{self, catching};
 use crate::mark::Refusal;
 use crate::{capture, clock, log, mark, session};
 
@@ -44,7 +44,7 @@ pub unsafe extern "C" fn llama_resource_instrumentation_set(
     value: *const c_char,
 ) -> llama_resource_instrumentation_status {
     const NAME: &str = "llama_resource_instrumentation_set";
-    guard(Status::Internal, || {
+    catching(Status::Internal, || {
         if name.is_null() {
             return refused(NAME, Refusal::Invalid(NULL));
         }
@@ -86,7 +86,7 @@ pub unsafe extern "C" fn llama_resource_instrumentation_get_capture_statistics(
     size: usize,
 ) -> llama_resource_instrumentation_status {
     const NAME: &str = "llama_resource_instrumentation_get_capture_statistics";
-    guard(Status::Internal, || {
+    catching(Status::Internal, || {
         if statistics.is_null() || size == 0 {
             return refused(NAME, Refusal::Invalid(NULL));
         }
@@ -132,7 +132,7 @@ pub unsafe extern "C" fn llama_resource_instrumentation_track_token(
     probability: f32,
 ) -> llama_resource_instrumentation_status {
     const NAME: &str = "llama_resource_instrumentation_track_token";
-    guard(Status::Internal, || {
+    catching(Status::Internal, || {
         if !boundary::recording() {
             return refused(NAME, mark::refusal());
         }

@@ -3,7 +3,7 @@
 use std::ffi::c_void;
 
 use super::{LLAMA_RESOURCE_INSTRUMENTATION_ABI_VERSION, versioned};
-use crate::boundary::guard;
+use crate::boundary::catching;
 use crate::capture;
 use crate::ggml::bindings::ggml_tensor;
 use crate::mark::eval;
@@ -50,15 +50,15 @@ pub unsafe extern "C-unwind" fn llama_resource_eval_callback(
 ) -> bool {
     // Theirs is called outside every guard: it may throw.
     // SAFETY: the caller's promise.
-    let theirs = guard(None, || unsafe { chained(user_data) });
+    let theirs = catching(None, || unsafe { chained(user_data) });
     if ask {
         // SAFETY: the caller's promise.
-        let timed = guard(false, || unsafe { eval::ask(t.cast()) });
+        let timed = catching(false, || unsafe { eval::ask(t.cast()) });
         // After the look at the tensor above, which probes the layout. SAFETY: the caller's promise.
-        let captured = capture::is_on() && guard(false, || unsafe { capture::serial::ask(t.cast()) });
+        let captured = capture::is_on() && catching(false, || unsafe { capture::serial::ask(t.cast()) });
         // SAFETY: ggml's own arguments, and the caller's own pointer.
         let wanted = theirs.is_some_and(|(f, data)| unsafe { f(t, true, data) });
-        guard((), || {
+        catching((), || {
             if theirs.is_some() {
                 eval::set_theirs(wanted);
             }
@@ -69,14 +69,14 @@ pub unsafe extern "C-unwind" fn llama_resource_eval_callback(
         return timed || captured || wanted;
     }
     // SAFETY: the caller's promise.
-    guard((), || unsafe { eval::observe(t.cast()) });
+    catching((), || unsafe { eval::observe(t.cast()) });
     if capture::is_on() {
         // SAFETY: the caller's promise.
-        guard((), || unsafe { capture::serial::shown(t.cast()) });
+        catching((), || unsafe { capture::serial::shown(t.cast()) });
     }
     match theirs {
         // SAFETY: as above.
-        Some((f, data)) if guard(false, eval::theirs) => unsafe { f(t, false, data) },
+        Some((f, data)) if catching(false, eval::theirs) => unsafe { f(t, false, data) },
         // Carry on: `false` would cancel the graph.
         _ => true,
     }

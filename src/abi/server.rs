@@ -3,9 +3,9 @@
 use std::ffi::{CStr, c_char, c_void};
 
 use super::{LLAMA_RESOURCE_INSTRUMENTATION_ABI_VERSION, llama_resource_instrumentation_status, versioned};
-use crate::boundary::{guard, observe};
+use crate::boundary::{catching, guarded};
 use crate::observe::requests::served::{Launch, Release};
-use crate::observe::{self as observers};
+use crate::observe;
 use crate::session::{self, Started};
 use crate::{clock, log};
 use llama_resource_instrumentation_status as Status;
@@ -64,7 +64,7 @@ const DEFAULT: llama_resource_server_release = llama_resource_server_release {
 /// that is built to be switched on by its user. NOT_RUNNING if it asks for nothing, ALREADY_RUNNING if LD_PRELOAD has begun.
 #[unsafe(no_mangle)]
 pub extern "C" fn llama_resource_instrumentation_init_from_environment() -> llama_resource_instrumentation_status {
-    guard(Status::Internal, || match session::start_linked() {
+    catching(Status::Internal, || match session::start_linked() {
         Ok(Some(Started::Now)) => Status::Success,
         Ok(Some(Started::Already)) => Status::AlreadyRunning,
         Ok(Some(Started::Disabled)) => Status::Disabled,
@@ -88,7 +88,7 @@ pub unsafe extern "C" fn llama_resource_server_slot_launched(
     completion_id: *const c_char,
     queued_us: i64,
 ) {
-    observe((), || {
+    guarded((), || {
         // SAFETY: the caller's promise.
         let completion_id = unsafe { text(completion_id) }.filter(|id| !id.is_empty());
         let launch = Launch { task_id, completion_id, queued_ns: nanoseconds(queued_us) };
@@ -102,7 +102,7 @@ pub unsafe extern "C" fn llama_resource_server_slot_launched(
 /// `ctx` is NULL or a live context; `why` is NULL or a NUL-terminated string.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn llama_resource_server_slot_stops(ctx: *const c_void, slot_id: i32, why: *const c_char) {
-    observe((), || {
+    guarded((), || {
         // SAFETY: the caller's promise.
         let why = match unsafe { text(why) }.as_deref() {
             Some("cancelled") => "cancelled",
@@ -122,7 +122,7 @@ pub unsafe extern "C" fn llama_resource_server_slot_released(
     slot_id: i32,
     release: *const llama_resource_server_release,
 ) {
-    observe((), || {
+    guarded((), || {
         // SAFETY: the caller's promise.
         let Ok(r) = (unsafe { versioned("llama_resource_server_slot_released", release, DEFAULT) }) else { return };
         let since = |t_us: i64| (t_us > 0).then(|| nanoseconds(r.t_now_us - t_us));
@@ -147,11 +147,11 @@ pub unsafe extern "C" fn llama_resource_server_slot_released(
     });
 }
 
-fn on_context(ctx: *const c_void, f: impl FnOnce(&mut observers::Host, u64)) {
+fn on_context(ctx: *const c_void, f: impl FnOnce(&mut observe::Host, u64)) {
     if ctx.is_null() {
         return;
     }
-    let mut host = observers::host();
+    let mut host = observe::host();
     // What was sampled and not accepted belongs to what went before.
     let context = host.contexts.get(ctx.cast_mut());
     let (id, serial) = (context.id, context.serial);

@@ -38,7 +38,7 @@ use parking_lot::{MappedMutexGuard, Mutex, MutexGuard, RwLock};
 use crate::config::CaptureConfig;
 use crate::format::stream::SampledToken;
 use crate::ggml::api::{self, EvalCallback, Ptr};
-use crate::observe::Sampled;
+use crate::observe::sampling::Accepted;
 use crate::pipeline::{Counts, Pipeline, Reason};
 
 use graph::{GraphPlan, Memory, Wish};
@@ -173,7 +173,8 @@ pub fn sched_freed(sched: Ptr) {
 }
 
 /// A token was chosen for a request.
-pub fn token(sampled: &Sampled, token: i32, probability: Option<f32>, t_ns: u64, vocab: Ptr) {
+pub fn token(accepted: &Accepted, token: i32) {
+    let Accepted { sampled, probability, t_ns, vocab } = *accepted;
     let Some(capture) = current().filter(|c| c.list.is_none()) else { return };
     if !capture.config.requests.wants(sampled.request) {
         return;

@@ -226,15 +226,15 @@ pub(crate) fn ends(sched: Ptr, status: i32) {
 
 /// The callback that we set: asked for each node, shown those that are wanted. `sched` is its user data.
 unsafe extern "C-unwind" fn shown(t: *mut ggml_tensor, ask: bool, sched: Ptr) -> bool {
-    let theirs = crate::boundary::guard(None, || super::theirs(sched));
+    let theirs = crate::boundary::catching(None, || super::theirs(sched));
     if ask {
-        let ours = crate::boundary::observe(false, || wanted(t.cast()).is_some());
+        let ours = crate::boundary::guarded(false, || wanted(t.cast()).is_some());
         // SAFETY: the host's own callback, with ggml's own arguments; it may throw.
         let their = theirs.is_some_and(|(f, data)| unsafe { f(t, true, data) });
         THEIRS_ASKED.set(their);
         return ours || their;
     }
-    crate::boundary::observe((), || {
+    crate::boundary::guarded((), || {
         if let Some(i) = wanted(t.cast()) {
             STEP.with_borrow_mut(|s| {
                 if let Some(step) = s {

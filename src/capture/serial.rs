@@ -162,7 +162,7 @@ impl Drop for State {
     /// A thread ends: its last graph is over.
     fn drop(&mut self) {
         if self.run.is_some() {
-            crate::boundary::guard((), || {
+            crate::boundary::catching((), || {
                 if let Some(capture) = super::current() {
                     self.finish(&capture);
                 }

@@ -52,7 +52,7 @@ pub fn start(interval_ms: u64) {
     let spawned = std::thread::Builder::new().name("lri-gpu".into()).stack_size(1 << 20).spawn(move || {
         boundary::mark_own_thread();
         host::become_background_thread(c"lri-gpu");
-        boundary::guard((), || run(generation, interval, &inbox));
+        boundary::catching((), || run(generation, interval, &inbox));
         let mut shared = SHARED.lock();
         if generation == GENERATION.load(Ordering::Acquire) {
             shared.nobody_reads();

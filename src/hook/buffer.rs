@@ -1,7 +1,7 @@
 //! Backend buffers and the tensors placed in them.
 
 use super::Ptr;
-use crate::boundary::observe as guarded;
+use crate::boundary::guarded;
 use crate::capture::allocator;
 use crate::ggml::api;
 use crate::ggml::copies::{self, Caller, Hooked, Target};

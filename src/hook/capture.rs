@@ -1,7 +1,7 @@
 //! What capturing needs of ggml beyond the scheduler's own life: the allocator's plans, and the callback that the host has set.
 
 use super::Ptr;
-use crate::boundary::{observe as guarded, track as tracked};
+use crate::boundary::{guarded, tracked};
 use crate::capture::{self, allocator, allocator::Buffers};
 use crate::ggml::api::EvalCallback;
 use crate::ggml::copies::{self, Caller, Hooked, Target};

@@ -7,7 +7,7 @@ use std::ffi::c_void;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
 use super::Ptr;
-use crate::boundary::observe as guarded;
+use crate::boundary::guarded;
 use crate::capture::share;
 use crate::ggml::copies::{self, Caller, Hooked, Target};
 use crate::observe::timer::{self, HOT};

@@ -3,7 +3,7 @@
 use super::{ByValue, Ptr};
 use crate::ggml::bindings::llama_batch;
 use crate::observe::contexts::Row;
-use crate::observe::{self, steps};
+use crate::observe::{self, batches};
 use crate::session;
 
 /// A batch of the older API, by value; its first seven fields have been at the same place in all versions.
@@ -12,18 +12,9 @@ type Batch = ByValue<16>;
 /// `LLAMA_PROCESS_TYPE_ENCODE`.
 const ENCODES: i32 = 0;
 
-/// A call that runs. When it is over, also by a C++ exception, graphs on this thread are not its context's any more.
-struct Call;
-
-impl Drop for Call {
-    fn drop(&mut self) {
-        steps::set_context(std::ptr::null_mut());
-    }
-}
-
 /// What a hook begins with. Without a value, which is made at every call in case there is none, a child that was forked from a recording
 /// process says that it is not recorded.
-struct Begun(Option<Call>);
+struct Begun(Option<batches::Call>);
 
 impl Default for Begun {
     fn default() -> Self {
@@ -35,42 +26,7 @@ impl Default for Begun {
 fn begin(ctx: Ptr, rows: Vec<Row>, encodes: bool) -> Begun {
     // Builds whose loading we do not see.
     session::is_no_router();
-    {
-        let mut host = observe::host();
-        let host = &mut *host;
-        let context = host.contexts.get(ctx);
-        let (id, serial) = (context.id, context.serial);
-        host.settle_sample(serial);
-        host.requests.begins(id, &rows, encodes);
-        host.contexts.get(ctx).batch_begins(rows, encodes);
-    }
-    steps::set_context(ctx);
-    Begun(Some(Call))
-}
-
-fn end(call: Call, ctx: Ptr, status: i32) {
-    drop(call);
-    let mut host = observe::host();
-    let host = &mut *host;
-    // Compute buffers may have grown, and the output buffer is made at the first batch.
-    host.buffers.settle(true);
-    let others_serve = host.contexts.any_serving();
-    let Some(context) = host.contexts.known(ctx) else { return };
-    let Some((begun_ns, by_seq)) = context.batch_ends(status, others_serve) else { return };
-    if !context.counts(others_serve) {
-        return;
-    }
-    let (id, serving, busy_ns) = (context.id, context.is_serving(), context.busy_ns());
-    for rows in by_seq {
-        host.requests.processed(id, serving, &rows, begun_ns, busy_ns);
-    }
-    // Warm-ups of hosts that do not serve leave no request behind; their cells are no news.
-    if (serving || host.requests.any_told(id))
-        && let Some(context) = host.contexts.known(ctx)
-    {
-        let every_ms = crate::journal::level().summary_interval_ms() / 4;
-        context.tell_usage("batch", every_ms);
-    }
+    Begun(Some(batches::begins(ctx, rows, encodes)))
 }
 
 fn rows_of(batch: &Batch) -> Vec<Row> {
@@ -112,17 +68,17 @@ hooks! {
         let rows = observe::host().contexts.builder(batch).clone();
         begin(ctx, rows, kind == ENCODES)
     }
-    after |begun, status| { if let Begun(Some(call)) = begun { end(call, ctx, *status) } }
+    after |begun, status| { if let Begun(Some(call)) = begun { batches::ends(call, ctx, *status) } }
 
     /// The older call.
     fn llama_decode(ctx: Ptr, batch: Batch) -> i32;
     before { begin(ctx, rows_of(&batch), false) }
-    after |begun, status| { if let Begun(Some(call)) = begun { end(call, ctx, *status) } }
+    after |begun, status| { if let Begun(Some(call)) = begun { batches::ends(call, ctx, *status) } }
 
     /// The older call for encoders.
     fn llama_encode(ctx: Ptr, batch: Batch) -> i32;
     before { begin(ctx, rows_of(&batch), true) }
-    after |begun, status| { if let Begun(Some(call)) = begun { end(call, ctx, *status) } }
+    after |begun, status| { if let Begun(Some(call)) = begun { batches::ends(call, ctx, *status) } }
 
     /// The host waits for the backends: after it, the last call's time is known.
     fn llama_synchronize(ctx: Ptr);

@@ -28,7 +28,7 @@ extern "C" fn by_handle(handle: Ptr, name: *const c_char) -> Ptr {
     if !(bytes.starts_with(b"llama_") || bytes.starts_with(b"ggml_")) || bytes.starts_with(b"llama_resource_") {
         return found;
     }
-    boundary::guard(found, || {
+    boundary::catching(found, || {
         let ours = our_hook(name);
         let hooked = !ours.is_null() && ours != found && copies::may_stand_for(name, found);
         // Our own look-ups may have left an error that the host would take for its own.
@@ -98,7 +98,7 @@ pub unsafe extern "C" fn dlsym(handle: Ptr, name: *const c_char) -> Ptr {
 #[unsafe(no_mangle)]
 pub unsafe extern "C-unwind" fn dlclose(handle: Ptr) -> c_int {
     let status = symbol::close(handle);
-    boundary::guard((), || {
+    boundary::catching((), || {
         HOT.forget_unless(|caller| crate::host::object_at(caller).is_some());
         copies::a_library_was_closed();
     });

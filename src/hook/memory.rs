@@ -3,197 +3,56 @@
 use std::ffi::c_char;
 
 use super::Ptr;
-use super::older::{Forwarding, is_forwarded};
-use crate::clock;
-use crate::format::resource::KvCacheOperation;
-use crate::format::{Level, Line};
-use crate::journal::{self, stamp::resource_id};
-use crate::observe::contexts::Context;
-use crate::observe::{self, Host};
-
-/// One operation on the memory of a context that counts.
-struct Operation {
-    name: &'static str,
-    seq: i32,
-    p0: i32,
-    p1: i32,
-}
-
-fn tell(host: &Host, ctx: u64, op: &Operation) {
-    if journal::level() < Level::Detailed {
-        return;
-    }
-    let now = clock::now_ns();
-    journal::push_line(Line::KvCacheOperation(KvCacheOperation {
-        resource_id: resource_id(Some("kv"), "cache", None, op.name, now),
-        timestamp: String::new(),
-        cache_type: "key_value".to_owned(),
-        layer_id: None,
-        seq_id: Some(op.seq),
-        cache_start_pos: Some(op.p0.max(0)),
-        cache_end_pos: (op.p1 >= 0).then_some(op.p1),
-        key_cache_size_mb: None,
-        value_cache_size_mb: None,
-        cache_hit_ratio: host.requests.hit_permille(ctx, op.seq).map(|p| f64::from(p) / 1e3),
-        cache_operation: op.name.to_owned(),
-        session_id: String::new(),
-        step: observe::recording::current().totals.last_step(),
-        t_ns: now,
-        backend: None,
-        device: None,
-        cache_size_mb: None,
-    }));
-}
-
-/// Whose cache a call changes: newer calls name the memory, older ones the context.
-#[derive(Clone, Copy)]
-pub(super) enum Of {
-    Memory(Ptr),
-    Context(Ptr),
-}
-
-impl Of {
-    fn context(self, host: &mut Host) -> Option<&mut Context> {
-        match self {
-            Self::Memory(memory) => host.contexts.of_memory(memory),
-            Self::Context(ctx) => Some(host.contexts.get(ctx)),
-        }
-    }
-
-    fn is_serving(self, host: &mut Host) -> bool {
-        self.context(host).is_some_and(|c| c.is_serving())
-    }
-}
-
-/// Runs `f` on the context whose cache it is, and tells the operation if that context serves anything. Gives the context's number and
-/// whether cells changed hands. Nothing for a call that another one of ours has forwarded: that one tells.
-fn on_cache(of: Of, op: &Operation, f: impl FnOnce(&mut Context)) -> Option<(u64, bool)> {
-    if is_forwarded() {
-        return None;
-    }
-    let mut host = observe::host();
-    let host = &mut *host;
-    let others_serve = host.contexts.any_serving();
-    // The host has gone on from its last sample.
-    let serial = of.context(host)?.serial;
-    host.settle_sample(serial);
-    let context = of.context(host)?;
-    let counts = context.counts(others_serve);
-    let before = context.kv.used();
-    f(context);
-    let (id, changed) = (context.id, context.kv.used() != before || matches!(op.name, "shift" | "copy"));
-    // llama-server cuts every sequence before every prompt chunk; a cut that removed nothing is no news.
-    if counts && changed {
-        tell(host, id, op);
-    }
-    counts.then_some((id, changed))
-}
-
-pub(super) fn removed(of: Of, seq: i32, p0: i32, p1: i32) {
-    let now = clock::now_ns();
-    let op = Operation { name: "evict", seq, p0, p1 };
-    if let Some((id, changed)) = on_cache(of, &op, |c| c.kv.remove(seq, p0, p1)) {
-        let mut host = observe::host();
-        let serving = of.is_serving(&mut host);
-        host.requests.touched(id, seq, p0, serving, changed, now);
-    }
-}
-
-pub(super) fn copied(of: Of, from: i32, to: i32, p0: i32, p1: i32) {
-    let op = Operation { name: "copy", seq: to, p0, p1 };
-    let copy = |c: &mut Context| {
-        let shared = c.unified();
-        c.kv.copy(from, to, p0, p1, shared);
-    };
-    if let Some((id, _)) = on_cache(of, &op, copy) {
-        let mut host = observe::host();
-        if host.requests.copied(id, from, to)
-            && let Some(c) = of.context(&mut host)
-        {
-            c.share_row(from, to);
-        }
-    }
-}
-
-pub(super) fn kept(of: Of, seq: i32) {
-    on_cache(of, &Operation { name: "keep", seq, p0: -1, p1: -1 }, |c| c.kv.keep(seq));
-}
-
-pub(super) fn added(of: Of, seq: i32, p0: i32, p1: i32, delta: i32) {
-    let op = Operation { name: "shift", seq, p0, p1 };
-    let counted = on_cache(of, &op, |c| c.kv.map_positions(seq, p0, p1, |p| p.saturating_add(delta)));
-    let Some((id, _)) = counted else { return };
-    let mut host = observe::host();
-    host.requests.moved(id, seq, delta);
-    if delta < 0 {
-        host.requests.shifted(id, seq, u64::from(delta.unsigned_abs()));
-    }
-}
-
-pub(super) fn divided(of: Of, seq: i32, p0: i32, p1: i32, by: i32) {
-    let op = Operation { name: "shift", seq, p0, p1 };
-    let divide = |p| if by > 1 { p / by } else { p };
-    if let Some((id, _)) = on_cache(of, &op, |c| c.kv.map_positions(seq, p0, p1, divide)) {
-        observe::host().requests.rearranged(id, Some(seq));
-    }
-}
-
-pub(super) fn cleared(of: Of) {
-    let now = clock::now_ns();
-    if let Some((id, _)) = on_cache(of, &Operation { name: "clear", seq: -1, p0: -1, p1: -1 }, |c| c.kv.clear()) {
-        let mut host = observe::host();
-        let serving = of.is_serving(&mut host);
-        host.requests.touched(id, -1, 0, serving, true, now);
-    }
-}
+use crate::observe::forwarding::Forwarding;
+use crate::observe::memory::{self, Of};
 
 hooks! {
     /// Positions are removed. After the real call: recurrent memories may refuse.
-    fn llama_memory_seq_rm(memory: Ptr, seq: i32, p0: i32, p1: i32) -> bool;
+    fn llama_memory_seq_rm(mem: Ptr, seq: i32, p0: i32, p1: i32) -> bool;
     before {}
-    after |(), done| { if *done { removed(Of::Memory(memory), seq, p0, p1) } }
+    after |(), done| { if *done { memory::removed(Of::Memory(mem), seq, p0, p1) } }
 
     /// A sequence is copied: a further completion of the same prompt, or a shared prefix.
-    fn llama_memory_seq_cp(memory: Ptr, from: i32, to: i32, p0: i32, p1: i32);
+    fn llama_memory_seq_cp(mem: Ptr, from: i32, to: i32, p0: i32, p1: i32);
     before {}
-    after |(), ()| { copied(Of::Memory(memory), from, to, p0, p1) }
+    after |(), ()| { memory::copied(Of::Memory(mem), from, to, p0, p1) }
 
     /// All other sequences are removed.
-    fn llama_memory_seq_keep(memory: Ptr, seq: i32);
+    fn llama_memory_seq_keep(mem: Ptr, seq: i32);
     before {}
-    after |(), ()| { kept(Of::Memory(memory), seq) }
+    after |(), ()| { memory::kept(Of::Memory(mem), seq) }
 
     /// Positions are moved: context shift, or reuse of a chunk.
-    fn llama_memory_seq_add(memory: Ptr, seq: i32, p0: i32, p1: i32, delta: i32);
+    fn llama_memory_seq_add(mem: Ptr, seq: i32, p0: i32, p1: i32, delta: i32);
     before {}
-    after |(), ()| { added(Of::Memory(memory), seq, p0, p1, delta) }
+    after |(), ()| { memory::added(Of::Memory(mem), seq, p0, p1, delta) }
 
     /// Positions are divided (self-extend).
-    fn llama_memory_seq_div(memory: Ptr, seq: i32, p0: i32, p1: i32, by: i32);
+    fn llama_memory_seq_div(mem: Ptr, seq: i32, p0: i32, p1: i32, by: i32);
     before {}
-    after |(), ()| { divided(Of::Memory(memory), seq, p0, p1, by) }
+    after |(), ()| { memory::divided(Of::Memory(mem), seq, p0, p1, by) }
 
     /// Everything is removed.
-    fn llama_memory_clear(memory: Ptr, data: bool);
+    fn llama_memory_clear(mem: Ptr, data: bool);
     before {}
-    after |(), ()| { cleared(Of::Memory(memory)) }
+    after |(), ()| { memory::cleared(Of::Memory(mem)) }
 
     /// A sequence's state is saved (prompt cache, checkpoints).
     fn llama_state_seq_get_data_ext(ctx: Ptr, dst: *mut u8, size: usize, seq: i32, flags: u32) -> usize;
     before {}
-    after |(), n| { if *n > 0 { saved_or_restored(ctx, Some(seq), flags, "save") } }
+    after |(), n| { if *n > 0 { memory::saved_or_restored(ctx, Some(seq), flags, "save") } }
 
     /// A sequence's state is restored.
     fn llama_state_seq_set_data_ext(ctx: Ptr, src: *const u8, size: usize, seq: i32, flags: u32) -> usize;
     before {}
-    after |(), n| { if *n > 0 { saved_or_restored(ctx, Some(seq), flags, "restore") } }
+    after |(), n| { if *n > 0 { memory::saved_or_restored(ctx, Some(seq), flags, "restore") } }
 
     /// The older call, which newer builds forward to the one above: told once, here.
     fn llama_state_seq_get_data(ctx: Ptr, dst: *mut u8, size: usize, seq: i32) -> usize;
     before { Some(Forwarding::begin()) }
     after |call, n| {
         drop(call);
-        if *n > 0 { saved_or_restored(ctx, Some(seq), 0, "save") }
+        if *n > 0 { memory::saved_or_restored(ctx, Some(seq), 0, "save") }
     }
 
     /// The older call.
@@ -201,50 +60,26 @@ hooks! {
     before { Some(Forwarding::begin()) }
     after |call, n| {
         drop(call);
-        if *n > 0 { saved_or_restored(ctx, Some(seq), 0, "restore") }
+        if *n > 0 { memory::saved_or_restored(ctx, Some(seq), 0, "restore") }
     }
 
     /// A sequence is saved to a file (llama-server: `/slots/N?action=save`).
     fn llama_state_seq_save_file(ctx: Ptr, path: *const c_char, seq: i32, tokens: *const i32, n_tokens: usize) -> usize;
     before {}
-    after |(), n| { if *n > 0 { saved_or_restored(ctx, Some(seq), 0, "save") } }
+    after |(), n| { if *n > 0 { memory::saved_or_restored(ctx, Some(seq), 0, "save") } }
 
     /// A sequence is restored from a file. Without room for the tokens it only tells how many there are.
     fn llama_state_seq_load_file(ctx: Ptr, path: *const c_char, seq: i32, tokens: *mut i32, capacity: usize, n_tokens: *mut usize) -> usize;
     before {}
-    after |(), n| { if *n > 0 && !tokens.is_null() { saved_or_restored(ctx, Some(seq), 0, "restore") } }
+    after |(), n| { if *n > 0 && !tokens.is_null() { memory::saved_or_restored(ctx, Some(seq), 0, "restore") } }
 
     /// All sequences are restored.
     fn llama_state_set_data(ctx: Ptr, src: *const u8, size: usize) -> usize;
     before {}
-    after |(), n| { if *n > 0 { saved_or_restored(ctx, None, 0, "restore") } }
+    after |(), n| { if *n > 0 { memory::saved_or_restored(ctx, None, 0, "restore") } }
 
     /// All sequences are restored from a file.
     fn llama_state_load_file(ctx: Ptr, path: *const c_char, tokens: *mut i32, capacity: usize, n_tokens: *mut usize) -> bool;
     before {}
-    after |(), done| { if *done { saved_or_restored(ctx, None, 0, "restore") } }
-}
-
-/// `seq`: one sequence, or all.
-fn saved_or_restored(ctx: Ptr, seq: Option<i32>, flags: u32, name: &'static str) {
-    /// Only the part that cannot be rolled back (sliding window, recurrent state): the cells stay.
-    const PARTIAL_ONLY: u32 = 1;
-    if is_forwarded() {
-        return;
-    }
-    let mut host = observe::host();
-    let host = &mut *host;
-    let others_serve = host.contexts.any_serving();
-    let context = host.contexts.get(ctx);
-    let replaced = name == "restore" && flags & PARTIAL_ONLY == 0;
-    if replaced {
-        context.restored(seq);
-    }
-    let (id, counts) = (context.id, context.counts(others_serve));
-    if replaced {
-        host.requests.rearranged(id, seq);
-    }
-    if counts {
-        tell(host, id, &Operation { name, seq: seq.unwrap_or(-1), p0: -1, p1: -1 });
-    }
+    after |(), done| { if *done { memory::saved_or_restored(ctx, None, 0, "restore") } }
 }

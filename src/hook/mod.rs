@@ -4,7 +4,7 @@
 //!
 //! 1. The real function is called exactly once, with unchanged arguments, outside every guard: a C++ exception may pass through us. Only where an
 //!    allocator keeps what a capture wants, it plans once more (`capture`), and a buffer may be as large as the one before (`buffer`).
-//! 2. Only our own code runs inside `boundary::observe`; what the hook does when that is off is said at each hook.
+//! 2. Only our own code runs inside `boundary::guarded`; what the hook does when that is off is said at each hook.
 //! 3. Nothing waits, allocates or formats per operation; per token and per batch it is a lock of our own decode thread and a push.
 //! 4. Before or after the real call is part of correctness, and said.
 //!

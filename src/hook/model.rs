@@ -2,11 +2,10 @@
 
 use std::ffi::{CStr, c_char};
 
-use super::older::is_forwarded;
 use super::{ByValue, Ptr};
-use crate::clock;
+use crate::observe::forwarding::is_forwarded;
 use crate::observe::models::Loading;
-use crate::observe::{self, models};
+use crate::observe::{lives, models};
 use crate::session;
 
 fn c_str<'a>(p: *const c_char) -> Option<&'a CStr> {
@@ -24,14 +23,6 @@ pub(super) fn load_ends(loading: Option<Loading>, model: Ptr) {
     if let Some(loading) = loading {
         // SAFETY: what the real function has just given the host.
         unsafe { models::end(loading, model) }
-    }
-}
-
-pub(super) fn context_made(ctx: Ptr) {
-    let mut host = observe::host();
-    host.buffers.settle(true);
-    if !ctx.is_null() {
-        host.contexts.get(ctx);
     }
 }
 
@@ -54,21 +45,11 @@ hooks! {
     /// A context is made: its KV cache, compute and output buffers are allocated inside.
     fn llama_init_from_model(model: Ptr, params: ByValue<64>) -> Ptr;
     before { session::is_no_router() }
-    after |(), ctx| { context_made(*ctx) }
+    after |(), ctx| { lives::context_made(*ctx) }
 
     /// A context is freed: before the real call, while its requests can still be told.
     fn llama_free(ctx: Ptr);
     before {
-        // Null is allowed, as for `free`.
-        if !ctx.is_null() {
-            let mut host = observe::host();
-            if let Some(serial) = host.contexts.known(ctx).map(|c| c.serial) {
-                host.settle_sample(serial);
-            }
-            if let Some(mut old) = host.contexts.remove(ctx) {
-                old.flush_batch();
-                host.requests.end_all(Some(old.id), "context_freed", clock::now_ns());
-            }
-        }
+        lives::context_freed(ctx);
     }
 }

@@ -1,43 +1,14 @@
 //! Models, contexts and the KV cache by the names that their functions had until January and until July 2025. Builds of some months have both:
 //! there the older call forwards to a newer one, and is told once.
 
-use std::cell::Cell;
-
 use std::ffi::c_char;
 
-use super::memory::{self, Of};
-use super::model::{context_made, load_begins, load_ends};
+use super::model::{load_begins, load_ends};
 use super::{ByValue, Ptr};
+use crate::observe::forwarding::Forwarding;
+use crate::observe::lives;
+use crate::observe::memory::{self, Of};
 use crate::session;
-
-thread_local! {
-    /// A call runs that newer builds forward to one which is hooked too.
-    static FORWARDS: Cell<bool> = const { Cell::new(false) };
-}
-
-/// Whether a call comes from within another one that is hooked, and that will tell what happened.
-pub(super) fn is_forwarded() -> bool {
-    FORWARDS.get()
-}
-
-/// A call that may be forwarded, until it is over - also by a C++ exception.
-pub(super) struct Forwarding {
-    outermost: bool,
-}
-
-impl Forwarding {
-    pub(super) fn begin() -> Self {
-        Self { outermost: !FORWARDS.replace(true) }
-    }
-}
-
-impl Drop for Forwarding {
-    fn drop(&mut self) {
-        if self.outermost {
-            FORWARDS.set(false);
-        }
-    }
-}
 
 macro_rules! older {
     ($($(#[$doc:meta])* fn $name:ident($ctx:ident: Ptr $(, $arg:ident: $ty:ty)*) $(-> $ret:ty)?;
@@ -70,7 +41,7 @@ hooks! {
     /// A context is made (until January 2025).
     fn llama_new_context_with_model(model: Ptr, params: ByValue<64>) -> Ptr;
     before { session::is_no_router() }
-    after |(), ctx| { context_made(*ctx) }
+    after |(), ctx| { lives::context_made(*ctx) }
 }
 
 older! {

@@ -1,10 +1,10 @@
 //! The scheduler: graphs allocated, graphs run.
 
 use super::Ptr;
-use crate::boundary::observe as guarded;
+use crate::boundary::guarded;
 use crate::capture::{self, share};
 use crate::ggml::copies::{self, Caller, Hooked, Target};
-use crate::observe::{self, splits, steps, timer};
+use crate::observe::{self, lives, splits, steps, timer};
 use crate::session;
 
 hooks! {
@@ -65,11 +65,7 @@ hooks! {
     /// or not anything is recorded now: a recording that begins later must not give it to another scheduler.
     fn ggml_backend_sched_free(sched: Ptr);
     always { capture::sched_freed(sched) }
-    before {
-        let mut host = observe::host();
-        host.buffers.sched_freed(sched);
-        host.schedulers.remove(sched);
-    }
+    before { lives::scheduler_freed(sched) }
 }
 
 exported! {

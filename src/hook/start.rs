@@ -6,7 +6,7 @@
 static START: extern "C" fn() = {
     extern "C" fn start() {
         crate::ggml::symbol::note_start();
-        crate::boundary::guard((), crate::session::start_preloaded);
+        crate::boundary::catching((), crate::session::start_preloaded);
     }
     start
 };

@@ -38,7 +38,7 @@ macro_rules! exported {
 /// Defines interposed functions.
 ///
 /// `before { .. }` runs ahead of the real call and gives a value (its type's default when we are off); `after |value, ret| { .. }` gets
-/// it and the real result. Both run inside `boundary::observe`. `always { .. }` runs ahead of both, also while nothing is recorded: for what
+/// it and the real result. Both run inside `boundary::guarded`. `always { .. }` runs ahead of both, also while nothing is recorded: for what
 /// a recording that begins later has to know.
 macro_rules! hooks {
     ($($(#[$doc:meta])* fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)?;
@@ -86,13 +86,13 @@ macro_rules! hooks {
     (@always $copy:ident,) => {};
     (@always $copy:ident, $always:block) => {
         if $copy.is_observed() {
-            crate::boundary::track((), || $always);
+            crate::boundary::tracked((), || $always);
         }
     };
     (@before $copy:ident,) => { () };
     (@before $copy:ident, $before:block) => {
         if $copy.is_observed() {
-            crate::boundary::observe(Default::default(), || { crate::observe::recording::call_seen(); $before })
+            crate::boundary::guarded(Default::default(), || { crate::observe::recording::call_seen(); $before })
         } else {
             Default::default()
         }
@@ -100,7 +100,7 @@ macro_rules! hooks {
     (@after $copy:ident, $v:ident, $r:ident,) => {};
     (@after $copy:ident, $v:ident, $r:ident, |$value:pat_param, $result:pat_param| $after:block) => {
         if $copy.is_observed() {
-            crate::boundary::observe((), || { let ($value, $result) = ($v, &$r); $after })
+            crate::boundary::guarded((), || { let ($value, $result) = ($v, &$r); $after })
         }
     };
 }

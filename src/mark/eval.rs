@@ -49,7 +49,7 @@ thread_local! {
 impl Drop for Local {
     fn drop(&mut self) {
         if let Some(state) = self.state.take() {
-            boundary::guard((), || state.lock().finish());
+            boundary::catching((), || state.lock().finish());
         }
     }
 }

@@ -3,11 +3,15 @@
 //! Before it: `hook` (one function a call). After it: `journal` (events). Nothing here calls the host except through `ggml::api`,
 //! and nothing here blocks: the one lock, [`host`], is taken by the host's own decode thread.
 
+pub mod batches;
 pub mod buffers;
 pub mod cadence;
 pub mod contexts;
 pub mod device_totals;
+pub mod forwarding;
 pub mod kv;
+pub mod lives;
+pub mod memory;
 pub mod models;
 pub mod parts;
 pub mod placement;
@@ -16,6 +20,7 @@ pub mod recording;
 pub mod requests;
 pub mod routing;
 pub mod sample;
+pub mod sampling;
 pub mod splits;
 pub mod state;
 pub mod steps;

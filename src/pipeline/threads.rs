@@ -32,7 +32,7 @@ pub(super) fn spawn(
     let handle = Builder::new().name(name).stack_size(1 << 20).spawn(move || {
         boundary::mark_own_thread();
         host::become_background_thread(&kernel_name);
-        boundary::guard((), || {
+        boundary::catching((), || {
             let _alarm = Alarm(shared);
             body();
         });

@@ -56,7 +56,7 @@ pub fn spawn(options: Options, commands: Inbox<Command>) -> Result<std::thread::
         boundary::mark_own_thread();
         host::become_background_thread(c"lri-writer");
         if let Ok(writer) = take_over.recv() {
-            boundary::guard((), || writer.run(&commands));
+            boundary::catching((), || writer.run(&commands));
         }
     });
     host::restore_signals(&old);

@@ -8,6 +8,11 @@ use std::{env, fs};
 
 use serde_json::Value;
 
+#[path = "skipped.rs"]
+mod skipped;
+
+pub use skipped::{is_installed, must_have};
+
 /// The repository.
 pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -26,25 +31,16 @@ pub fn library_in(folder: &Path) -> PathBuf {
     folder.join("libllama_resource_instrumentation.so")
 }
 
-/// ggml and llama as `make llama` builds them, if it has been run.
+/// ggml and llama as `make llama` builds them. `None` where the user wants to do without.
 pub fn llama() -> Option<PathBuf> {
     let bin = root().join("target/llama.cpp/bin");
-    bin.join("libllama.so").is_file().then_some(bin)
+    must_have(bin.join("libllama.so").is_file().then_some(bin), "llama", "run `make llama`")
 }
 
-/// The model, if `make model` has been run.
+/// The model of `make model`. `None` where the user wants to do without.
 pub fn model() -> Option<PathBuf> {
     let model = root().join("target/models/SmolLM2-135M-Instruct.Q4_1.gguf");
-    model.is_file().then_some(model)
-}
-
-/// Whether a program can be run here.
-pub fn is_installed(program: &str) -> bool {
-    let found = Command::new(program).arg("--version").output().is_ok_and(|o| o.status.success());
-    if !found {
-        println!("{program} is not installed: not tested with it");
-    }
-    found
+    must_have(model.is_file().then_some(model), "model", "run `make model`")
 }
 
 /// An empty folder of this test, with the library under its soname.

@@ -19,6 +19,15 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 TINY_MODELS = TARGET / "tiny-models"
 
 
+
+def pytest_runtest_logreport(report):
+    """What is skipped is told once more at the end of `make test`."""
+    if report.skipped and not hasattr(report, "wasxfail"):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        with (TARGET / "skipped.txt").open("a") as told:
+            told.write(f"{report.nodeid}: {reason.removeprefix('Skipped: ')}\n")
+
+
 @pytest.fixture(scope="session")
 def library():
     """Path of the library under test."""
