@@ -19,3 +19,10 @@ pub use level::Level;
 
 /// Version of the event log, written on `resource_session_start`.
 pub const LOG_VERSION: u32 = 1;
+
+/// A measured value with the three decimals that a line holds: a nanosecond where the unit is a microsecond, a microwatt, a microjoule.
+/// More would only be length.
+#[must_use]
+pub fn round(x: f64) -> f64 {
+    (x * 1e3).round() / 1e3
+}

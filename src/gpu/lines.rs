@@ -1,12 +1,12 @@
 //! Readings to lines: every one at VERBOSE, one a second and device at DETAILED, one a summary interval at MINIMAL. What is not written
 //! itself is in the next line's means and peaks.
 
-use super::history::{Mean, round};
+use super::history::Mean;
 use super::reading::{Identity, Reading};
 use super::{SHARED, Shared};
 use crate::format::gpu::{GpuInterval, GpuSample, GpuSummary, GpuUse};
 use crate::format::summary::InstrumentationState;
-use crate::format::{Level, Line};
+use crate::format::{Level, Line, round};
 
 /// A second, less what a reading may come early.
 const SECOND_NS: u64 = 950_000_000;

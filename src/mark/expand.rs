@@ -9,15 +9,15 @@ use super::tensor::Described;
 use super::totals::{Interval, Work};
 use super::words::{Head, Kind, NO_LAYER, Reader};
 use super::{lines, ring, sessions, spans};
-use crate::format::Line;
 use crate::format::resource::{ComponentHandoff, ComputeExecution, MemoryAllocation, MemoryDeallocation, MlpOperation};
 use crate::format::server::RequestToken;
 use crate::format::session::{ComponentEnd, LayerEnd};
 use crate::format::summary::StepSummary;
+use crate::format::{Line, round};
 use crate::graph::class::{self, classify_tensor};
 use crate::graph::{Node, Tensor, cost};
 use crate::observe::steps::TOTALS;
-use crate::record::expand::{known_memory, mib, round, shape};
+use crate::record::expand::{known_memory, mib, shape};
 use crate::record::{dropped, stamp::resource_id};
 
 /// Allocations whose size is remembered until they are given back.

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use crate::format::round;
 use crate::format::summary::{LayerTotals, NamedTotals, PhaseTotals, StepSummary, Totals};
-use crate::record::expand::round;
 
 /// Most different names that are kept apart in one interval; further ones are added up as `other`.
 const MOST_NAMES: usize = 1024;

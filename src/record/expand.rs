@@ -8,7 +8,7 @@ use super::stamp::resource_id;
 use crate::format::resource::{ComponentHandoff, ComputeExecution, KvCacheOperation, MlpOperation};
 use crate::format::session::{ComponentBegin, ComponentEnd, LayerBegin, LayerEnd};
 use crate::format::summary::ThreadImbalance;
-use crate::format::{Level, Line};
+use crate::format::{Level, Line, round};
 use crate::graph::class::Component;
 use crate::observe::plan::{Plan, PlanNode};
 
@@ -50,12 +50,6 @@ impl Group<'_> {
     fn duration_us(&self) -> Option<f64> {
         self.timed.then(|| round(self.end_ns.saturating_sub(self.start_ns) as f64 / 1e3))
     }
-}
-
-/// Three decimals are a nanosecond where the unit is a microsecond; more would only be length.
-#[must_use]
-pub fn round(x: f64) -> f64 {
-    (x * 1e3).round() / 1e3
 }
 
 fn six(x: f64) -> f64 {

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use super::expand::round;
+use crate::format::round;
 use crate::format::summary::HostSample;
 use crate::gpu::rapl;
 use crate::{clock, gpu, host};

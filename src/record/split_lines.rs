@@ -1,10 +1,10 @@
 //! Lines of a sampled step about its devices: the part that each was given, and what was copied between them.
 
 use super::event::StepSample;
-use super::expand::{known_memory, mib, round};
+use super::expand::{known_memory, mib};
 use super::stamp::resource_id;
 use crate::format::resource::{ComponentHandoff, SplitExecution};
-use crate::format::{Level, Line};
+use crate::format::{Level, Line, round};
 use crate::graph::class::{self, Component};
 use crate::observe::splits::{PartRun, Transfer};
 

@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::expand::{events_of, known_memory, round};
-use crate::format::Level;
+use super::expand::{events_of, known_memory};
 use crate::format::summary::{
     CopyTotals, DeviceTotals, LayerTotals, MoeRouting, NamedTotals, PhaseTotals, StepSummary, Totals,
 };
+use crate::format::{Level, round};
 use crate::observe::device_totals;
 use crate::observe::plan::{Plan, Reading};
 use crate::observe::routing;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
 
 use super::event::{Event, Token};
-use super::expand::{self, BestRates, round};
+use super::expand::{self, BestRates};
 use super::host_sample::Sampler;
 use super::rate::Budget;
 use super::sink::Sink;
@@ -18,7 +18,7 @@ use crate::error::{Error, Result};
 use crate::format::server::RequestToken;
 use crate::format::session::{SessionEnd, SessionSummary};
 use crate::format::summary::EventsDropped;
-use crate::format::{Level, Line};
+use crate::format::{Level, Line, round};
 use crate::mailbox::Inbox;
 use crate::mark::expand::Marks;
 use crate::mark::sessions;
