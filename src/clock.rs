@@ -94,7 +94,11 @@ pub fn unix_us(t_ns: u64) -> u64 {
 /// Local time `YYYY-MM-DD HH:MM:SS.mmm` at the monotonic moment `t_ns`.
 #[must_use]
 pub fn local_time(t_ns: u64) -> String {
-    let us = unix_us(t_ns);
+    local(unix_us(t_ns))
+}
+
+/// The same at a Unix time in microseconds.
+fn local(us: u64) -> String {
     let t = crate::host::local_time((us / 1_000_000) as i64);
     format!(
         "{:04}-{:02}-{:02} {:02}:{:02}:{:02}.{:03}",
@@ -113,18 +117,9 @@ pub fn local_time(t_ns: u64) -> String {
 #[must_use]
 pub fn session_id(t_ns: u64) -> String {
     let us = unix_us(t_ns);
-    let t = crate::host::local_time((us / 1_000_000) as i64);
-    format!(
-        "resource_sess_{:04}{:02}{:02}_{:02}{:02}{:02}_{:06}_{}",
-        t.year,
-        t.month,
-        t.day,
-        t.hour,
-        t.minute,
-        t.second,
-        us % 1_000_000,
-        std::process::id()
-    )
+    let digits: String = local(us).chars().filter(char::is_ascii_digit).collect();
+    let (date, time) = (&digits[..8], &digits[8..14]);
+    format!("resource_sess_{date}_{time}_{:06}_{}", us % 1_000_000, std::process::id())
 }
 
 #[cfg(test)]

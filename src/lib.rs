@@ -26,6 +26,7 @@ pub mod export;
 pub mod format;
 #[expect(unsafe_code, reason = "the host's ggml: its symbols, its tensors")]
 pub mod ggml;
+pub mod glob;
 pub mod gpu;
 pub mod graph;
 #[expect(unsafe_code, reason = "an allocator hands out memory")]

@@ -19,10 +19,11 @@ const ROOMS: &[Room] = &[
     ("host", &[], "libc, and nothing of ours"),
     ("log", &["host"], "writes to stderr, or to the caller's callback"),
     ("clock", &["host"], "the clock and the time zone are the process's"),
+    ("glob", &[], "patterns of names"),
     ("graph", &[], "pure functions over names, shapes and types"),
     (
         "select",
-        &["codec", "format", "graph"],
+        &["codec", "format", "glob", "graph"],
         "names, components and ops; a preset brings a codec; `format` for the slice of a row",
     ),
     ("config", &["codec", "format", "select"], "a setting is a level, a codec, a selection"),
@@ -91,7 +92,11 @@ const ROOMS: &[Room] = &[
         "the C face of `session` and `mark`; `ggml` for the caller's tensors; `observe` for what a patched server tells",
     ),
     ("read", &["codec", "error", "format"], "lines and packets back into values"),
-    ("analyze", &["codec", "format", "graph", "read"], "values to results; types of values, names of components"),
+    (
+        "analyze",
+        &["codec", "format", "glob", "graph", "read"],
+        "values to results; types of values, names of components and patterns of names",
+    ),
     ("export", &["analyze", "codec", "error", "format", "read"], "results to text; streams to the files of others"),
     (
         "bin",

@@ -4,8 +4,8 @@ use std::ffi::{CStr, c_char, c_void};
 
 use super::{LLAMA_RESOURCE_INSTRUMENTATION_ABI_VERSION, llama_resource_instrumentation_status, versioned};
 use crate::boundary::{catching, guarded};
-use crate::observe::requests::served::{Launch, Release};
 use crate::observe;
+use crate::observe::requests::served::{Launch, Release};
 use crate::session::{self, Started};
 use crate::{clock, log};
 use llama_resource_instrumentation_status as Status;

@@ -6,6 +6,7 @@
 //! coarser is the edge of its peaks and means, by a small share of its length.
 
 use super::reading::Reading;
+use crate::format::figures::round;
 use crate::format::gpu::GpuUse;
 
 /// Segments that are kept: seven minutes at ten a second before the first are merged, half a megabyte.
@@ -71,11 +72,6 @@ fn larger(a: Option<f64>, b: Option<f64>) -> Option<f64> {
         (Some(a), Some(b)) => Some(a.max(b)),
         (a, b) => a.or(b),
     }
-}
-
-/// Three decimals: a microwatt, a microjoule.
-pub fn round(x: f64) -> f64 {
-    (x * 1e3).round() / 1e3
 }
 
 impl Segment {

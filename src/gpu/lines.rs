@@ -1,10 +1,11 @@
 //! Readings to lines: every one at VERBOSE, one a second and device at DETAILED, one a summary interval at MINIMAL. What is not written
 //! itself is in the next line's means and peaks.
 
-use super::history::{Mean, round};
+use super::history::Mean;
 use super::reading::{Identity, Reading};
 use super::sampler::refresh;
 use super::{SHARED, Shared, energy_is_settled, is_settled, mark_energy, measures_sm, sm_utilization, use_between};
+use crate::format::figures::round;
 use crate::format::gpu::{GpuInterval, GpuSample, GpuSummary, GpuUse};
 use crate::format::summary::InstrumentationState;
 use crate::format::{Level, Line};

@@ -14,7 +14,6 @@
 //! A glob (`*`, `?`) is compared with the ggml name, with and without its layer: `l_out`, `ffn_*`, `l_out-3`. Only nodes that
 //! compute something are selected: no inputs, no weights, no cache writes; a view only by its literal name.
 
-mod glob;
 mod layers;
 mod preset;
 mod rows;

@@ -1,10 +1,10 @@
 //! One term of a selection: what it names, in which layers, and whether it takes away.
 
 use super::Candidate;
-use super::glob::Glob;
 use super::layers::Layers;
 use super::preset::Preset;
 use crate::codec::Codec;
+use crate::glob::Glob;
 use crate::graph::class::{Component, is_view_op};
 
 /// A term.

@@ -6,7 +6,7 @@ use llama_resource_instrumentation::analyze::bench::compare::{Comparison, Findin
 use llama_resource_instrumentation::export::text;
 
 use crate::bench;
-use crate::report::{eprint_line, print, stdout_style};
+use crate::terminal::{eprint_line, print, stdout_style};
 
 /// Exit status when something became slower.
 const REGRESSION: u8 = 2;

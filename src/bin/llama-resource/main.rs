@@ -9,6 +9,7 @@ mod run;
 #[expect(unsafe_code, reason = "signal handlers need libc")]
 mod signals;
 mod stream;
+mod terminal;
 
 use std::process::ExitCode;
 
@@ -27,7 +28,7 @@ fn main() -> ExitCode {
     match dispatch(&cli.command) {
         Ok(code) => code,
         Err(message) => {
-            report::eprint(&format!("error: {message}"));
+            terminal::eprint(&format!("error: {message}"));
             ExitCode::FAILURE
         }
     }

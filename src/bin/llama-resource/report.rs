@@ -1,15 +1,15 @@
 //! `report`: a log to text, JSON or HTML. Also prints the report at the end of `run --report`.
 
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::path::Path;
 
 use llama_resource_instrumentation::analyze::{self, Report, Which};
-use llama_resource_instrumentation::export::table::Style;
-use llama_resource_instrumentation::export::units::{printable, printable_json, printable_lines};
+use llama_resource_instrumentation::export::units::{printable, printable_json};
 use llama_resource_instrumentation::export::{html, json, text};
 use llama_resource_instrumentation::read::Log;
 
 use crate::args;
+use crate::terminal::{eprint_line, print, stdout_style, style};
 
 /// Sessions that a message names.
 const MOST_NAMED: usize = 20;
@@ -74,35 +74,4 @@ fn no_such_session(id: &str, report: &Report) -> String {
         _ => format!("it holds: {}", known.join(", ")),
     };
     format!("no session `{id}` in the log `{}` ({known})", report.file)
-}
-
-/// Colour for people only, and not where they asked for none (no-color.org).
-fn style(out: &impl IsTerminal) -> Style {
-    let unwanted = std::env::var_os("NO_COLOR").is_some_and(|v| !v.is_empty());
-    Style { colour: out.is_terminal() && !unwanted }
-}
-
-/// Style of standard output.
-pub fn stdout_style() -> Style {
-    style(&std::io::stdout())
-}
-
-/// Prints to standard output. A reader that went away (`| head`) is no error.
-pub fn print(text: &str) -> Result<(), String> {
-    let mut out = std::io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(format!("cannot print: {e}")),
-        _ => Ok(()),
-    }
-}
-
-/// One line on standard error, under this program's name: the command's own messages stand beside it. What a file says, a name with a
-/// line break in it, does not make another line.
-pub fn eprint_line(text: &str) {
-    eprint(&format!("llama-resource: {}", printable(text)));
-}
-
-/// Text on standard error, without what a terminal would act on; if even that is closed, nobody is there to be told.
-pub fn eprint(text: &str) {
-    let _ = writeln!(std::io::stderr(), "{}", printable_lines(text));
 }

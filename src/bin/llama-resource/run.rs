@@ -5,7 +5,7 @@ use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, ExitStatus};
 
-use crate::report::eprint_line;
+use crate::terminal::eprint_line;
 use crate::{args, doctor, report, signals};
 
 mod capture;

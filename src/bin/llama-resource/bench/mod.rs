@@ -23,7 +23,7 @@ use self::measure::{Measured, Task};
 use self::mode::Parts;
 use self::progress::Progress;
 use self::workload::Workload;
-use crate::report::{eprint_line, print, stdout_style};
+use crate::terminal::{eprint_line, print, stdout_style};
 use crate::{doctor, run, signals};
 
 /// Exit status when a mode costs more than it may.

@@ -21,7 +21,7 @@ use self::feature::{Feature, Works};
 use self::predict::{Predictions, Value};
 use self::search::Closure;
 use crate::args;
-use crate::report::{print, stdout_style};
+use crate::terminal::{print, stdout_style};
 
 pub use self::search::program;
 

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::listing::Listing;
 use super::{NOT_USABLE, Verdict, diagnose, program};
-use crate::report::{eprint_line, print, stdout_style};
+use crate::terminal::{eprint_line, print, stdout_style};
 use crate::{args, run, signals};
 
 /// Lines of the program's own output that are shown when it did not get far enough.

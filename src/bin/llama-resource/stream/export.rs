@@ -15,7 +15,7 @@ use super::args::{self, Float, Format};
 use super::out::Stop;
 use super::refuse_same;
 use super::source::{self, Source};
-use crate::report;
+use crate::terminal;
 
 /// Runs the subcommand.
 pub fn export(args: &args::Export) -> Result<(), Stop> {
@@ -42,7 +42,7 @@ pub fn export(args: &args::Export) -> Result<(), Stop> {
     layout.settle(wanted);
     if args.to != Format::Parquet {
         for name in layout.divided() {
-            report::eprint_line(&format!(
+            terminal::eprint_line(&format!(
                 "rows of `{name}` have several lengths: one array for each, `{name}.nLENGTH`"
             ));
         }
@@ -63,9 +63,12 @@ pub fn export(args: &args::Export) -> Result<(), Stop> {
     })?;
     let out::Written { saturated } = writer.finish()?;
     let (arrays, rows, size) = (count(arrays as u64), count(rows), bytes(total));
-    report::eprint_line(&format!("{arrays} arrays, {rows} rows, {size} of values written to `{}`", args.out.display()));
+    terminal::eprint_line(&format!(
+        "{arrays} arrays, {rows} rows, {size} of values written to `{}`",
+        args.out.display()
+    ));
     if saturated > 0 {
-        report::eprint_line(&format!(
+        terminal::eprint_line(&format!(
             "{} values do not fit f16 and became its largest: --dtype f32 keeps them",
             count(saturated)
         ));

@@ -14,7 +14,7 @@ use super::args::{self, Lossless, Type};
 use super::out::Stop;
 use super::source::Source;
 use super::{info, refuse_same};
-use crate::report;
+use crate::terminal;
 
 /// Name of the packets whose name is empty: the older system's root module.
 const ROOT: &str = "<root>";
@@ -60,7 +60,7 @@ pub fn import(args: &args::Import) -> Result<(), Stop> {
     let (tensors, size) = (importer.ledger.captured.tensors, importer.ledger.captured.bytes);
     importer.ledger.seen = importer.ledger.captured;
     importer.out.finish(&importer.ledger, Map::new())?;
-    report::eprint_line(&format!(
+    terminal::eprint_line(&format!(
         "{} packets, {} of values, written to `{}`",
         count(tensors),
         bytes(size),
@@ -68,7 +68,7 @@ pub fn import(args: &args::Import) -> Result<(), Stop> {
     ));
     let lost = info::damage(&account);
     if !lost.is_empty() {
-        report::eprint(lost.trim_end());
+        terminal::eprint(lost.trim_end());
     }
     Ok(())
 }

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::args;
 use super::out::{Out, Stop};
 use super::source::Source;
-use crate::report::stdout_style;
+use crate::terminal::stdout_style;
 
 /// Damaged places, and gaps, that the text lists; JSON has more.
 const MOST_SHOWN: usize = 20;

@@ -6,7 +6,7 @@ use llama_resource_instrumentation::export::stream::text;
 use super::args;
 use super::out::{Out, Stop};
 use super::source::Source;
-use crate::report::stdout_style;
+use crate::terminal::stdout_style;
 
 /// Runs the subcommand.
 pub fn ls(args: &args::Ls) -> Result<(), Stop> {

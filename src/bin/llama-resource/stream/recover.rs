@@ -13,7 +13,7 @@ use serde_json::{Map, json};
 use super::out::Stop;
 use super::source::Source;
 use super::{args, info, refuse_same};
-use crate::report;
+use crate::terminal;
 
 /// Runs the subcommand.
 pub fn recover(args: &args::Recover) -> Result<(), Stop> {
@@ -55,7 +55,7 @@ pub fn recover(args: &args::Recover) -> Result<(), Stop> {
     );
     let kept = copy.packets();
     copy.finish(&survey.recovered_ledger(), more)?;
-    report::eprint_line(&format!(
+    terminal::eprint_line(&format!(
         "{} packets copied to `{}`; {} damaged places ({}) and {} missing packets left out",
         count(kept),
         args.out.display(),
@@ -65,7 +65,7 @@ pub fn recover(args: &args::Recover) -> Result<(), Stop> {
     ));
     let lost = info::damage(&account);
     if !lost.is_empty() {
-        report::eprint(lost.trim_end());
+        terminal::eprint(lost.trim_end());
     }
     Ok(())
 }

@@ -13,7 +13,7 @@ use llama_resource_instrumentation::read::stream::{
 
 use super::out::Stop;
 use super::progress::Progress;
-use crate::report;
+use crate::terminal;
 
 /// A file up to this length is read whole wherever its packets are looked at: that takes a moment.
 const SHORT: u64 = 64 << 20;
@@ -200,7 +200,7 @@ impl Source {
     fn warn(&self, places: u64, bytes: u64) {
         if places > 0 {
             let (path, s) = (self.path.display(), if places == 1 { "" } else { "s" });
-            report::eprint_line(&format!(
+            terminal::eprint_line(&format!(
                 "{places} damaged place{s} of `{path}` left out ({bytes} bytes): `stream verify` lists them"
             ));
         }

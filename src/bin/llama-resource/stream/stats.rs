@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::args::{self, By};
 use super::out::{Out, Stop};
 use super::source::{self, Source, Tensor};
-use crate::report::stdout_style;
+use crate::terminal::stdout_style;
 
 /// Runs the subcommand.
 pub fn stats(args: &args::Stats) -> Result<(), Stop> {

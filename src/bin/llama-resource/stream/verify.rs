@@ -13,7 +13,7 @@ use serde_json::json;
 use super::out::{Out, Stop, quiet};
 use super::source::Source;
 use super::{args, info};
-use crate::report::stdout_style;
+use crate::terminal::stdout_style;
 
 /// Exit status of a damaged stream.
 const DAMAGED: u8 = 2;
