@@ -112,6 +112,36 @@ fn the_eval_callback_sees_the_same_as_the_preload() {
 }
 
 #[test]
+fn two_recordings_of_a_process_tell_each_of_their_own_steps() {
+    let Some((llama, model)) = ready() else { return };
+    let folder = Folder::new("two-recordings");
+    let program = folder.compile("gcc", "two_recordings.c", "two_recordings", &[], Some(&llama));
+    let logs = [folder.path("one.jsonl"), folder.path("two.jsonl")];
+    run(Command::new(&program).arg(&model).args(&logs));
+    let mut per_step = Vec::new();
+    for (log, steps) in logs.iter().zip([6, 3]) {
+        let all = events(log);
+        let whole = of(&all, "resource_session_summary")[0];
+        assert_eq!(whole["steps"], steps);
+        let sum = |path: &str| -> u64 {
+            of(&all, "step_summary").iter().filter_map(|s| s.pointer(path)?.as_u64()).sum()
+        };
+        assert_eq!(sum("/decode/steps") + sum("/prefill/steps"), steps, "the intervals have what the whole has");
+        let flops = sum("/decode/flops") + sum("/prefill/flops");
+        let told = whole["total_compute_gflops"].as_f64().expect("a number") * 1e9;
+        assert!((told - flops as f64).abs() < 1.0, "{told} and {flops}");
+        assert_eq!(whole["component_flows"], sum("/component_flows"));
+        assert_eq!(of(&all, "compute_execution")[0]["step"], 1, "steps are counted from one");
+        per_step.push(flops / steps);
+        let told: Vec<&str> =
+            of(&all, "instrumentation_state").iter().filter_map(|s| s["component"].as_str()).collect();
+        assert!(told.contains(&"op_times"), "told in each recording: {told:?}");
+    }
+    // The same model token by token: attention grows by a little with each.
+    assert!(per_step[0].abs_diff(per_step[1]) * 1000 < per_step[1], "{per_step:?}");
+}
+
+#[test]
 fn a_program_marks_its_own_layers_and_the_report_shows_them() {
     let Some((llama, model)) = ready() else { return };
     let folder = Folder::new("layers");
