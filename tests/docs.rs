@@ -2,7 +2,7 @@
 
 mod text;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -112,48 +112,40 @@ fn every_path_that_is_named_exists() {
     assert!(missing.is_empty(), "named and not there:\n{}", missing.join("\n"));
 }
 
+/// What the code of a file names, without its comments, and the file's own name.
+fn words(path: &Path) -> BTreeSet<String> {
+    let mut words = BTreeSet::from([path.file_stem().expect("a name").to_string_lossy().into_owned()]);
+    for line in read(path).lines() {
+        let code = line.split("//").next().unwrap_or_default();
+        words.extend(code.split(|c: char| !c.is_alphanumeric() && c != '_').map(str::to_owned));
+    }
+    words
+}
+
 #[test]
 fn every_part_of_a_room_that_a_comment_names_exists() {
-    let rooms: Vec<(String, PathBuf)> = fs::read_dir(root().join("src"))
-        .expect("src")
-        .flatten()
-        .map(|e| (e.file_name().to_string_lossy().trim_end_matches(".rs").to_owned(), e.path()))
-        .filter(|(room, _)| room != "lib" && room != "bin")
-        .collect();
-    // What the code of a room names, without its comments.
-    let words = |room: &str| -> BTreeSet<String> {
-        let paths = rooms
-            .iter()
-            .filter(|(r, _)| r == room)
-            .flat_map(|(_, p)| if p.is_dir() { files(&shown(p), "rs") } else { vec![p.clone()] });
-        let mut words = BTreeSet::new();
-        for path in paths {
-            words.insert(path.file_stem().expect("a name").to_string_lossy().into_owned());
-            for line in read(&path).lines() {
-                let code = line.split("//").next().unwrap_or_default();
-                words.extend(code.split(|c: char| !c.is_alphanumeric() && c != '_').map(str::to_owned));
-            }
-        }
-        words
-    };
+    let mut rooms: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for path in files("src", "rs") {
+        let below = path.strip_prefix(root().join("src")).expect("below src").to_string_lossy().into_owned();
+        let room = below.split('/').next().unwrap_or_default().trim_end_matches(".rs").to_owned();
+        rooms.entry(room).or_default().extend(words(&path));
+    }
+    rooms.retain(|room, _| room != "lib" && room != "bin");
     let mut missing = Vec::new();
-    for (room, _) in &rooms {
-        let room_words = words(&rooms.iter().filter(|(r, _)| r == room).map(|(_, p)| p.clone()).collect::<Vec<_>>());
-        let prefix = format!("{room}::");
-        for source in files("src", "rs") {
-            // `graph::` in `capture` may be its own file of that name.
-            let beside = source.with_file_name(format!("{room}.rs"));
-            let own_words = if beside.exists() { words(&[beside]) } else { BTreeSet::new() };
-            for (line, n) in read(&source).lines().zip(1..) {
-                let line = comment(line).unwrap_or_default();
-                for (at, _) in line.match_indices(&prefix) {
-                    let begins = line[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_' || c == ':');
-                    let rest = &line[at + prefix.len()..];
-                    let path: String = rest.chars().take_while(|c| c.is_alphanumeric() || "_:".contains(*c)).collect();
-                    let is_there = |p: &str| p.is_empty() || room_words.contains(p) || own_words.contains(p);
-                    if !begins && !path.split("::").all(is_there) {
-                        missing.push(format!("{}:{n}: {prefix}{path}", shown(&source)));
-                    }
+    for source in files("src", "rs") {
+        let text = read(&source);
+        for (line, n) in text.lines().zip(1..) {
+            let line = comment(line).unwrap_or_default();
+            for named in line.split(|c: char| !c.is_alphanumeric() && !"_:".contains(c)) {
+                let mut parts = named.trim_end_matches(':').split("::");
+                let Some((room, room_words)) = parts.next().and_then(|first| rooms.get_key_value(first)) else {
+                    continue;
+                };
+                // `graph::` in `capture` may be its own file of that name.
+                let beside = source.with_file_name(format!("{room}.rs"));
+                let own_words = if beside.exists() { words(&beside) } else { BTreeSet::new() };
+                if !parts.all(|p| room_words.contains(p) || own_words.contains(p)) {
+                    missing.push(format!("{}:{n}: {named}", shown(&source)));
                 }
             }
         }
