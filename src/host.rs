@@ -1,6 +1,7 @@
-//! What we ask of the process we live in: every plain libc call of the library, except symbol resolution (hook::resolve).
+//! What the library asks of the process that it lives in: clocks, times, threads, memory, files, loaded objects.
 //!
-//! Nothing here keeps state; `session` decides when to call what.
+//! Every unsafe call of libc stands here, but for the allocator's (`heap`) and for asking the loader for symbols (`ggml::symbol`,
+//! `hook::lookup`). Nothing here keeps state; `session` decides when to call what.
 
 use std::ffi::{CStr, CString, OsStr, OsString};
 use std::os::fd::AsRawFd;

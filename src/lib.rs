@@ -1,15 +1,17 @@
-//! Shows what llama.cpp really does - memory, compute, KV cache, requests - inside an unmodified llama-server (LD_PRELOAD), or through
-//! its C ABI, at a cost that can stay on in production.
+//! Shows what llama.cpp really does - memory, compute, KV cache, requests, activations - inside an unmodified llama-server
+//! (LD_PRELOAD), or through its C ABI, at a cost that can stay on in production.
 //!
 //! ```text
 //!     in the host process                                               offline (llama-resource)
 //!
-//!     hook ──► observe ──► record   event ─► queue ─► writer ──► .jsonl ──► read ──► analyze ──► export
-//!               │  ▲                                    ▲                     ▲
-//!              ggml graph                               └────── format ───────┘
+//!     hook ─┬─► observe ─────► journal ◄── mark, gpu
+//!           │     │  ▲            ▼
+//!           │   graph ggml      record ◄── tell ─────────► .jsonl ──┐
+//!           │     │  ▲                                              ├──► read ──► analyze ──► export
+//!           └─► capture ─────► pipeline ─────────────────► .stream ─┘
 //! ```
 //!
-//! `docs/ARCHITECTURE.md` is the tour; the folders are named in the order in which data flows.
+//! `docs/ARCHITECTURE.md` is the tour and says what each room is for; `tests/layering.rs` says which room may use which.
 
 #[expect(unsafe_code, reason = "the C ABI: pointers of the caller")]
 pub mod abi;

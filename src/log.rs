@@ -9,11 +9,11 @@ use parking_lot::ReentrantMutex;
 
 use crate::host;
 
-/// How grave a message is; the numbers are ggml's (`GGML_LOG_LEVEL_*`).
+/// Severity of a message; the numbers are ggml's (`GGML_LOG_LEVEL_*`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(i32)]
 pub enum Severity {
-    /// For the curious.
+    /// Information.
     Info = 2,
     /// Something is missing or was ignored.
     Warn = 3,
@@ -44,7 +44,7 @@ pub fn set_verbose(on: bool) {
     VERBOSE.store(on, Ordering::Relaxed);
 }
 
-/// Says something for the curious.
+/// Logs information.
 pub fn info(text: impl AsRef<str>) {
     say(Severity::Info, text.as_ref());
 }

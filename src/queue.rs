@@ -14,7 +14,7 @@ pub const CAPACITY: usize = 4096;
 #[derive(Debug)]
 pub struct Queue<T: 'static> {
     consumers: Mutex<Vec<Consumer<T>>>,
-    /// Of threads that are being torn down and have no ring any more.
+    /// Items of threads that are being torn down and have no ring any more.
     late: Mutex<Vec<T>>,
     dropped: AtomicU64,
 }

@@ -36,7 +36,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// that takes nothing at all is left alone much sooner (`pipeline`).
 const CAPTURE_PATIENCE: Duration = Duration::from_secs(30);
 
-/// How recording came about.
+/// What started the recording.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
     /// LD_PRELOAD.

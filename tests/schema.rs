@@ -4,6 +4,8 @@
 //! The examples in docs/EVENTS.md are lines of real logs, kept in docs/examples.jsonl (`UPDATE=1 pytest tests/server/test_schema.py`).
 #![cfg(feature = "schema")]
 
+mod text;
+
 use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -11,6 +13,7 @@ use std::{env, fs};
 
 use llama_resource_instrumentation::format::{LOG_VERSION, Level, Line};
 use serde_json::{Value, json};
+use text::wrapped;
 
 /// A group of events: title, what they have in common, and each kind with the least level that writes it.
 type Group = (&'static str, &'static str, &'static [(&'static str, Level)]);
@@ -80,33 +83,36 @@ const GROUPS: [Group; 4] = {
     ]
 };
 
-const INTRODUCTION: &str = "\
-# Events
+const INTRODUCTION: &str = r#"# Events
 
 <!-- Generated from src/format by tests/schema.rs: `UPDATE=1 cargo test --features schema --test schema` writes it anew. -->
 
-The event log is JSON Lines: one object a line, UTF-8, each line complete. The field `event` names the kind. The same reference for
-programs is [events.schema.json](events.schema.json) (JSON Schema, draft 2020-12; `x-level` is the least level that writes the kind).
+The event log is JSON Lines: one object a line, UTF-8, each line complete. The field `event` names the kind. The same
+reference for programs is [events.schema.json](events.schema.json) (JSON Schema, draft 2020-12; `x-level` is the lowest
+level that writes the kind).
 
 ## Rules of the format
 
-- **Measured, or absent.** A value that was not measured, or cannot be known here, is `null`. A field that is called `estimated_` holds
-  an estimate computed from real shapes and measured rates. No field holds a made-up constant.
-- **Every field of a kind is on every line of it**, as `null` if need be. Order of fields and of keys means nothing.
-- **Fields and kinds are only ever added.** A reader must ignore what it does not know. A field that would change its meaning gets a new
-  name. `log_version` on `resource_session_start` (here: {version}) counts the additions; the schema describes the lines of this version.
-- **A log is appended to.** A file may hold several sessions, each from its `resource_session_start` on; `session_id` tells them apart. A
-  session without `resource_session_end` was cut short (the host was killed); the last events are lost (0.1 s of them, more on
-  a machine whose cores are all busy), and a last line
+- **Measured, or absent.** A value that was not measured, or cannot be known here, is `null`. A field that is called
+  `estimated_` holds an estimate computed from real shapes and measured rates. No field holds a made-up constant.
+- **Every field of a kind is on every line of it**, as `null` where there is no value. The order of fields means
+  nothing.
+- **Fields and kinds are only ever added.** A reader must ignore what it does not know. A field that would change its
+  meaning gets a new name. `log_version` on `resource_session_start` (here: {version}) counts the additions; the schema
+  describes the lines of this version.
+- **A log is appended to.** A file may hold several sessions, each from its `resource_session_start` on; `session_id`
+  tells them apart. A session without `resource_session_end` was cut short, for instance because the host was killed.
+  Its last events are lost: those of about 0.1 s, or of a longer time on a machine whose cores are all busy. A last line
   without a newline is no event.
-- **Lines are nearly in order of time.** Each batch of lines is sorted by `t_ns`; a buffer's `buffer_allocation` may come late, once its
-  use is known. Sort by `t_ns` where order matters.
+- **Lines are nearly in order of time.** Each batch of lines is sorted by `t_ns`; a buffer's `buffer_allocation` may
+  come later, when its use has become known. Sort by `t_ns` where order matters.
 
 ## Clocks
 
-`t_ns` is the monotonic clock, in nanoseconds. `timestamp` is the same moment on the wall clock: a string of Unix microseconds on most
-events, local time `YYYY-MM-DD HH:MM:SS.mmm` on session events, as the older system had it. Both come from one clock, tied together once
-by `t_ns` and `unix_us` of `resource_session_start`, so a step of the wall clock during a session does not tear the log.
+`t_ns` is the monotonic clock, in nanoseconds. `timestamp` is the same moment on the wall clock: a string of Unix
+microseconds on most events, local time `YYYY-MM-DD HH:MM:SS.mmm` on session events, as in the older system. Both come
+from one clock, and `t_ns` and `unix_us` of `resource_session_start` tie them together once. So a wall clock that is set
+during a session does not break the order of the log.
 
 ## Steps
 
@@ -114,16 +120,34 @@ A *step* is one ubatch: one run of a graph that processes tokens. `step` counts 
 
 ## The rate limit
 
-A small model runs tens of thousands of operations a second; written one by one, they would cost more than they tell. So whole steps are
-*sampled*: either every event of a step is written, or none is. How often depends on the level's budget (10, 50 or 200 KB/s, or
-`LLAMA_RESOURCE_LOG_RATE`). Prefill and decode steps have budgets of their own. What is left out is counted in `events_dropped`, and
-`step_summary` holds the exact totals of all steps, sampled or not. `unlimited` writes every step.
+A small model runs tens of thousands of operations a second. A line for each would cost more than it tells. So whole
+steps are *sampled*: either every event of a step is written, or none is. How often a step is written depends on the
+level's budget (10, 50 or 200 KB/s, or `LLAMA_RESOURCE_LOG_RATE`). Prefill and decode steps have budgets of their own.
+What is left out is counted in `events_dropped`, and `step_summary` holds the exact totals of all steps, sampled or not.
+`unlimited` writes every step.
 
 ## Units
 
-`_mb` is MiB (2^20 bytes), `_bytes` bytes. `compute_intensity_gflops` is a number of floating-point operations in 10^9, as in the older
-system, not a rate; the rate is `gflops_per_s`. `_gbps` is 10^9 bytes a second. Shapes are in ggml's order, fastest dimension first.
-";
+`_mb` is MiB (2^20 bytes), `_bytes` bytes. `compute_intensity_gflops` is a number of floating-point operations in 10^9,
+as in the older system, not a rate; the rate is `gflops_per_s`. `_gbps` is 10^9 bytes a second. Shapes are in ggml's
+order, fastest dimension first.
+
+## Asking the log
+
+    # where is the memory?
+    jq 'select(.event=="memory_allocation") | {layer_id, allocation_size_mb, memory_type}' server.jsonl
+    # which operations compute most?
+    jq -s 'map(select(.event=="compute_execution") | {layer_id, compute_intensity_gflops}) |
+    sort_by(.compute_intensity_gflops)' server.jsonl
+    # what do the feed-forward blocks keep in memory at once?
+    jq 'select(.event=="mlp_operation") | {layer_id, mlp_operation, activation_memory_peak_mb}' server.jsonl
+    # how did each request fare?
+    jq -c 'select(.event=="request_end") | {request_id, prompt_tokens, cached_tokens, generated_tokens, ttft_ms, tokens_per_second}' server.jsonl
+    # is anything missing, and why?
+    jq -c 'select(.event=="instrumentation_state" or .event=="events_dropped")' server.jsonl
+
+The first three are those of the older LLaMA Resource Instrumentation System.
+"#;
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -222,10 +246,11 @@ fn reference(schema: &Value) -> String {
     }
     let examples = examples();
     for (title, common, kinds) in GROUPS {
-        write!(out, "\n## {title}\n\n{common}\n").expect("a string");
+        write!(out, "\n## {title}\n\n{}\n", wrapped(common, 0)).expect("a string");
         for (k, level) in kinds {
             let b = branches(schema).iter().find(|b| kind(b) == *k).expect("a branch for each kind");
-            write!(out, "\n### {k}\n\n{} From {}.\n\n", meaning(b), level.name()).expect("a string");
+            let text = wrapped(&format!("{} From {}.", meaning(b), level.name()), 0);
+            write!(out, "\n### {k}\n\n{text}\n\n").expect("a string");
             out += "| field | type | meaning |\n|---|---|---|\n";
             rows(schema, follow(schema, b), "", &mut out);
             match examples.iter().find(|(found, _)| found == k) {

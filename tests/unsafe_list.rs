@@ -1,17 +1,21 @@
-//! docs/UNSAFE.md lists what every unsafe block, function and implementation of src/ relies on, in the words of its SAFETY comment. `UPDATE=1`
-//! writes it.
+//! docs/UNSAFE.md lists what every unsafe block, function and implementation of src/ relies on, in the words of its
+//! SAFETY comment. `UPDATE=1` writes it.
+
+mod text;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::{env, fs};
 
+use text::wrapped;
+
 const HEAD: &str = "\
 # Unsafe code
 
-Generated from the comments in src/ by `UPDATE=1 cargo test --test unsafe_list`. The compiler refuses unsafe code outside the modules that
-src/lib.rs marks (tests/layering.rs has the list), and clippy an unsafe block without a SAFETY comment. Here is what each of them says: the
-promise that the code relies on, or, for a function that is unsafe to call, what it asks of its caller. A number says how often the same words
-stand in a file.
+Generated from the comments in src/ by `UPDATE=1 cargo test --test unsafe_list`. The compiler refuses unsafe code
+outside the modules that src/lib.rs marks (tests/layering.rs has the list), and clippy refuses an unsafe block without a
+SAFETY comment. This page has what each of them says: the promise that the code relies on, or, for a function that is
+unsafe to call, what it asks of its caller. A number says how often the same words stand in a file.
 ";
 
 fn sources(folder: &Path, out: &mut Vec<PathBuf>) {
@@ -75,7 +79,8 @@ fn page() -> String {
         for ((kind, text), n) in found {
             blocks += n;
             let times = if n > 1 { format!(" ({n} times)") } else { String::new() };
-            page += &format!("- {kind}{times}: {text}\n");
+            page += &wrapped(&format!("- {kind}{times}: {text}"), 2);
+            page.push('\n');
         }
     }
     format!("{HEAD}\n{blocks} promises and demands in {places} files.\n{page}")

@@ -54,9 +54,9 @@ pub struct Declared {
 pub struct Coverage {
     /// Ubatches in all summaries.
     pub steps: u64,
-    /// Of these, with timed operations.
+    /// Those of them with timed operations.
     pub timed_steps: u64,
-    /// Of these, written event by event.
+    /// Those of them that were written event by event.
     pub sampled_steps: u64,
     /// What was dropped, by reason and kind.
     pub dropped: Vec<Dropped>,

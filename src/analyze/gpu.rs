@@ -113,7 +113,7 @@ impl Fold {
     pub fn add(&mut self, line: &Line, t_s: f64) {
         match line {
             Line::GpuSample(e) => self.devices.entry(e.device).or_default().add(e, t_s),
-            // Of named sessions within the log there are summaries too; the log's own comes last.
+            // Named sessions within the log have summaries too; the log's own comes last.
             Line::GpuSummary(e) => self.devices.entry(e.totals.device).or_default().summary = Some(e.clone()),
             _ => {}
         }

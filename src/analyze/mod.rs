@@ -173,7 +173,7 @@ pub fn report<R: BufRead>(mut log: Log<R>, file: &str, which: &Which) -> Result<
         let session = &sessions[entry.session];
         let is_new = entry.session + MOST_SESSIONS >= sessions.len();
         if is_new && folds.len() >= MOST_SESSIONS && !folds.contains_key(&entry.session) {
-            // Of a name, sessions are kept that may turn out to hold it.
+            // Where a name is asked for, sessions that may turn out to hold it are kept.
             if let Which::Id(id) = which {
                 folds.retain(|&i, _| holds(&sessions[i], id));
             }
@@ -200,7 +200,7 @@ pub fn report<R: BufRead>(mut log: Log<R>, file: &str, which: &Which) -> Result<
     }
     let account = log.account().clone();
     if let Which::Id(id) = which {
-        // Of sessions that merely hold the context of a name, only those count in which the name was begun.
+        // A session counts only if the name was begun in it; others merely hold its context.
         folds.retain(|&i, _| holds(&account.sessions[i], id));
     }
     let sessions = folds.into_iter().map(|(index, fold)| fold.finish(index, &account.sessions[index])).collect();

@@ -22,7 +22,7 @@ pub struct Distribution {
 }
 
 impl Distribution {
-    /// Of these values; `None` when there are none. Values that are no numbers are left out.
+    /// The distribution of these values; `None` when there are none. Values that are no numbers are left out.
     #[must_use]
     pub fn of(values: impl IntoIterator<Item = f64>) -> Option<Self> {
         let mut sorted: Vec<f64> = values.into_iter().filter(|v| v.is_finite()).collect();

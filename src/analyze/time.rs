@@ -101,7 +101,7 @@ pub struct Time {
     pub intervals: Vec<Interval>,
     /// `batch` lines found (DETAILED and up, of sampled steps).
     pub logged_batches: u64,
-    /// Of these, calls that returned anything but success.
+    /// Those of them whose call returned anything but success.
     pub failed_batches: u64,
 }
 

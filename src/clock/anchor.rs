@@ -21,7 +21,7 @@ pub(super) struct Anchor {
 impl Anchor {
     /// The clock when the counter shows `raw`.
     pub fn at(self, raw: u64) -> u64 {
-        // Of two processors, one may be some ticks behind.
+        // The counter of one processor may be some ticks behind that of another.
         let ticks = raw.wrapping_sub(self.raw).cast_signed();
         self.mono_ns.saturating_add_signed((ticks as f64 * self.ns_per_tick) as i64)
     }

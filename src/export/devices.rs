@@ -6,11 +6,11 @@ use crate::analyze::devices::{Copies, Device};
 /// What stands above both.
 pub(super) const ASIDE: &str = "a split's time ends when the host knows it is done: no kernel time";
 
-/// Of a device.
+/// Columns of the table of devices.
 pub(super) const DEVICE: [&str; 8] =
     ["<device", "<in", "operations", "FLOP", "splits", "timed", "serialized", "split time"];
 
-/// Of the copies between two.
+/// Columns of the table of copies between two devices.
 pub(super) const COPIES: [&str; 7] = ["<copied from", "<to", "tensors", "bytes", "timed", "time", "GB/s"];
 
 fn name(name: Option<&String>) -> String {

@@ -32,9 +32,9 @@ pub struct GpuSample {
     pub memory_free_bytes: Option<u64>,
     /// Device memory.
     pub memory_total_bytes: Option<u64>,
-    /// Device memory of this process, read once a second; `null` where the driver does not tell it apart.
+    /// Device memory of this process, read once a second; `null` where the driver does not say.
     pub process_memory_bytes: Option<u64>,
-    /// Share of the driver's last sampling period in which a kernel ran at all, percent. Says nothing of how full the device was.
+    /// Share of the driver's last sampling period in which a kernel ran at all, percent. It does not say how full the device was.
     pub gpu_busy_percent: Option<f64>,
     /// Share of the driver's last sampling period in which device memory was read or written, percent.
     pub memory_busy_percent: Option<f64>,
@@ -73,7 +73,7 @@ pub struct GpuSample {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct GpuInterval {
-    /// From the last reading of the line before to this one; 0 in the first line.
+    /// Length of the interval: from the last reading of the line before to this one; 0 in the first line.
     pub interval_ms: f64,
     /// Readings.
     pub samples: u64,
@@ -129,7 +129,7 @@ pub struct GpuSummary {
     pub session_id: String,
     /// Monotonic clock in nanoseconds: end of what is summed up.
     pub t_ns: u64,
-    /// Its length: from the first reading, or the session's start, on.
+    /// Length of what is summed up: from the first reading, or the session's start, on.
     pub duration_ms: f64,
     /// Name that the driver gives.
     pub name: Option<String>,

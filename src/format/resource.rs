@@ -122,8 +122,8 @@ pub struct ComputeExecution {
     pub gbps: Option<f64>,
     /// Further nodes that the backend computed in the same call (fusion).
     pub fused_with: Vec<String>,
-    /// Who saw it: `mark` the caller (operation and component are the caller's words), `eval_callback` our eval callback (the graph was cut
-    /// at this node, so `duration_us` is that of the node alone, with its start and synchronisation), `null` the hooks.
+    /// Who saw it. `mark`: the caller (operation and component are the caller's words). `eval_callback`: our eval callback (the graph was cut
+    /// at this node, so `duration_us` is that of the node alone, with its start and synchronisation). `null`: the hooks.
     pub source: Option<String>,
     /// Memory of the device that ran it: `vram` or `ram`; `null` where it is not known.
     pub memory_type: Option<String>,
@@ -151,15 +151,15 @@ pub struct SplitExecution {
     pub device: Option<String>,
     /// Memory of the device: `vram` or `ram`; `null` where it is not known.
     pub memory_type: Option<String>,
-    /// Its operations.
+    /// Operations of the part.
     pub operations: u32,
-    /// Result of the first of them.
+    /// Result of the first operation.
     pub first_tensor: String,
-    /// Result of the last.
+    /// Result of the last operation.
     pub last_tensor: String,
-    /// Their floating-point operations.
+    /// Floating-point operations of the part.
     pub flops: u64,
-    /// Bytes that they read and wrote.
+    /// Bytes that its operations read and wrote.
     pub bytes: u64,
     /// Calls of the backend: more than one where a callback or the scheduler cut the part.
     pub calls: u32,

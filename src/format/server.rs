@@ -192,7 +192,7 @@ pub struct RequestEnd {
     pub prompt_tokens_per_second: Option<f64>,
     /// From the start to the end.
     pub duration_ms: f64,
-    /// `eog` (the model ended it), `stopped` (limit, stop word or cancelled: not told apart from outside), `no_tokens`
+    /// `eog` (the model ended it), `stopped` (limit, stop word or cancelled, which look the same from outside), `no_tokens`
     /// (embedding, or ended before the first token), `superseded`, `context_freed`, `unfinished` (the log was closed first).
     pub outcome: String,
     /// Positions shifted out by context shift during the request.

@@ -54,7 +54,7 @@ pub struct DeviceTotals {
     pub memory_type: Option<String>,
     /// Operations in all steps.
     pub operations: u64,
-    /// Their floating-point operations.
+    /// Floating-point operations of the device.
     pub flops: u64,
     /// Bytes that they read and wrote.
     pub bytes: u64,
@@ -78,11 +78,11 @@ pub struct CopyTotals {
     pub to_device: Option<String>,
     /// Tensors.
     pub count: u64,
-    /// Their bytes.
+    /// Bytes of the tensors.
     pub bytes: u64,
     /// Tensors whose copy was timed and waited for nothing else.
     pub timed_count: u64,
-    /// Their bytes.
+    /// Bytes of the tensors whose copy was timed.
     pub timed_bytes: u64,
     /// Wall time of those calls, microseconds (for GB/s: `timed_bytes / timed_us / 1000`).
     pub timed_us: f64,
@@ -94,7 +94,7 @@ pub struct CopyTotals {
 pub struct PhaseTotals {
     /// Ubatches.
     pub steps: u64,
-    /// Their tokens.
+    /// Tokens of the ubatches.
     pub tokens: u64,
     /// Wall time inside the scheduler's compute call, microseconds. On an asynchronous backend: submission only.
     pub graph_us: f64,
@@ -258,7 +258,7 @@ pub struct EventsDropped {
 pub struct CaptureAmount {
     /// Tensors; one counts once a step.
     pub tensors: u64,
-    /// Their bytes in the host's type.
+    /// Bytes of the tensors in the host's type.
     pub bytes: u64,
 }
 

@@ -19,7 +19,7 @@ use super::layout::Layout;
 use super::symbol;
 use crate::host::{self, LoadedObject};
 
-/// Copies that are told apart. Calls of any further one are only forwarded, and that is said.
+/// Copies that are recorded. Calls of any further one are only forwarded, and a message says so.
 pub const MOST_COPIES: usize = 4;
 
 /// Counts what makes known addresses doubtful: each time the host closes a library.
@@ -47,7 +47,7 @@ pub struct CopyId(u8);
 impl CopyId {
     /// The first copy, and what we take for it before any call has arrived.
     const FIRST: Self = Self(0);
-    /// One too many.
+    /// A copy beyond those that are recorded.
     const LEFT_ALONE: Self = Self(u8::MAX);
 
     /// Whether its calls are looked at; otherwise they are only forwarded.
@@ -170,7 +170,7 @@ pub fn enter(copy: CopyId) -> Entered {
 pub struct Target {
     /// The function, null if the caller sees none.
     pub address: *mut c_void,
-    /// Whose it is.
+    /// The copy that the function belongs to.
     pub copy: CopyId,
     /// Where the caller's code begins.
     pub start: usize,
@@ -311,14 +311,14 @@ fn copy_of(definition: *mut c_void) -> CopyId {
 pub enum News {
     /// Another copy has made its first call and is recorded too.
     Another,
-    /// A further one has, and its calls are only handed on.
+    /// A copy beyond the recorded ones has made its first call; its calls are only forwarded.
     OneTooMany,
 }
 
-/// Who writes news down, with the path of the library; registered by `session`, which this room must not know.
+/// The function that writes news down, with the path of the library; registered by `session`, which this room must not know.
 static ON_NEWS: OnceLock<fn(News, &str)> = OnceLock::new();
 
-/// Has `listener` told of further copies from now on.
+/// From now on, `listener` is called for every further copy.
 pub fn on_news(listener: fn(News, &str)) {
     let _ = ON_NEWS.set(listener);
 }

@@ -63,7 +63,7 @@ pub fn devices(cards: &Path) -> Vec<Amd> {
 }
 
 impl Amd {
-    /// Who it is.
+    /// Identity of the device.
     pub const fn identity(&self) -> &Identity {
         &self.identity
     }

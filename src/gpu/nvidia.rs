@@ -165,7 +165,7 @@ impl<'nvml> Nvidia<'nvml> {
         new
     }
 
-    /// Who it is.
+    /// Identity of the device.
     pub const fn identity(&self) -> &Identity {
         &self.identity
     }

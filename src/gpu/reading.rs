@@ -1,6 +1,6 @@
 //! One reading of one device, and who the device is.
 
-/// Who a device is: found once.
+/// Identity of a device, found once.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Identity {
     /// Number within the log.
@@ -13,7 +13,7 @@ pub struct Identity {
     pub pci_bus_id: Option<String>,
     /// Index of the MIG instance.
     pub mig_instance: Option<u32>,
-    /// Who answers for it.
+    /// Which driver interface the values come from.
     pub source: &'static str,
 }
 

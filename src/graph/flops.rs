@@ -10,9 +10,9 @@ use super::Node;
 
 /// How an op's FLOPs follow from its shapes.
 pub enum Rule {
-    /// So many for each element of the result; 0 for ops that only move, compare or describe.
+    /// This number for each element of the result; 0 for ops that only move, compare or describe.
     Result(u64),
-    /// So many for each element of the first source.
+    /// This number for each element of the first source.
     Source(u64),
     /// A formula of its own.
     Formula(fn(&Node<'_>) -> u64),

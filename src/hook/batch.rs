@@ -9,7 +9,7 @@ fn added(batch: Ptr, seq: i32, token: i32, index: i32) {
     }
     let mut host = observe::host();
     let rows = host.contexts.builder(batch);
-    // Filled before we were started: rows that we did not see have no sequence.
+    // The batch was filled before recording began: rows that were not seen have no sequence.
     rows.resize(index as usize, Row { seq: -1, more: Vec::new(), pos: None, token: -1, output: false });
     rows.push(Row { seq, more: Vec::new(), pos: None, token, output: false });
 }
@@ -22,11 +22,11 @@ fn change(batch: Ptr, index: i32, f: impl FnOnce(&mut Row)) {
 }
 
 hooks! {
-    /// Emptied, to be filled anew.
+    /// The batch is emptied, to be filled anew.
     fn llama_batch_ext_clear(batch: Ptr);
     before { observe::host().contexts.builder(batch).clear() }
 
-    /// Gone.
+    /// The batch is freed.
     fn llama_batch_ext_free(batch: Ptr);
     before { observe::host().contexts.drop_builder(batch) }
 

@@ -28,7 +28,7 @@ thread_local! {
     static STAGE: Cell<Stage> = const { Cell::new(Stage::Nothing) };
     /// Token and probability that the outermost sampler has chosen last.
     static CHOSEN: Cell<(i32, f32)> = const { Cell::new((-1, 0.0)) };
-    /// Samplers call each other (a chain its members): only the outermost call is the host's.
+    /// Samplers call each other (a chain calls its members): only the outermost call is the host's.
     static DEPTH: Cell<u32> = const { Cell::new(0) };
 }
 

@@ -48,7 +48,7 @@ pub struct Candidate<'a> {
     pub op: &'a str,
     /// Blocks of the model, where known: what `last` counts from.
     pub n_layer: Option<i32>,
-    /// Of a view: another node of the graph has the same name and computes something. The view is then never selected.
+    /// The node is a view, and another node of the graph has the same name and computes something. The view is then never selected.
     pub twin: bool,
 }
 

@@ -4,16 +4,20 @@ COLUMNS = ["output", "requests", "memory", "KV", "operation times", "capture", "
 TITLES = {"output": "output identical", "doctor": "doctor foretold it"}
 HEAD = """# Compatibility
 
-Each host ran twice, plain and with the library preloaded (`DETAILED`, and a capture of `residual,logits`), with the same prompts of SmolLM2-135M.
-Written by `make compatibility` from what was found; not edited by hand. `make test-matrix-all` finds the same again or fails.
+Each host ran twice, plain and with the library preloaded (`DETAILED`, and a capture of `residual,logits`), with the same
+prompts of SmolLM2-135M. `make compatibility` writes this page from what it finds; it is not edited by hand.
+`make test-matrix-all` finds the same again or fails.
 
 - **published**: as the package or its registry says.
 - **output identical**: every token, text and count of the host's answers, and its exit status.
 - **requests**: prompt, cached and generated tokens of every request, against the host's own counts.
-- **memory**: buffers of weights, KV cache and compute, against the sizes that the host prints; every one that was allocated was freed.
+- **memory**: buffers of weights, KV cache and compute, against the sizes that the host prints; every one that was
+  allocated was freed.
 - **KV**: writes of graphs, cuts by the host, and the cells in use when a request ends.
-- **operation times**: operations, components and layers are timed, and together no more than the graphs that they ran in.
-- **capture**: seen = captured + skipped + dropped, nothing dropped, all layers and the logits with a row for every token, checksums.
+- **operation times**: operations, components and layers are timed, and together take no more time than the graphs
+  that they ran in.
+- **capture**: seen = captured + skipped + dropped, nothing dropped, all layers and the logits with a row for
+  every token, checksums.
 - **labels**: every row has sequence, position and token, those of the last block and the logits too.
 - **doctor foretold it**: what `llama-resource doctor` said beforehand is what then happened, line by line.
 """

@@ -29,9 +29,9 @@ pub struct Change {
     pub mode: String,
     /// What was timed.
     pub phase: String,
-    /// Median slow-down against the plain server then, per cent.
+    /// Median slow-down against the plain server in the base, per cent.
     pub base: f64,
-    /// And now.
+    /// The same in the new result.
     pub new: f64,
     /// By how many per cent the mode became slower, measured by the plain server beside it each time.
     pub difference: f64,
@@ -52,7 +52,7 @@ pub struct PlainChange {
     pub phase: String,
     /// Median of the base, milliseconds a token.
     pub base_ms: f64,
-    /// And of the new one.
+    /// Median of the new result, milliseconds a token.
     pub new_ms: f64,
     /// By how many per cent the new one is slower.
     pub percent: f64,
@@ -76,7 +76,7 @@ pub struct Comparison {
 }
 
 impl Comparison {
-    /// Of two reports.
+    /// The comparison of two reports.
     #[must_use]
     pub fn of(base: &Report, new: &Report, threshold: f64) -> Self {
         let (cells, missing) = cells(base, new);

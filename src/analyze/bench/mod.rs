@@ -87,9 +87,9 @@ pub struct Machine {
     pub kernel: String,
     /// Instruction set.
     pub arch: String,
-    /// Load average of a minute, before.
+    /// Load average of a minute, before the run.
     pub load_before: f64,
-    /// And after.
+    /// Load average of a minute, after the run.
     pub load_after: f64,
 }
 
@@ -180,7 +180,7 @@ pub struct Pair {
     pub at_s: f64,
     /// Milliseconds a token by the plain server's own clock.
     pub plain_ms: f64,
-    /// And by the other's.
+    /// Milliseconds a token by the clock of the mode's server.
     pub mode_ms: f64,
 }
 

@@ -29,7 +29,7 @@ impl Interval {
         self.low <= value && value <= self.high
     }
 
-    /// Of logarithms of ratios, in per cent.
+    /// Turns an interval of logarithms of ratios into per cent.
     #[must_use]
     pub fn in_percent(self) -> Self {
         Self { low: super::percent(self.low), high: super::percent(self.high) }

@@ -100,7 +100,7 @@ pub struct Summary<'a> {
 }
 
 impl<'a> Summary<'a> {
-    /// Of this report.
+    /// The summary of this report.
     #[must_use]
     pub fn of(report: &'a Report) -> Self {
         let phases = report.phases();

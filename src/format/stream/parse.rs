@@ -42,7 +42,7 @@ pub enum Content<'a> {
     Index(Index),
     /// The clean end: a JSON object.
     End(Value),
-    /// Of a later version; to be ignored.
+    /// A kind of a later version; readers ignore it.
     Unknown {
         /// Its kind as a number.
         kind: u8,

@@ -17,9 +17,9 @@ use crate::format::stream::{
 /// What the packets of a file are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
-    /// Of this library: they describe and check themselves.
+    /// Packets of this library, which hold their own description and checksum.
     Described,
-    /// Of the older system: name and data, nothing else.
+    /// Packets of the older system: name and data, nothing else.
     Legacy,
 }
 

@@ -10,7 +10,7 @@ use llama_resource_instrumentation::analyze::bench;
 
 use crate::doctor;
 
-/// Of a model so much is read.
+/// Bytes of a model that are read for its checksum.
 const MODEL_HEAD: u64 = 16 << 20;
 
 /// The machine, with the load of this moment.

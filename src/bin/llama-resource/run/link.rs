@@ -37,7 +37,7 @@ fn readable(path: &Path) -> bool {
 }
 
 fn link(library: &Path, base: &Path) -> Result<PathBuf, String> {
-    // Of the effective user, as this process's own folder in /proc is.
+    // The effective user owns this process's folder in /proc.
     let user = fs::metadata("/proc/self").map_err(|e| format!("/proc/self: {e}"))?.uid();
     let folder = base.join(format!("llama-resource-{user}"));
     let cannot = |e: std::io::Error| format!("{}: {e}", folder.display());
