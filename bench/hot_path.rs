@@ -315,8 +315,9 @@ mod writer {
     use llama_resource_instrumentation::graph::class::{Class, Component};
     use llama_resource_instrumentation::graph::cost::Cost;
     use llama_resource_instrumentation::journal::rate::may_sample;
+    use llama_resource_instrumentation::observe::node::{Flow, Place, PlanNode};
     use llama_resource_instrumentation::observe::parts;
-    use llama_resource_instrumentation::observe::plan::{self, Flow, Place, PlanNode};
+    use llama_resource_instrumentation::observe::plan;
     use llama_resource_instrumentation::observe::sample::{SeqRange, StepSample};
     use llama_resource_instrumentation::observe::timer::{Span, Sums};
     use llama_resource_instrumentation::record::host_sample::Sampler;

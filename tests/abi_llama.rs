@@ -123,9 +123,8 @@ fn two_recordings_of_a_process_tell_each_of_their_own_steps() {
         let all = events(log);
         let whole = of(&all, "resource_session_summary")[0];
         assert_eq!(whole["steps"], steps);
-        let sum = |path: &str| -> u64 {
-            of(&all, "step_summary").iter().filter_map(|s| s.pointer(path)?.as_u64()).sum()
-        };
+        let sum =
+            |path: &str| -> u64 { of(&all, "step_summary").iter().filter_map(|s| s.pointer(path)?.as_u64()).sum() };
         assert_eq!(sum("/decode/steps") + sum("/prefill/steps"), steps, "the intervals have what the whole has");
         let flops = sum("/decode/flops") + sum("/prefill/flops");
         let told = whole["total_compute_gflops"].as_f64().expect("a number") * 1e9;

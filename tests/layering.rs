@@ -224,6 +224,152 @@ fn rooms_use_only_what_stands_before_them() {
     assert!(back.is_empty(), "rooms that use one which stands after them in the table: {back:?}");
 }
 
+/// Files that use each other in a circle may be as many; more are a knot that nobody can read one by one.
+const MOST_IN_A_CIRCLE: usize = 3;
+
+/// The file that `path`, written in the file `from`, leads to: the longest of its beginnings that is a file.
+fn file_of(from: &str, path: &[String], files: &BTreeSet<String>) -> Option<String> {
+    let program = "bin/llama-resource/";
+    let own: Vec<&str> = {
+        let inside = from.strip_prefix(program).unwrap_or(from);
+        let stem = inside.trim_end_matches(".rs").trim_end_matches("/mod");
+        if stem == "main" { Vec::new() } else { stem.split('/').collect() }
+    };
+    let root = if from.starts_with(program) { program } else { "" };
+    let (first, rest) = path.split_first()?;
+    let mut place: Vec<&str> = match first.as_str() {
+        "crate" => Vec::new(),
+        "super" => own[..own.len().checked_sub(1)?].to_vec(),
+        "self" => own,
+        _ => return None,
+    };
+    let mut rest = rest;
+    while let [next, more @ ..] = rest
+        && next == "super"
+    {
+        place.pop()?;
+        rest = more;
+    }
+    place.extend(rest.iter().map(String::as_str));
+    (1..=place.len()).rev().find_map(|n| {
+        let stem = format!("{root}{}", place[..n].join("/"));
+        [format!("{stem}.rs"), format!("{stem}/mod.rs")].into_iter().find(|file| files.contains(file))
+    })
+}
+
+/// Every path of the `use` lines and of the text that begins with `crate`, `super` or `self`, with braces opened. Re-exports are the face
+/// of a folder, and no use of theirs.
+fn paths(code: &str) -> Vec<Vec<String>> {
+    fn open(prefix: &[String], text: &str, out: &mut Vec<Vec<String>>) -> usize {
+        let mut path = prefix.to_vec();
+        let mut word = String::new();
+        let mut chars = text.char_indices().peekable();
+        while let Some((at, c)) = chars.next() {
+            match c {
+                c if c.is_alphanumeric() || c == '_' => word.push(c),
+                ':' if text[at..].starts_with("::") => {
+                    chars.next();
+                    path.push(std::mem::take(&mut word));
+                }
+                '{' if word.is_empty() => {
+                    let mut rest = at + 1;
+                    loop {
+                        let skipped = text[rest..].len() - text[rest..].trim_start().len();
+                        rest += skipped;
+                        rest += open(&path, &text[rest..], out);
+                        match text[rest..].trim_start().chars().next() {
+                            Some(',') => rest += text[rest..].find(',').unwrap_or(0) + 1,
+                            _ => return rest + text[rest..].find('}').map_or(0, |end| end + 1),
+                        }
+                        if text[rest..].trim_start().starts_with('}') {
+                            return rest + text[rest..].find('}').map_or(0, |end| end + 1);
+                        }
+                    }
+                }
+                _ => {
+                    path.push(word);
+                    out.push(path);
+                    return at;
+                }
+            }
+        }
+        text.len()
+    }
+    let mut out = Vec::new();
+    for start in ["crate::", "super::", "self::"] {
+        for (at, _) in code.match_indices(start) {
+            let before = code[..at].chars().next_back();
+            let line = code[..at].rfind('\n').map_or(0, |n| n + 1);
+            let is_face =
+                code[line..at].trim_start().starts_with("pub use") || code[line..at].contains("pub(crate) use");
+            if !is_face && !before.is_some_and(|c| c.is_alphanumeric() || c == '_' || c == ':') {
+                open(&[], &code[at..], &mut out);
+            }
+        }
+    }
+    out
+}
+
+/// Files that use each other in a circle, by Tarjan's algorithm.
+fn circles(edges: &BTreeMap<String, BTreeSet<String>>) -> Vec<Vec<String>> {
+    #[derive(Default)]
+    struct Search<'a> {
+        index: BTreeMap<&'a str, (usize, usize)>,
+        stack: Vec<&'a str>,
+        found: Vec<Vec<String>>,
+    }
+    fn visit<'a>(s: &mut Search<'a>, edges: &'a BTreeMap<String, BTreeSet<String>>, at: &'a str) {
+        let number = s.index.len();
+        s.index.insert(at, (number, number));
+        s.stack.push(at);
+        for to in edges.get(at).into_iter().flatten() {
+            if !s.index.contains_key(to.as_str()) {
+                visit(s, edges, to);
+            } else if !s.stack.contains(&to.as_str()) {
+                continue;
+            }
+            let low = s.index[to.as_str()].1.min(s.index[at].1);
+            s.index.insert(at, (number, low));
+        }
+        if s.index[at].1 == number {
+            let first = s.stack.iter().position(|f| *f == at).unwrap_or(0);
+            let circle: Vec<String> = s.stack.split_off(first).into_iter().map(str::to_owned).collect();
+            if circle.len() > 1 {
+                s.found.push(circle);
+            }
+        }
+    }
+    let mut search = Search::default();
+    for from in edges.keys() {
+        if !search.index.contains_key(from.as_str()) {
+            visit(&mut search, edges, from);
+        }
+    }
+    search.found
+}
+
+#[test]
+fn no_more_than_three_files_use_each_other_in_a_circle() {
+    let all = sources();
+    let files: BTreeSet<String> = all.iter().map(|(path, _)| path.clone()).collect();
+    let mut edges: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for (from, text) in all.iter().filter(|(p, _)| p != "lib.rs") {
+        let text = code(text);
+        // Tests stand outside the house: they look into every room.
+        let own = text.split("#[cfg(test)]").next().unwrap_or_default();
+        let to = paths(own).into_iter().filter_map(|path| file_of(from, &path, &files)).filter(|to| to != from);
+        edges.entry(from.clone()).or_default().extend(to);
+    }
+    assert!(edges["observe/steps.rs"].contains("journal/mod.rs"), "the reading of paths is broken");
+    // A folder's own face may be used by its files and name them.
+    let found = circles(&edges);
+    for circle in &found {
+        println!("circle of {}: {}", circle.len(), circle.join(", "));
+    }
+    let long: Vec<_> = found.iter().filter(|c| c.len() > MOST_IN_A_CIRCLE).collect();
+    assert!(long.is_empty(), "circles of more than {MOST_IN_A_CIRCLE} files: {long:#?}");
+}
+
 #[test]
 fn the_table_has_every_room() {
     let found: BTreeSet<String> = sources().iter().map(|(p, _)| room(p).to_owned()).filter(|r| r != "lib").collect();

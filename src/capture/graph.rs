@@ -5,8 +5,8 @@ use std::collections::{HashMap, HashSet};
 use std::ffi::c_void;
 use std::sync::Arc;
 
-use super::inputs::{self, At, Inputs};
-use super::names;
+use super::inputs::{self, At, Inputs, root_of};
+use super::names::{self, MOST_NAMES};
 use super::shape::{self, Known, Shape};
 use crate::codec::DType;
 use crate::format::stream::Slice;
@@ -68,10 +68,6 @@ pub struct GraphPlan {
     pub refused: Vec<Refusal>,
 }
 
-/// Names that a capture may have in all. Those of a model are some thousands, each again for every length that its rows take (attention scores
-/// grow with the cache); a host that makes up new ones for every graph must not fill the memory with them.
-pub(super) const MOST_NAMES: usize = 1 << 16;
-
 /// What survives from graph to graph.
 #[derive(Debug, Default)]
 pub struct Memory {
@@ -92,15 +88,6 @@ pub struct Wish {
     pub selection: Selection,
     /// Elements of each row that are stored, 0 for all; `None`: what the term of the selection says.
     pub elements: Option<u32>,
-}
-
-/// The node whose memory `t` looks into, itself if it has its own.
-pub(super) fn root_of(t: TensorPtr) -> TensorPtr {
-    let mut root = t;
-    while let Some(inner) = root.view_src() {
-        root = inner;
-    }
-    root
 }
 
 /// Makes the plan; `n_layer`: blocks of the model whose graph it is, where known. `None` if the graph processes no tokens.

@@ -7,9 +7,17 @@
 use std::collections::HashSet;
 use std::ffi::c_void;
 
-use super::graph::root_of;
 use crate::ggml::view::TensorPtr;
 use crate::graph::{class, name};
+
+/// The node whose memory `t` looks into, itself if it has its own.
+pub(super) fn root_of(t: TensorPtr) -> TensorPtr {
+    let mut root = t;
+    while let Some(inner) = root.view_src() {
+        root = inner;
+    }
+    root
+}
 
 /// A source of a node: node and source number.
 pub type At = (usize, usize);

@@ -9,7 +9,7 @@ use super::graph::Wanted;
 use super::live::{Live, Way};
 use super::shape::Rows;
 use crate::format::stream::Route;
-use crate::graph::class::Component;
+use crate::graph::component::Component;
 
 static WRITTEN: AtomicBool = AtomicBool::new(false);
 

@@ -2,8 +2,11 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::graph::MOST_NAMES;
 use crate::graph::name;
+
+/// Names that a capture may have in all. Those of a model are some thousands, each again for every length that its rows take (attention scores
+/// grow with the cache); a host that makes up new ones for every graph must not fill the memory with them.
+pub(super) const MOST_NAMES: usize = 1 << 16;
 
 /// The name to select and store a node by. ggml's own, unless ggml made it up (`node_17` changes with the graph): then after the weight
 /// that the node uses (`attn_output-3`), or its operation (`flash_attn_ext-3`).

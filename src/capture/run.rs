@@ -14,7 +14,7 @@ use crate::format::stream::Route;
 use crate::ggml::api::{self, EvalCallback, Ptr};
 use crate::ggml::bindings::ggml_tensor;
 use crate::ggml::layout;
-use crate::ggml::view::TensorPtr;
+use crate::ggml::view::{TensorPtr, graph_nodes};
 use crate::observe::{self, recording, state, steps};
 use crate::pipeline::{Pipeline, Reason};
 
@@ -28,7 +28,7 @@ thread_local! {
 pub fn graph_begins(sched: Ptr, graph: Ptr) -> Option<Allocating> {
     let capture = super::current()?;
     layout::check().ok()?;
-    let nodes = steps::graph_nodes(graph)?;
+    let nodes = graph_nodes(graph)?;
     let live = plan(&capture, graph, &nodes, allocator::is_seen().then_some(sched));
     let mut graphs = capture.graphs.lock();
     let mut flagged = Vec::new();
@@ -122,7 +122,7 @@ pub fn begins(sched: Ptr, graph: Ptr, number: Option<u64>) -> bool {
         Some(live) => live,
         // Built before the capture began: its memory is planned, only the callback can read it.
         None => {
-            let Some(live) = steps::graph_nodes(graph).and_then(|n| plan(&capture, graph, &n, None)) else {
+            let Some(live) = graph_nodes(graph).and_then(|n| plan(&capture, graph, &n, None)) else {
                 capture.ran.without_tokens();
                 return false;
             };

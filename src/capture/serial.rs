@@ -310,7 +310,7 @@ impl Run {
     /// A node that ggml numbered itself is called after the view that the model goes on with (`kqv_out-3`).
     fn name_after(&mut self, view: TensorPtr) {
         let automatic = |name: &str| name::is_automatic(name::parse(name).base);
-        let root = graph::root_of(view);
+        let root = inputs::root_of(view);
         if !automatic(root.name()) || automatic(view.name()) || view.name().contains(" (") {
             return;
         }
@@ -326,7 +326,7 @@ impl Run {
 
     /// The node as a wanted one, with its own name for now.
     fn describe(&mut self, capture: &Capture, hit: &Hit, t: TensorPtr) -> Result<Wanted, Reason> {
-        let root = graph::root_of(t);
+        let root = inputs::root_of(t);
         let again = class::is_view_op(hit.op) && root.view().elements() == t.view().elements();
         if again && self.taken.iter().any(|own| own.address == root.address() as usize) {
             return Err(Reason::View);

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::graph::MOST_NAMES;
+use super::names::MOST_NAMES;
 
 /// What the rows of a tensor stand for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,7 +69,7 @@ pub fn of(
     Some(other)
 }
 
-/// Of names without end (`graph::MOST_NAMES`) the first are remembered; the others go by their shape alone.
+/// Of names without end (`names::MOST_NAMES`) the first are remembered; the others go by their shape alone.
 fn remember(known: &mut Known, name: &str, dim: u8) {
     if known.len() < MOST_NAMES || known.contains_key(name) {
         known.insert(name.into(), dim);

@@ -3,7 +3,7 @@
 use std::ffi::{CStr, c_void};
 use std::sync::OnceLock;
 
-use super::api;
+use super::api::{self, Ptr};
 use super::bindings::{GGML_MAX_SRC, ggml_tensor};
 use crate::graph::Tensor;
 use crate::graph::origin::Origin;
@@ -261,4 +261,15 @@ fn op_name(text: &str) -> &'static str {
         seen.push(new);
         new
     })
+}
+
+/// The nodes of a graph that the host has just handed to the scheduler.
+#[must_use]
+pub(crate) fn graph_nodes(graph: Ptr) -> Option<Vec<TensorPtr>> {
+    // SAFETY: the graph that the host has just handed to the scheduler.
+    let n = unsafe { api::ggml_graph_n_nodes(graph) }?;
+    // SAFETY: as above.
+    let nodes = unsafe { api::ggml_graph_nodes(graph) }.filter(|p| !p.is_null())?;
+    // SAFETY: ggml: the array has n_nodes entries, each a live tensor while the graph runs.
+    Some((0..usize::try_from(n).ok()?).filter_map(|i| unsafe { TensorPtr::new(nodes.add(i).read().cast()) }).collect())
 }

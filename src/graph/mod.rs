@@ -3,6 +3,7 @@
 //! Before it: `ggml` (reads a node out of the host's memory). After it: `observe` (keeps one plan per graph).
 
 pub mod class;
+pub mod component;
 pub mod cost;
 mod flops;
 pub mod name;

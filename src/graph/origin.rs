@@ -3,7 +3,8 @@
 //! llama.cpp names the results that matter; what lies between (a scale, a sigmoid, the choice of the rows that have an output) is
 //! called `node_17`, and so are its sources, often over several nodes. Before it: `class`, which looks at one node alone.
 
-use super::class::{Class, Component, classify};
+use super::class::{Class, classify};
+use super::component::Component;
 use super::{Node, Tensor};
 
 /// Tensors that are looked at for one node, at most: a graph without any names must not cost more than that.

@@ -4,7 +4,7 @@
 //! carries no meaning. `class` adds what a name alone cannot say. Checked against every name of the pinned llama.cpp by
 //! `class`'s tests (tests/data/tensor-names.tsv).
 
-use super::class::Component::{
+use super::component::Component::{
     self, Attention, AttentionIndex, Embedding, Input, KvCache, Mlp, Moe, Norm, Output, Residual, Sampling, Ssm,
 };
 

@@ -9,9 +9,10 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::ggml::view::TensorPtr;
-use crate::graph::class::Component;
+use crate::graph::component::Component;
 use crate::journal::rate::Permit;
-use crate::observe::plan::{self, Place, Plan, PlanNode};
+use crate::observe::node::{Place, PlanNode};
+use crate::observe::plan::{self, Plan};
 use crate::observe::recording;
 use crate::observe::timer::{Span, Sums};
 

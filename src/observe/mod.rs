@@ -13,6 +13,7 @@ pub mod kv;
 pub mod lives;
 pub mod memory;
 pub mod models;
+pub mod node;
 pub mod parts;
 pub mod placement;
 pub mod plan;

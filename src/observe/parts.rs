@@ -3,9 +3,10 @@
 
 use std::collections::HashSet;
 
-use super::plan::{Place, PlanNode};
+use super::node::{Place, PlanNode};
 use crate::ggml::view::TensorPtr;
-use crate::graph::class::{self, Component};
+use crate::graph::class;
+use crate::graph::component::Component;
 use crate::graph::name;
 
 /// Neighbouring nodes on one backend.

@@ -7,13 +7,13 @@
 use std::cell::{Cell, RefCell};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::node::Place;
 use super::parts::original;
-use super::plan::{Place, Plan};
-use super::steps::graph_nodes;
+use super::plan::Plan;
 use crate::clock;
 use crate::ggml::api::{self, Ptr};
 use crate::ggml::device;
-use crate::ggml::view::{TensorPtr, keep};
+use crate::ggml::view::{TensorPtr, graph_nodes, keep};
 
 /// Whether the host is made to wait for each part.
 static SERIALIZE: AtomicBool = AtomicBool::new(false);

@@ -12,9 +12,9 @@ use super::timer::{Span, Timer};
 use super::{host, models, state, workers};
 use crate::clock;
 use crate::format::Level;
-use crate::ggml::api::{self, Ptr};
+use crate::ggml::api::Ptr;
 use crate::ggml::layout;
-use crate::ggml::view::TensorPtr;
+use crate::ggml::view::{TensorPtr, graph_nodes};
 use crate::journal::rate::Permit;
 use crate::journal::{self, Event, rate};
 use crate::observe::sample::StepSample;
@@ -109,17 +109,6 @@ impl Schedulers {
         );
         Some((plan, nodes, false))
     }
-}
-
-/// The nodes of a graph that the host has just handed to the scheduler.
-#[must_use]
-pub(crate) fn graph_nodes(graph: Ptr) -> Option<Vec<TensorPtr>> {
-    // SAFETY: the graph that the host has just handed to the scheduler.
-    let n = unsafe { api::ggml_graph_n_nodes(graph) }?;
-    // SAFETY: as above.
-    let nodes = unsafe { api::ggml_graph_nodes(graph) }.filter(|p| !p.is_null())?;
-    // SAFETY: ggml: the array has n_nodes entries, each a live tensor while the graph runs.
-    Some((0..usize::try_from(n).ok()?).filter_map(|i| unsafe { TensorPtr::new(nodes.add(i).read().cast()) }).collect())
 }
 
 /// A step that runs.

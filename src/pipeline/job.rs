@@ -17,7 +17,7 @@ pub struct Spec {
     pub op: String,
     /// Block of the model.
     pub layer: Option<i32>,
-    /// `graph::class::Component` as a number.
+    /// `graph::component::Component` as a number.
     pub component: u8,
     /// Which of the nodes with this name and operation, from 0.
     pub occurrence: u16,

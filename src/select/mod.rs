@@ -21,7 +21,8 @@ mod sample;
 mod term;
 
 use crate::codec::Codec;
-use crate::graph::class::{Class, Component, is_view_op};
+use crate::graph::class::{Class, is_view_op};
+use crate::graph::component::Component;
 use crate::graph::name;
 
 pub use self::preset::Preset;

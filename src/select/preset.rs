@@ -2,7 +2,7 @@
 
 use super::Candidate;
 use crate::codec::Codec;
-use crate::graph::class::Component;
+use crate::graph::component::Component;
 
 /// A selection with a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,7 +5,8 @@ use super::layers::Layers;
 use super::preset::Preset;
 use crate::codec::Codec;
 use crate::glob::Glob;
-use crate::graph::class::{Component, is_view_op};
+use crate::graph::class::is_view_op;
+use crate::graph::component::Component;
 
 /// A term.
 #[derive(Clone, Debug, PartialEq, Eq)]

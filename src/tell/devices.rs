@@ -3,7 +3,8 @@
 use crate::format::figures::{known_memory, mib, round};
 use crate::format::resource::{ComponentHandoff, SplitExecution};
 use crate::format::{Level, Line};
-use crate::graph::class::{self, Component};
+use crate::graph::class;
+use crate::graph::component::Component;
 use crate::journal::stamp::resource_id;
 use crate::observe::sample::StepSample;
 use crate::observe::splits::{PartRun, Transfer};

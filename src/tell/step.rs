@@ -8,9 +8,10 @@ use crate::format::resource::{ComponentHandoff, ComputeExecution, KvCacheOperati
 use crate::format::session::{ComponentBegin, ComponentEnd, LayerBegin, LayerEnd};
 use crate::format::summary::ThreadImbalance;
 use crate::format::{Level, Line};
-use crate::graph::class::Component;
+use crate::graph::component::Component;
 use crate::journal::stamp::resource_id;
-use crate::observe::plan::{Plan, PlanNode};
+use crate::observe::node::PlanNode;
+use crate::observe::plan::Plan;
 use crate::observe::sample::{SeqRange, StepSample};
 
 /// Best rates seen so far by operation: what `estimated_duration_us` is computed from.

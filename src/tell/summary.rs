@@ -162,7 +162,7 @@ fn add_to(
     ops: &mut BTreeMap<&'static str, Totals>,
     components: &mut BTreeMap<&'static str, Totals>,
     layers: &mut BTreeMap<i32, Totals>,
-    n: &crate::observe::plan::PlanNode,
+    n: &crate::observe::node::PlanNode,
     part: &Totals,
 ) {
     let add = |t: &mut Totals| {

@@ -1,7 +1,7 @@
 //! Settings: the selection language, and values of every variable.
 
 use llama_resource_instrumentation::config::{self, Config, SETTINGS};
-use llama_resource_instrumentation::graph::class::Component;
+use llama_resource_instrumentation::graph::component::Component;
 use llama_resource_instrumentation::select::{Candidate, Selection};
 
 use super::random::Random;

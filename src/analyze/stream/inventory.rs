@@ -8,7 +8,7 @@ use super::labels;
 use super::steps::Steps;
 use crate::codec::DType;
 use crate::format::stream::{Slice, TensorMeta};
-use crate::graph::class::Component;
+use crate::graph::component::Component;
 
 /// One tensor of a stream.
 #[derive(Clone, Debug, PartialEq, Serialize)]

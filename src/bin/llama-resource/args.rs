@@ -5,7 +5,10 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::run::{Capture, checked};
+mod capture;
+
+pub use self::capture::Capture;
+use self::capture::checked;
 
 /// Shows what llama.cpp really does - memory, compute, KV cache, requests - inside an unmodified llama-server.
 #[derive(Debug, Parser)]

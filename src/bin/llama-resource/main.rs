@@ -4,6 +4,7 @@ mod args;
 mod bench;
 mod compare;
 mod doctor;
+mod library;
 mod report;
 mod run;
 #[expect(unsafe_code, reason = "signal handlers need libc")]

@@ -1,21 +1,17 @@
 //! `run`: starts a command with the library loaded into it. Without --report this process becomes the command.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, ExitStatus};
 
+use crate::library::{library, preload};
 use crate::terminal::eprint_line;
 use crate::{args, doctor, report, signals};
 
-mod capture;
-mod link;
 mod logs;
 
-pub use self::capture::{Capture, checked};
 use self::logs::Logs;
-
-const LIBRARY: &str = "libllama_resource_instrumentation.so";
 
 /// Runs the subcommand.
 pub fn run(args: &args::Run) -> Result<ExitCode, String> {
@@ -98,53 +94,11 @@ fn check(name: &Path) {
     }
 }
 
-/// The library, by a path that can stand in LD_PRELOAD.
-pub fn library() -> Result<PathBuf, String> {
-    link::preloadable(&installed()?)
-}
-
-/// Beside this program, in ../lib, or where LLAMA_RESOURCE_LIBRARY says.
-fn installed() -> Result<PathBuf, String> {
-    if let Some(path) = std::env::var_os("LLAMA_RESOURCE_LIBRARY").map(PathBuf::from) {
-        return std::path::absolute(&path)
-            .ok()
-            .filter(|p| p.is_file())
-            .ok_or_else(|| format!("LLAMA_RESOURCE_LIBRARY names `{}`, which is no file", path.display()));
-    }
-    let program = std::env::current_exe().map_err(|e| format!("cannot find this program's own directory: {e}"))?;
-    let folder = program.parent().unwrap_or(Path::new("."));
-    let places = [folder.join(LIBRARY), folder.join("../lib").join(LIBRARY)];
-    places.iter().find(|p| p.is_file()).cloned().ok_or_else(|| {
-        format!(
-            "cannot find {LIBRARY}: looked beside this program ({}) and in ../lib; set LLAMA_RESOURCE_LIBRARY to its path",
-            folder.display()
-        )
-    })
-}
-
-/// Ours first; what was preloaded already stays. LD_PRELOAD takes colons and spaces as separators.
-pub fn preload(library: &Path, before: Option<&OsStr>) -> OsString {
-    let mut value = library.as_os_str().to_owned();
-    if let Some(before) = before.filter(|b| !b.is_empty()) {
-        value.push(":");
-        value.push(before);
-    }
-    value
-}
-
 #[cfg(test)]
 mod tests {
-    use super::{exit_code, preload};
+    use super::exit_code;
     use std::os::unix::process::ExitStatusExt;
     use std::process::{ExitCode, ExitStatus};
-
-    #[test]
-    fn an_existing_preload_is_kept_behind_ours() {
-        let ours = std::path::Path::new("/x/ours.so");
-        assert_eq!(preload(ours, None), "/x/ours.so");
-        assert_eq!(preload(ours, Some("".as_ref())), "/x/ours.so");
-        assert_eq!(preload(ours, Some("a.so b.so".as_ref())), "/x/ours.so:a.so b.so");
-    }
 
     #[test]
     fn exit_status_is_the_commands_own() {

@@ -24,7 +24,7 @@ use self::mode::Parts;
 use self::progress::Progress;
 use self::workload::Workload;
 use crate::terminal::{eprint_line, print, stdout_style};
-use crate::{doctor, run, signals};
+use crate::{doctor, library, signals};
 
 /// Exit status when a mode costs more than it may.
 const OVER: u8 = 2;
@@ -136,7 +136,7 @@ fn task(args: &args::Bench, folder: &Path) -> Result<Task, String> {
 
 /// A copy of the library: a build that goes on meanwhile must not change what is measured.
 fn library(folder: &Path) -> Result<PathBuf, String> {
-    let original = run::library()?;
+    let original = library::library()?;
     let copy = folder.join(original.file_name().unwrap_or(original.as_os_str()));
     fs::copy(&original, &copy).map_err(|e| format!("cannot copy `{}`: {e}", original.display()))?;
     Ok(copy)

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use super::listing::Listing;
 use super::{NOT_USABLE, Verdict, diagnose, program};
 use crate::terminal::{eprint_line, print, stdout_style};
-use crate::{args, run, signals};
+use crate::{args, library, signals};
 
 /// Lines of the program's own output that are shown when it did not get far enough.
 const SHOWN_LINES: usize = 12;
@@ -72,7 +72,7 @@ pub fn tensors(args: &args::Doctor, selection: &str) -> Result<ExitCode, String>
 
 /// What the library wrote.
 fn list(binary: &Path, model: &Path, selection: &str, args: &args::Doctor) -> Result<String, String> {
-    let library = run::library()?;
+    let library = library::library()?;
     let folder = Folder::new()?;
     let (file, output) = (folder.0.join("list.json"), folder.0.join("output.txt"));
     let cannot_write = |e| format!("cannot write `{}`: {e}", output.display());
@@ -80,7 +80,7 @@ fn list(binary: &Path, model: &Path, selection: &str, args: &args::Doctor) -> Re
     let mut command = Command::new(binary);
     command
         .args(arguments(binary, model, &args.arguments))
-        .env("LD_PRELOAD", run::preload(&library, std::env::var_os("LD_PRELOAD").as_deref()))
+        .env("LD_PRELOAD", library::preload(&library, std::env::var_os("LD_PRELOAD").as_deref()))
         .env("LLAMA_RESOURCE_CAPTURE_LIST", &file)
         .env("LLAMA_RESOURCE_TENSORS", selection)
         .env("LLAMA_RESOURCE_LOG_LEVEL", "MINIMAL")
