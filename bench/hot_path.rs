@@ -187,7 +187,7 @@ mod host {
     use super::PathBuf;
     use llama_resource_instrumentation::ggml::{layout, view::TensorPtr};
     use llama_resource_instrumentation::hook::cpu::ggml_barrier;
-    use llama_resource_instrumentation::observe::plan::{self, Plan};
+    use llama_resource_instrumentation::observe::plan;
     use llama_resource_instrumentation::observe::timer::{self, Timer};
     use std::ffi::{CString, c_void};
 
@@ -275,16 +275,18 @@ mod host {
     fn step(bencher: divan::Bencher<'_, '_>, sampled: bool) {
         let Some(ggml) = ggml() else { return };
         // A plan without nodes: what is left out is one store an operation.
-        let plan: Plan = plan::build(std::ptr::null_mut(), 0, &[]);
+        let plan = std::sync::Arc::new(plan::build(std::ptr::null_mut(), 0, &[]));
         let tensors = vec![0u64; NODES];
         #[expect(unsafe_code, reason = "makes handles that are compared, never followed")]
         // SAFETY: the timer compares addresses only (the plan has no node that counts experts).
-        let nodes: Vec<TensorPtr> =
+        let nodes: std::sync::Arc<[TensorPtr]> =
             tensors.iter().filter_map(|t| unsafe { TensorPtr::new(std::ptr::from_ref(t).cast()) }).collect();
         assert_eq!(nodes.len(), NODES);
         bencher
             .counter(divan::counter::ItemsCount::new(NODES))
-            .with_inputs(|| Timer::new(&plan, &nodes, sampled, Vec::with_capacity(if sampled { NODES } else { 0 })))
+            .with_inputs(|| {
+                Timer::new(plan.clone(), nodes.clone(), sampled, Vec::with_capacity(if sampled { NODES } else { 0 }))
+            })
             .bench_local_refs(|timer| {
                 let barrier = || {
                     #[expect(unsafe_code, reason = "calls the hook")]
@@ -312,7 +314,8 @@ mod host {
 /// The writer's thread: not in the host's way, but on the host's cores.
 mod writer {
     use llama_resource_instrumentation::format::{Level, Line};
-    use llama_resource_instrumentation::graph::class::{Class, Component};
+    use llama_resource_instrumentation::graph::class::Class;
+    use llama_resource_instrumentation::graph::component::Component;
     use llama_resource_instrumentation::graph::cost::Cost;
     use llama_resource_instrumentation::journal::rate::may_sample;
     use llama_resource_instrumentation::observe::node::{Flow, Place, PlanNode};

@@ -14,6 +14,7 @@ use crate::boundary::{self, Phase};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::format::session::SessionStart;
+use crate::format::summary::Condition;
 use crate::format::{LOG_VERSION, Line};
 use crate::ggml::copies::{self, MOST_COPIES, News};
 use crate::ggml::symbol;
@@ -228,14 +229,14 @@ fn further_copy(news: News, library: &str) {
         News::Another => {
             state::tell(
                 "hooks",
-                "ok",
+                Condition::Ok,
                 format!("{library} is of another copy of ggml in this process; it is recorded too"),
                 None,
             );
         }
         News::OneTooMany => state::tell(
             "hooks",
-            "degraded",
+            Condition::Degraded,
             format!(
                 "{library} is of one more copy of ggml than the {MOST_COPIES} that are told apart; its calls are only handed on"
             ),
@@ -361,12 +362,12 @@ fn tell_the_end(running: &Running) {
         host.requests.end_all(None, "unfinished", now);
     }
     if children::may_be_router() {
-        state::tell("process", "ok", children::NO_MODEL, None);
+        state::tell("process", Condition::Ok, children::NO_MODEL, None);
     } else if matches!(running.mode, Mode::Preload | Mode::Linked) && !recording::any_call_seen() {
         let lived_s = now.saturating_sub(running.began_ns) as f64 / 1e9;
         state::tell(
             "hooks",
-            "unavailable",
+            Condition::Unavailable,
             format!(
                 "no call of llama.cpp was seen in {lived_s:.1} s of {}: its calls into llama.cpp are bound inside its libraries, or it made none (ask `llama-resource doctor`)",
                 program_name()
@@ -462,7 +463,7 @@ extern "C" fn at_exit() {
 
 extern "C" fn after_fork_in_parent() {
     boundary::guarded((), || {
-        state::tell("process", "ok", "the host forked; the child is not recorded", None);
+        state::tell("process", Condition::Ok, "the host forked; the child is not recorded", None);
     });
 }
 

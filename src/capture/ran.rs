@@ -3,6 +3,7 @@
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use crate::format::summary::Condition;
 use crate::observe::state;
 
 /// So many graphs without a token are no start-up of the host any more.
@@ -50,7 +51,7 @@ impl Ran {
     /// Nothing was captured: says why, once. It says nothing where no graph ran, as in an idle server.
     pub fn tell_nothing(&self) {
         let Some(why) = self.why_nothing().filter(|_| !self.told.swap(true, Ordering::Relaxed)) else { return };
-        state::tell("capture", "unavailable", why, Some("activations"));
+        state::tell("capture", Condition::Unavailable, why, Some("activations"));
     }
 
     fn why_nothing(&self) -> Option<String> {

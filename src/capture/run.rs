@@ -11,6 +11,7 @@ use super::step::{self, Step};
 use super::{Capture, KEPT_PLANS, early, graph, list, start};
 use crate::config::RouteChoice;
 use crate::format::stream::Route;
+use crate::format::summary::Condition;
 use crate::ggml::api::{self, EvalCallback, Ptr};
 use crate::ggml::bindings::ggml_tensor;
 use crate::ggml::layout;
@@ -52,7 +53,7 @@ pub fn graph_allocated(sched: Ptr, failed: bool) {
     if unseen && capture.config.route != RouteChoice::Callback {
         state::tell(
             "capture",
-            "degraded",
+            Condition::Degraded,
             "the allocator's own calls do not go through the PLT in this build, so nothing can be kept for reading; the callback is used, which cuts the graph",
             None,
         );

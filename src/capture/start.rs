@@ -14,6 +14,7 @@ use super::{Capture, Graphs};
 use crate::config::capture::LEAST_MEMORY;
 use crate::config::{CaptureConfig, RouteChoice};
 use crate::error::Result;
+use crate::format::summary::Condition;
 use crate::format::summary::{CaptureAmount, CaptureLoss, CaptureSummary};
 use crate::ggml::api;
 use crate::observe::models::About;
@@ -129,7 +130,7 @@ pub(super) fn tell_no_room_to_keep(capture: &Capture, bytes: usize) {
     };
     state::tell(
         "capture",
-        "degraded",
+        Condition::Degraded,
         format!(
             "the host's memory has no room for {bytes} bytes that were to be kept for reading; the host has gone on without: {instead}. Capture \
              fewer tensors, or use smaller batches (-ub)"

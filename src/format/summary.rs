@@ -301,6 +301,38 @@ pub struct CaptureSummary {
     pub clean: bool,
 }
 
+/// How a part of the instrumentation is: the values that `instrumentation_state.state` has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Condition {
+    /// It works.
+    Ok,
+    /// It works, and something about it should be known.
+    Warning,
+    /// It works in part.
+    Degraded,
+    /// It does not work here.
+    Unavailable,
+}
+
+impl Condition {
+    /// The word in the log.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Warning => "warning",
+            Self::Degraded => "degraded",
+            Self::Unavailable => "unavailable",
+        }
+    }
+
+    /// Whether something is missing from the log because of it.
+    #[must_use]
+    pub const fn is_a_loss(self) -> bool {
+        matches!(self, Self::Degraded | Self::Unavailable)
+    }
+}
+
 /// What works in this process, what does not and why.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
@@ -313,7 +345,7 @@ pub struct InstrumentationState {
     pub t_ns: u64,
     /// Part of the library: `hooks`, `layout`, `op_times`, `requests`, `capture`, `memory`, `gpu`, `log`, `config`, `process`, `internal`.
     pub component: String,
-    /// `ok`, `unavailable`, `degraded`, `warning`, `stopped`.
+    /// `ok`, `warning`, `degraded`, `unavailable`.
     pub state: String,
     /// What was found, in one sentence.
     pub reason: String,

@@ -239,7 +239,7 @@ fn state(fact: super::Fact) -> Line {
         session_id: String::new(),
         t_ns: fact.t_ns,
         component: "gpu".to_owned(),
-        state: fact.state.to_owned(),
+        state: fact.state.name().to_owned(),
         reason: fact.reason,
         lost: fact.lost.map(str::to_owned),
     })

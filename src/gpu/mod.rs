@@ -22,6 +22,7 @@ pub use lines::Gpus;
 pub use sampler::{own_cpu_ns, start, stop};
 
 use crate::format::gpu::GpuUse;
+use crate::format::summary::Condition;
 use history::History;
 use reading::{Identity, Reading};
 
@@ -62,8 +63,8 @@ struct Device {
 pub struct Fact {
     /// When it was found.
     pub t_ns: u64,
-    /// `ok`, `unavailable` or `degraded`.
-    pub state: &'static str,
+    /// How it is.
+    pub state: Condition,
     /// What was found.
     pub reason: String,
     /// What is missing from the log because of it.
@@ -86,7 +87,7 @@ impl Shared {
         }
     }
 
-    fn tell(&mut self, t_ns: u64, state: &'static str, reason: String, lost: Option<&'static str>) {
+    fn tell(&mut self, t_ns: u64, state: Condition, reason: String, lost: Option<&'static str>) {
         self.facts.push(Fact { t_ns, state, reason, lost });
     }
 

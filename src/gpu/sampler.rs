@@ -11,6 +11,7 @@ use super::history::History;
 use super::nvidia::{self, Nvidia};
 use super::reading::{Identity, Lost, Reading};
 use super::{Device, PATIENCE, SHARED, Shared, mark_energy};
+use crate::format::summary::Condition;
 use crate::{boundary, clock, host, log};
 
 /// How often what takes the driver long is read: the energy counter 3 ms of a core on an H100. A little less than a second, so that the
@@ -61,7 +62,7 @@ pub fn start(interval_ms: u64) {
     host::restore_signals(&old);
     match spawned {
         Ok(_) => *COMMANDS.lock() = Some(commands),
-        Err(e) => SHARED.lock().tell(clock::now_ns(), "unavailable", format!("no thread for it: {e}"), LOST),
+        Err(e) => SHARED.lock().tell(clock::now_ns(), Condition::Unavailable, format!("no thread for it: {e}"), LOST),
     }
 }
 
@@ -152,7 +153,7 @@ fn run(generation: u64, interval: Duration, inbox: &Receiver<Command>) {
     }
     if sources.is_empty() {
         let why = if problems.is_empty() { "the driver lists no GPU".to_owned() } else { problems.join("; ") };
-        SHARED.lock().tell(now, "unavailable", why, LOST);
+        SHARED.lock().tell(now, Condition::Unavailable, why, LOST);
         return;
     }
     {
@@ -164,7 +165,7 @@ fn run(generation: u64, interval: Duration, inbox: &Receiver<Command>) {
         }
         // A driver is there, so what does not answer is worth a word; that there is no other vendor's is not.
         if nvml.is_ok() {
-            problems.into_iter().for_each(|p| shared.tell(now, "degraded", p, None));
+            problems.into_iter().for_each(|p| shared.tell(now, Condition::Degraded, p, None));
         }
     }
     read_all(generation, &mut sources, true);
@@ -232,7 +233,7 @@ fn read_all(generation: u64, sources: &mut [Option<Source<'_>>], slowly: bool) {
                 if let Some(d) = shared.devices.get_mut(number as usize) {
                     d.lost = Some(why);
                 }
-                shared.tell(clock::now_ns(), "degraded", reason, Some("figures of this device from here on"));
+                shared.tell(clock::now_ns(), Condition::Degraded, reason, Some("figures of this device from here on"));
             }
         }
     }
@@ -256,6 +257,6 @@ fn tell_what_is_there(sources: &[Option<Source<'_>>], interval: Duration) {
     }
     if !parts.is_empty() {
         let reason = format!("read every {} ms: {}", interval.as_millis(), parts.join("; "));
-        SHARED.lock().tell(clock::now_ns(), "ok", reason, None);
+        SHARED.lock().tell(clock::now_ns(), Condition::Ok, reason, None);
     }
 }

@@ -7,6 +7,7 @@ use parking_lot::Mutex;
 
 use super::Refusal;
 use super::words::{self, Reader};
+use crate::format::summary::Condition;
 use crate::ggml::api;
 use crate::ggml::device;
 use crate::ggml::layout;
@@ -121,7 +122,7 @@ pub unsafe fn checked(pointer: *const std::ffi::c_void) -> Result<TensorPtr, Ref
     if !layout::agreed()
         && let Err(reason) = layout::check()
     {
-        state::tell("layout", "unavailable", reason, Some("marks that name tensors"));
+        state::tell("layout", Condition::Unavailable, reason, Some("marks that name tensors"));
         return Err(Refusal::Unreadable("tensors of this build of ggml cannot be read; the log says why"));
     }
     // SAFETY: the caller's promise.

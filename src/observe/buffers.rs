@@ -12,6 +12,7 @@ use super::placement::Placement;
 use super::state;
 use crate::clock;
 use crate::format::server::{BufferAllocation, BufferFree};
+use crate::format::summary::Condition;
 use crate::format::{Level, Line};
 use crate::ggml::api::{self, Ptr};
 use crate::ggml::device;
@@ -234,7 +235,7 @@ impl Buffers {
             let reason = "ggml's calls within its own library are bound there in this build (-Bsymbolic, LTO or -fno-semantic-interposition)";
             state::tell(
                 "memory",
-                "degraded",
+                Condition::Degraded,
                 reason,
                 Some("compute buffers, tensors in buffers; so no largest sum of memory"),
             );

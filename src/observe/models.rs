@@ -5,6 +5,7 @@ use std::ffi::{CStr, CString};
 use crate::clock;
 use crate::format::Line;
 use crate::format::server::ModelLoad;
+use crate::format::summary::Condition;
 use crate::ggml::api::{self, Ptr};
 use crate::ggml::layout;
 use crate::journal;
@@ -29,13 +30,13 @@ pub(super) fn tell_layout() {
     match layout::check() {
         Ok(()) => super::state::tell(
             "layout",
-            "ok",
+            Condition::Ok,
             "ggml's tensors lie as in the headers this library was made with (probed)",
             None,
         ),
         Err(reason) => super::state::tell(
             "layout",
-            "unavailable",
+            Condition::Unavailable,
             reason,
             Some("everything that needs tensors: operations, layers, components, weights"),
         ),

@@ -5,6 +5,7 @@
 //! `LLAMA_RESOURCE_SPLIT_TIMES` asks for it. What is measured is wall time as the host sees it, never the time of a kernel.
 
 use std::cell::{Cell, RefCell};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::node::Place;
@@ -84,7 +85,7 @@ pub struct Transfer {
 /// What is seen of one step. Lives on the stack of the scheduler hook, used by its own thread only.
 #[derive(Debug)]
 pub struct Splits {
-    plan: *const Plan,
+    plan: Arc<Plan>,
     runs: RefCell<Vec<PartRun>>,
     transfers: RefCell<Vec<Transfer>>,
     begun_ns: u64,
@@ -92,9 +93,9 @@ pub struct Splits {
 }
 
 impl Splits {
-    /// For a step that runs `plan`, which must outlive it.
+    /// For a step that runs `plan`.
     #[must_use]
-    pub fn new(plan: &Plan) -> Self {
+    pub fn new(plan: Arc<Plan>) -> Self {
         let (mut runs, mut transfers) = SPARE.take();
         runs.reserve(plan.parts.len());
         transfers.reserve(plan.copies.len());
@@ -117,7 +118,7 @@ impl Splits {
     #[must_use]
     pub fn finish(&self) -> (Vec<PartRun>, Vec<Transfer>) {
         let (runs, mut transfers) = (self.runs.take(), self.transfers.take());
-        let plan = self.plan();
+        let plan = &self.plan;
         for (i, c) in (0u32..).zip(&plan.copies) {
             let to = plan.nodes.get(c.reader as usize).map(|n| n.place);
             let seen = |t: &Transfer| t.planned == Some(i);
@@ -137,13 +138,8 @@ impl Splits {
         (runs, transfers)
     }
 
-    fn plan(&self) -> &Plan {
-        // SAFETY: `new` asked for a plan that outlives this.
-        unsafe { &*self.plan }
-    }
-
     fn place(&self, run: &PartRun) -> Option<Place> {
-        self.plan().parts.get(run.part as usize).map(|p| p.place)
+        self.plan.parts.get(run.part as usize).map(|p| p.place)
     }
 
     /// A backend was called with its part of the graph, or with a piece of it where a callback cuts it.
@@ -154,12 +150,12 @@ impl Splits {
         if !runs.last().is_some_and(is_its) {
             let next = runs.last().map_or(0, |r| r.part as usize + 1);
             let its = |p: &super::parts::Part| p.place.backend_address == backend as usize;
-            let Some(i) = self.plan().parts.iter().skip(next).position(its) else { return };
+            let Some(i) = self.plan.parts.iter().skip(next).position(its) else { return };
             let part = (next + i) as u32;
             runs.push(PartRun { part, calls: 0, start_ns, call_ns: 0, end_ns: None, serialized: false });
         }
         let Some(run) = runs.last_mut() else { return };
-        let Some(place) = self.plan().parts.get(run.part as usize).map(|p| p.place) else { return };
+        let Some(place) = self.plan.parts.get(run.part as usize).map(|p| p.place) else { return };
         run.calls += 1;
         run.call_ns += now.saturating_sub(start_ns);
         // The CPU backend has computed when it returns.
@@ -223,7 +219,7 @@ impl Splits {
         let left = |i: u32| !self.transfers.borrow().iter().any(|t| t.planned == Some(i));
         // The same tensor may go to several devices, one after the other.
         let mut last = None;
-        for (i, _) in (0u32..).zip(&self.plan().copies).filter(|(_, c)| &*c.tensor == name) {
+        for (i, _) in (0u32..).zip(&self.plan.copies).filter(|(_, c)| &*c.tensor == name) {
             if left(i) {
                 return Some(i);
             }

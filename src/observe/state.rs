@@ -9,7 +9,7 @@ use super::plan::Plan;
 use super::recording;
 use crate::clock;
 use crate::format::Line;
-use crate::format::summary::InstrumentationState;
+use crate::format::summary::{Condition, InstrumentationState};
 
 use crate::journal;
 
@@ -30,21 +30,21 @@ pub struct Told {
 }
 
 /// Tells a state once for each (component, reason).
-pub fn tell(component: &'static str, state: &'static str, reason: impl Into<String>, lost: Option<&str>) {
+pub fn tell(component: &'static str, state: Condition, reason: impl Into<String>, lost: Option<&str>) {
     let reason = reason.into();
     if !recording::current().told.states.lock().insert((component, reason.clone())) {
         return;
     }
-    if matches!(state, "unavailable" | "stopped" | "degraded") {
+    if state.is_a_loss() {
         let consequence = lost.map(|l| format!("; not recorded: {l}")).unwrap_or_default();
-        crate::log::warn(format!("{component} {state}: {reason}{consequence}"));
+        crate::log::warn(format!("{component} {}: {reason}{consequence}", state.name()));
     }
     journal::push_line(Line::InstrumentationState(InstrumentationState {
         timestamp: String::new(),
         session_id: String::new(),
         t_ns: clock::now_ns(),
         component: component.to_owned(),
-        state: state.to_owned(),
+        state: state.name().to_owned(),
         reason,
         lost: lost.map(str::to_owned),
     }));
@@ -55,7 +55,7 @@ pub fn tell(component: &'static str, state: &'static str, reason: impl Into<Stri
 pub fn missing(name: &'static str) {
     tell(
         "hooks",
-        "degraded",
+        Condition::Degraded,
         format!("{name} was called, but no loaded library defines it; the call returned 0"),
         None,
     );
@@ -71,7 +71,7 @@ pub(super) fn after_timed_step(told: &Told, plan: &Plan, ops_seen: u64) {
         told.untimed.store(u8::MAX, Ordering::Relaxed);
         tell(
             "op_times",
-            "ok",
+            Condition::Ok,
             format!("the CPU backend's operations are timed ({ops_seen} calls for {on_cpu} nodes in the first step)"),
             None,
         );
@@ -82,7 +82,12 @@ pub(super) fn after_timed_step(told: &Told, plan: &Plan, ops_seen: u64) {
         } else {
             "all operations run on a backend that cannot be timed without cutting the graph"
         };
-        tell("op_times", "unavailable", reason, Some("times of operations, layers and components; expert routing"));
+        tell(
+            "op_times",
+            Condition::Unavailable,
+            reason,
+            Some("times of operations, layers and components; expert routing"),
+        );
     }
 }
 
@@ -93,7 +98,7 @@ fn tell_untimed(plan: &Plan) {
     if !others.is_empty() {
         let names = others.into_iter().collect::<Vec<_>>().join(", ");
         let reason = format!("operations on {names} cannot be timed without cutting the graph; see split_execution");
-        tell("op_times", "warning", reason, Some("times of these operations; expert routing there"));
+        tell("op_times", Condition::Warning, reason, Some("times of these operations; expert routing there"));
     }
 }
 
@@ -107,6 +112,6 @@ pub(super) fn before_step(told: &Told, in_decode: bool) {
     } else if told.without_decode.fetch_add(1, Ordering::Relaxed) == STEPS_WITHOUT_DECODE {
         let reason = "graphs of tokens run, but none of llama_process, llama_decode and llama_encode is seen: the program computes without \
                       llama.cpp's library, or its calls do not go through the PLT";
-        tell("requests", "unavailable", reason, Some("requests, batches, KV cells"));
+        tell("requests", Condition::Unavailable, reason, Some("requests, batches, KV cells"));
     }
 }

@@ -12,6 +12,7 @@ use super::timer::{Span, Timer};
 use super::{host, models, state, workers};
 use crate::clock;
 use crate::format::Level;
+use crate::format::summary::Condition;
 use crate::ggml::api::Ptr;
 use crate::ggml::layout;
 use crate::ggml::view::{TensorPtr, graph_nodes};
@@ -89,7 +90,7 @@ impl Schedulers {
                     let names = plan.unknown_ops.join(", ");
                     state::tell(
                         "op_times",
-                        "warning",
+                        Condition::Warning,
                         format!("no FLOP rule for {names}; counted as 0"),
                         Some("FLOPs of these operations"),
                     );
@@ -115,7 +116,6 @@ impl Schedulers {
 #[derive(Debug)]
 pub struct Step {
     plan: Arc<Plan>,
-    // Kept alive for the timer, too, which points into it.
     nodes: Arc<[TensorPtr]>,
     timer: Option<Timer>,
     splits: Splits,
@@ -206,10 +206,11 @@ pub fn begin(sched: Ptr, graph: Ptr) -> Option<Step> {
     };
     let running = workers::Running::begin();
     let measured = if sampled && level >= Level::Verbose { workers::Measured::begin() } else { None };
-    let timer = timed
-        .then(|| Timer::new(&plan, &nodes, sampled, Vec::with_capacity(if sampled { plan.nodes.len() } else { 0 })));
+    let timer = timed.then(|| {
+        Timer::new(plan.clone(), nodes.clone(), sampled, Vec::with_capacity(if sampled { plan.nodes.len() } else { 0 }))
+    });
     Some(Step {
-        splits: Splits::new(&plan),
+        splits: Splits::new(plan.clone()),
         plan,
         nodes,
         timer,

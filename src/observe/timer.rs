@@ -10,10 +10,12 @@
 
 use std::cell::{Cell, RefCell};
 use std::ffi::c_void;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 
 use super::plan::Plan;
 use crate::clock;
+use crate::ggml::view::TensorPtr;
 
 const NONE: usize = usize::MAX;
 
@@ -141,8 +143,8 @@ pub struct Sums {
 /// The timer of one step. Lives on the stack of the scheduler hook, used by its own thread only.
 #[derive(Debug)]
 pub struct Timer {
-    plan: *const Plan,
-    nodes: *const [crate::ggml::view::TensorPtr],
+    plan: Arc<Plan>,
+    nodes: Arc<[TensorPtr]>,
     spans: RefCell<Vec<Span>>,
     sampled: bool,
     cursor: Cell<usize>,
@@ -159,9 +161,9 @@ pub struct Timer {
 }
 
 impl Timer {
-    /// A timer for a step that runs `plan`, whose nodes are at the addresses `nodes` this time. Both must outlive it.
+    /// A timer for a step that runs `plan`, whose nodes are at the addresses `nodes` this time.
     #[must_use]
-    pub fn new(plan: &Plan, nodes: &[crate::ggml::view::TensorPtr], sampled: bool, spans: Vec<Span>) -> Self {
+    pub fn new(plan: Arc<Plan>, nodes: Arc<[TensorPtr]>, sampled: bool, spans: Vec<Span>) -> Self {
         Self {
             plan,
             nodes,
@@ -200,8 +202,7 @@ impl Timer {
     }
 
     fn begin(&self, tensor: *const c_void) {
-        // SAFETY: `new` asked for nodes that outlive the timer.
-        let nodes = unsafe { &*self.nodes };
+        let nodes = &self.nodes;
         let from = self.cursor.get();
         // Nodes run in order, so the next one is nearly always at the cursor; the wrap-around serves backends that reorder.
         let found = (from..nodes.len()).chain(0..from.min(nodes.len())).find(|&i| nodes[i].address() == tensor);
@@ -227,8 +228,7 @@ impl Timer {
         self.start_ns.set(started);
         self.enter_ns.set(0);
         self.leave_ns.set(0);
-        // SAFETY: `new` asked for a plan that outlives the timer.
-        if unsafe { &*self.plan }.counts_experts(i) {
+        if self.plan.counts_experts(i) {
             super::recording::current().routing.observe(nodes[i]);
         }
     }
@@ -243,8 +243,7 @@ impl Timer {
         let skips = self.skips_barrier.replace(false);
         let barrier_ns = if now > 0 || skips { 0 } else { self.leave_ns.get().saturating_sub(end) };
         let ns = end.saturating_sub(self.start_ns.get());
-        // SAFETY: `new` asked for a plan that outlives the timer.
-        let plan = unsafe { &*self.plan };
+        let plan = &self.plan;
         let until = fused_until(plan, i, self.until.get());
         plan.add_time(i, until, ns);
         let mut sums = self.sums.get();

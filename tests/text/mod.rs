@@ -4,6 +4,7 @@
 pub const COLUMNS: usize = 120;
 
 /// The words of `text` in lines of at most [`COLUMNS`], with `indent` spaces ahead of each line but the first.
+#[allow(dead_code, reason = "each test file uses its part")]
 pub fn wrapped(text: &str, indent: usize) -> String {
     let mut out = String::new();
     let mut column = 0;
