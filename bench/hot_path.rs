@@ -374,7 +374,6 @@ mod writer {
             mlp_role: (op == "mul_mat" && component == Component::Mlp).then_some("up_proj"),
             kv_write: (component == Component::KvCache).then_some((name == "cache_k_l", 384)),
             flows: if from == component { Box::default() } else { [flow()].into() },
-            address: 0x7f00_1234_5678,
             moves_only: false,
             counts_experts: false,
         }

@@ -2,7 +2,6 @@
 
 use std::cell::Cell;
 use std::ffi::{CString, c_char, c_int, c_void};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::ReentrantMutex;
@@ -32,16 +31,10 @@ struct Target {
 
 /// Held while the callback runs, so that a replaced one is never in use; the callback itself may replace it.
 static TARGET: ReentrantMutex<Cell<Target>> = ReentrantMutex::new(Cell::new(Target { callback: None, user_data: 0 }));
-static VERBOSE: AtomicBool = AtomicBool::new(false);
 
 /// Where messages go; `None` is stderr. The pointer is kept as a number: we only hand it back.
 pub fn set_callback(callback: Option<Callback>, user_data: usize) {
     TARGET.lock().set(Target { callback, user_data });
-}
-
-/// Lets [`info`] messages through to stderr (they always reach a callback).
-pub fn set_verbose(on: bool) {
-    VERBOSE.store(on, Ordering::Relaxed);
 }
 
 /// Logs information.
@@ -69,7 +62,7 @@ fn say(severity: Severity, text: &str) {
         if let Ok(line) = CString::new(format!("llama-resource: {line}\n")) {
             call(callback, severity, &line, user_data);
         }
-    } else if severity > Severity::Info || VERBOSE.load(Ordering::Relaxed) {
+    } else if severity > Severity::Info {
         let word = match severity {
             Severity::Info => "",
             Severity::Warn => "warning: ",

@@ -63,8 +63,6 @@ pub struct PlanNode {
     pub kv_write: Option<(bool, u64)>,
     /// Data that came from other components.
     pub flows: Box<[Flow]>,
-    /// Address of the result's data, 0 if it has none.
-    pub address: usize,
     /// Whether it only moves data.
     pub moves_only: bool,
     /// Whether its ids are where the experts of its layer are counted.

@@ -278,7 +278,6 @@ pub fn plan_node(
         mlp_role: class::mlp_role(&node),
         kv_write,
         flows,
-        address: t.data() as usize,
         moves_only: class::moves_data_only(out.op),
         counts_experts: out.op == "MUL_MAT_ID" && views.first().is_some_and(|w| super::routing::counts(w.name)),
     }
