@@ -170,24 +170,24 @@ pub fn claim_process() {
     OWNER.store(std::process::id(), Ordering::Relaxed);
 }
 
-/// Whether this process was forked from one that recorded: locks may be held by nobody, and the writer's thread is not here.
+/// Whether this process was forked from one that recorded: locks may be held by threads that are gone, and the writer's thread is not here.
 #[must_use]
 pub fn in_forked_child() -> bool {
     let owner = OWNER.load(Ordering::Relaxed);
     owner != 0 && owner != std::process::id()
 }
 
-/// In a forked child: the threads are gone and locks may be held by nobody, so the child never records.
+/// In a forked child: the threads are gone and may have held locks, so the child never records.
 pub fn poison_child() {
     if PHASE.swap(Phase::Poisoned as u8, Ordering::AcqRel) == Phase::Running as u8 {
         CHILD_UNTOLD.store(true, Ordering::Release);
     }
 }
 
-/// A forked child of a recording process, of which nobody was told yet that it is not recorded.
+/// This is a forked child of a recording process, and no message has said yet that it is not recorded.
 static CHILD_UNTOLD: AtomicBool = AtomicBool::new(false);
 
-/// Whether that is to be told now: once in a child. One load for everybody else.
+/// Whether that message is due: once in a child. In all other processes this costs one load.
 #[inline]
 pub fn child_is_untold() -> bool {
     CHILD_UNTOLD.load(Ordering::Relaxed) && CHILD_UNTOLD.swap(false, Ordering::AcqRel)

@@ -61,7 +61,7 @@ pub fn fallibly<T>(body: impl FnOnce() -> T) -> T {
 }
 
 struct Heap<const SIZE: usize> {
-    /// Nobody else is in the reserve.
+    /// A thread is in the reserve.
     locked: AtomicBool,
     told: AtomicBool,
     reserve: UnsafeCell<Reserve<SIZE>>,
@@ -130,7 +130,7 @@ impl<const SIZE: usize> Heap<SIZE> {
     /// Bytes that the piece at `p` has.
     ///
     /// # Safety
-    /// [`Reserve::take`] has given it, and nobody has put it back.
+    /// [`Reserve::take`] has given it, and it has not been put back.
     unsafe fn size_of(p: *mut c_void) -> usize {
         // SAFETY: the unit before a piece holds its size.
         unsafe { p.cast::<u8>().sub(UNIT).cast::<usize>().read() }
@@ -158,7 +158,7 @@ impl<const SIZE: usize> Reserve<SIZE> {
                 // SAFETY: as above.
                 unsafe { *link = next };
                 if has > whole {
-                    // SAFETY: the rest of the piece is nobody's.
+                    // SAFETY: the rest of the piece is free.
                     unsafe { self.put(piece.cast::<u8>().add(whole), has - whole) };
                 }
                 // SAFETY: the piece is ours, and large enough.
@@ -175,17 +175,17 @@ impl<const SIZE: usize> Reserve<SIZE> {
         let Some(end) = at.checked_add(whole).filter(|&end| end <= SIZE) else { return ptr::null_mut() };
         self.used = end;
         if at > first {
-            // SAFETY: between the last piece and this one nobody has anything; both ends are multiples of UNIT.
+            // SAFETY: nothing is handed out between the last piece and this one; both ends are multiples of UNIT.
             unsafe { self.put(start.add(first), at - first) };
         }
-        // SAFETY: within the reserve, and nobody's.
+        // SAFETY: within the reserve, and free.
         unsafe { begin(start.add(at), size) }
     }
 
     /// Puts a piece into the list, which is in the order of addresses, and joins it with what is free beside it.
     ///
     /// # Safety
-    /// `size` bytes at `p` (multiples of UNIT) are in the reserve, and nobody's.
+    /// `size` bytes at `p` (multiples of UNIT) are in the reserve, and free.
     unsafe fn put(&mut self, p: *mut u8, size: usize) {
         let (mut before, mut after) = (ptr::null_mut::<Free>(), self.free);
         while !after.is_null() && (after as usize) < p as usize {
@@ -199,7 +199,7 @@ impl<const SIZE: usize> Reserve<SIZE> {
             let joined = unsafe { after.read() };
             piece = Free { size: size + joined.size, next: joined.next };
         }
-        // SAFETY: the piece before holds a `Free`; UNIT has room for one at `p`, which is aligned for it, and the caller says that it is nobody's.
+        // SAFETY: the piece before holds a `Free`; UNIT has room for one at `p`, which is aligned for it, and the caller says that it is free.
         unsafe {
             if before.is_null() {
                 p.cast::<Free>().write(piece);
@@ -228,7 +228,7 @@ impl<const SIZE: usize> Reserve<SIZE> {
 /// The piece of `size` bytes behind the unit at `whole`.
 ///
 /// # Safety
-/// The unit and the bytes are nobody's.
+/// The unit and the bytes are free.
 unsafe fn begin(whole: *mut u8, size: usize) -> *mut u8 {
     // SAFETY: the caller's promise.
     unsafe {
@@ -437,7 +437,7 @@ mod tests {
             for (other, its) in &held {
                 assert!(at + size <= *other || other + its <= at, "two pieces overlap");
             }
-            // SAFETY: the piece is ours: whoever writes over it is found by the look at the list.
+            // SAFETY: the piece is ours: writing over it is found by the check of the list.
             unsafe { (at as *mut u8).write_bytes(0xAA, size) };
             held.push((at, size));
         }

@@ -364,7 +364,7 @@ pub fn without_write_signals<T>(body: impl FnOnce() -> T) -> T {
 pub const LONGEST_LINE: usize = libc::PIPE_BUF;
 
 /// Writes a line to stderr in one piece, so that the host's own output does not tear it; a longer one than [`LONGEST_LINE`] is cut. A stderr
-/// that is closed, broken or full is nobody's problem: the host must not wait for, or die of, our message.
+/// that is closed, broken or full is ignored: the host must not wait for, or die of, our message.
 pub fn write_stderr(line: &[u8]) {
     const CUT: &[u8] = b" [...]\n";
     let mut short = [0; LONGEST_LINE];
@@ -474,7 +474,7 @@ unsafe impl Sync for Pages {}
 
 impl Drop for Pages {
     fn drop(&mut self) {
-        // SAFETY: the mapping made in `new`, unmapped once; nobody borrows it any more.
+        // SAFETY: the mapping made in `new`, unmapped once; no borrow of it is left.
         unsafe { libc::munmap(self.start.as_ptr().cast(), self.len) };
     }
 }

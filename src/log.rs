@@ -60,7 +60,7 @@ pub fn error(text: impl AsRef<str>) {
 }
 
 fn say(severity: Severity, text: &str) {
-    // In a forked child nobody may be there to unlock.
+    // In a forked child the thread that holds the lock may be gone.
     let guard = TARGET.try_lock_for(Duration::from_secs(1));
     let target = guard.as_ref().map(|g| g.get());
     // A line break inside (a path, an OS message) would make two messages of one.

@@ -209,7 +209,7 @@ pub fn start(config: &Config, mode: Mode) -> Result<Started> {
     Ok(Started::Now)
 }
 
-/// Everybody whom the writer asks, in the order in which an interval is told.
+/// All sources that the writer asks, in the order in which the lines of an interval are written.
 fn sources(config: &Config, now: u64) -> Vec<Box<dyn Source>> {
     vec![
         Box::new(tell::Steps::new(now)),
@@ -350,7 +350,7 @@ fn end_capture() {
     journal::push_line(Line::CaptureSummary(summary));
 }
 
-/// Last words of a recording that is in order: unfinished requests, batches, and what was never seen.
+/// The last events of a recording that ends in order: unfinished requests, batches, and what was never seen.
 fn tell_the_end(running: &Running) {
     let now = clock::now_ns();
     {

@@ -137,8 +137,7 @@ order, fastest dimension first.
     # where is the memory?
     jq 'select(.event=="memory_allocation") | {layer_id, allocation_size_mb, memory_type}' server.jsonl
     # which operations compute most?
-    jq -s 'map(select(.event=="compute_execution") | {layer_id, compute_intensity_gflops}) |
-    sort_by(.compute_intensity_gflops)' server.jsonl
+    jq -s 'map(select(.event=="compute_execution") | {layer_id, compute_intensity_gflops}) | sort_by(.compute_intensity_gflops)' server.jsonl
     # what do the feed-forward blocks keep in memory at once?
     jq 'select(.event=="mlp_operation") | {layer_id, mlp_operation, activation_memory_peak_mb}' server.jsonl
     # how did each request fare?

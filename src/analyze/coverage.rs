@@ -74,7 +74,7 @@ pub struct Coverage {
     pub has_start: bool,
     /// The session's end is in the file.
     pub has_end: bool,
-    /// Events under ids that nobody announced.
+    /// Events under ids that no session line announced.
     pub foreign_ids: u64,
 }
 

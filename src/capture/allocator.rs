@@ -16,15 +16,15 @@ use parking_lot::{Mutex, MutexGuard};
 use crate::ggml::api::{self, Ptr};
 use crate::ggml::view::TensorPtr;
 
-/// In a forked child nobody may be there to unlock.
+/// How long a lock is waited for: in a forked child the thread that holds it may be gone.
 const PATIENCE: Duration = Duration::from_millis(10);
 
 /// The arrays in which a scheduler says to its allocator which buffer each node and each leaf of the graph goes to.
 #[derive(Clone, Copy, Debug)]
 pub struct Buffers {
-    /// Of the nodes.
+    /// Buffers of the nodes.
     pub nodes: Ptr,
-    /// Of the leafs.
+    /// Buffers of the leafs.
     pub leafs: Ptr,
 }
 

@@ -14,7 +14,7 @@ use crate::pipeline::{Piece, Pipeline, Reason, Table};
 /// How a wanted node is read in this graph.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Way {
-    /// So.
+    /// By this route.
     By(Route),
     /// Not at all, for this reason.
     Refused(Reason),

@@ -147,7 +147,7 @@ pub fn end() -> Option<Arc<Capture>> {
 
 /// The host sets its own callback on a scheduler (null: none). To be told whether or not anything is captured.
 pub fn theirs_set(sched: Ptr, callback: Option<EvalCallback>, user_data: Ptr) {
-    // In a forked child nobody may be there to unlock.
+    // In a forked child the thread that holds the lock may be gone.
     let Some(mut theirs) = THEIRS.try_lock_for(THEIRS_PATIENCE) else { return };
     let theirs = theirs.get_or_insert_default();
     match callback {

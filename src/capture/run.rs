@@ -179,7 +179,7 @@ fn step_begins(capture: &Arc<Capture>, live: Arc<Live>, sched: Ptr, number: Opti
     true
 }
 
-/// Why rows of this context are nobody's request.
+/// Why rows of this context belong to no request.
 fn not_a_request(ctx: Ptr) -> Option<Reason> {
     if ctx.is_null() {
         return None;

@@ -397,7 +397,7 @@ impl Run {
             let store = memory.of_width(store, t.wanted.shape.ne[0]);
             let spec = store.and_then(|s| memory.spec(s, &t.hit, &t.tensor, old.occurrence, old.dtype, old.slice));
             let Some(spec) = spec else {
-                // It has its place in the buffer, and nobody looks there.
+                // It has its place in the buffer, which is not read.
                 pipeline.account().dropped(Reason::Full, 1, t.len as u64);
                 offset += t.len;
                 continue;

@@ -91,7 +91,7 @@ pub struct GpuInterval {
     pub memory_peak_bytes: Option<u64>,
 }
 
-/// What a device did during a request. It is the device's, whoever kept it busy: overlapping requests are each given all of it.
+/// What a device did during a request. It is all that the device did, for other processes too: overlapping requests are each given all of it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct GpuUse {

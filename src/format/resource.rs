@@ -209,7 +209,7 @@ pub struct ComponentHandoff {
     pub from_device: Option<String>,
     /// Bytes handed over; of a copy: those that were copied.
     pub bytes: Option<u64>,
-    /// Wall time of the call that copied, microseconds; `null` when nothing is copied, or where the backend copied by itself, unseen. A
+    /// Wall time of the call that copied, microseconds; `null` when nothing is copied, or where the backend copied by a function that is not seen. A
     /// backend may take what it is given into a queue of its own and return before it has arrived.
     pub duration_us: Option<f64>,
     /// The source's device was still computing when the copy began, so that `duration_us` may hold a wait for it; `null` where

@@ -244,7 +244,7 @@ pub struct Batch {
     pub status: i32,
     /// How long the call took. On an asynchronous backend this is submission, not compute.
     pub duration_us: f64,
-    /// Until the backends were known to be idle; `null` when nobody synchronised before the next call.
+    /// Until the backends were known to be idle; `null` when the host did not synchronise before the next call.
     pub synchronized_us: Option<f64>,
 }
 

@@ -369,7 +369,7 @@ pub fn may_stand_for(name: &CStr, definition: *mut c_void) -> bool {
             match place.compare_exchange(std::ptr::null_mut(), new, Ordering::AcqRel, Ordering::Acquire) {
                 Ok(_) => return true,
                 Err(theirs) => {
-                    // SAFETY: made above, seen by nobody.
+                    // SAFETY: made above, not shared with another thread yet.
                     drop(unsafe { Box::from_raw(new) });
                     known = theirs;
                 }

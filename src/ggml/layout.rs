@@ -35,7 +35,7 @@ impl Layout {
             let new = Box::into_raw(Box::new(probe()));
             let first = self.0.compare_exchange(std::ptr::null_mut(), new, Ordering::AcqRel, Ordering::Acquire);
             if first.is_err() {
-                // SAFETY: made above, seen by nobody: another thread has probed at the same time.
+                // SAFETY: made above, not shared with another thread yet: another thread has probed at the same time.
                 drop(unsafe { Box::from_raw(new) });
             }
             // SAFETY: a result that one of the two threads has put there, which is never freed.
@@ -89,7 +89,7 @@ fn probe() -> Result<(), String> {
     .filter(|c| !c.is_null())
     .ok_or_else(missing)?;
     let found = in_context(ctx, size).ok_or_else(missing);
-    // SAFETY: the context made above, used by nobody any more.
+    // SAFETY: the context made above, not used any more.
     unsafe { api::ggml_free(ctx) };
     let wrong: Vec<String> = found?
         .into_iter()

@@ -213,7 +213,7 @@ impl History {
         let end = self.segments.partition_point(|s| s.end_ns <= to_ns);
         let mut all = self.segments.get(first..end).unwrap_or_default().iter();
         let sum = all.next().map(|s| all.fold(s.clone(), |mut sum, s| (sum.gather(s), sum).1));
-        // What this process holds is told once a second: of a short request, by the reading around it.
+        // The memory of this process is read once a second: for a short request, the reading around it counts.
         let around = self.segments.get(first.min(end)..(end + 1).min(self.segments.len())).unwrap_or_default();
         let process_unknown = around.is_empty() || around.iter().any(|s| s.process_unknown);
         let process_peak = around.iter().filter_map(|s| s.process_peak).max();

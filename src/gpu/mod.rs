@@ -39,7 +39,7 @@ struct Shared {
     overflowed: u64,
     /// Facts to be told in the log, with the time they were found.
     facts: Vec<Fact>,
-    /// Up to when the devices are read; `None` while nobody reads them.
+    /// Up to when the devices are read; `None` while they are not read.
     horizon_ns: Option<u64>,
     /// The same with their energy counters.
     energy_horizon_ns: Option<u64>,

@@ -119,7 +119,7 @@ impl Budget {
         let owed = std::mem::take(&mut self.owed_ns[permit.slot]);
         let pays_off = (bytes as f64 / (rate / 2.0) * 1e9) as u64;
         permit.open_at(now_ns.saturating_add(pays_off).saturating_add(owed));
-        // Somebody may have closed the gate again, which is none of this one's business any more.
+        // Another step may have closed the gate again; this permit has nothing to do with that.
         permit.is_paid = true;
     }
 

@@ -21,7 +21,7 @@ use crate::observe::recording;
 use crate::observe::sample::StepSample;
 use crate::{boundary, clock};
 
-/// A thread's graphs. Locked by that thread, and by whoever ends the recording.
+/// A thread's graphs. Locked by that thread, and by the thread that ends the recording.
 #[derive(Debug, Default)]
 struct State {
     run: Option<Run>,

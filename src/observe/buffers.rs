@@ -229,7 +229,7 @@ impl Buffers {
         let thread = this_thread();
         let its = |b: &Buffer| b.thread == thread && b.number > filling.seen;
         if !self.live.contains_key(&(buffer as usize)) && !self.live.values().any(its) {
-            // ggml has allocated it by a call of its own that nobody else sees. Those of its graph allocator are bound like it.
+            // ggml has allocated it by a call of its own that passes no hook. Those of its graph allocator are bound like it.
             self.unseen = true;
             let reason = "ggml's calls within its own library are bound there in this build (-Bsymbolic, LTO or -fno-semantic-interposition)";
             state::tell(

@@ -47,7 +47,7 @@ pub struct Processed {
     pub encoded: bool,
 }
 
-/// Which context it is, for what outlives a call: an address alone may be another context's by then, or nobody's.
+/// Which context it is, for what outlives a call: an address alone may be another context's by then, or no context's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Serial(u64);
 
@@ -327,7 +327,7 @@ impl Context {
         self.flush_batch();
     }
 
-    /// Writes a call that nobody synchronised.
+    /// Writes a call that was not synchronised.
     pub fn flush_batch(&mut self) {
         if let Some(batch) = self.unsynchronized.take() {
             journal::push_line(Line::Batch(batch));

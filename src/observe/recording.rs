@@ -73,7 +73,7 @@ impl Totals {
 pub struct Recording {
     /// Exact totals.
     pub totals: Totals,
-    /// Plans whose counters the writer reads; it forgets those that nobody can run any more.
+    /// Plans whose counters the writer reads; it forgets those that cannot run any more.
     pub plans: Mutex<Vec<Arc<Plan>>>,
     /// Which steps are timed: of prompts, of decodes.
     pub(super) cadence: [Cadence; 2],
@@ -86,7 +86,7 @@ pub struct Recording {
 }
 
 impl Recording {
-    /// The writer reads the counters of `plan` until nobody can run it any more; where there is no writer, nobody would forget it.
+    /// The writer reads the counters of `plan` until it cannot run any more; without a writer it would never be forgotten.
     pub(crate) fn hand_to_the_writer(&self, plan: &Arc<Plan>) {
         if !journal::is_over() {
             self.plans.lock().push(plan.clone());

@@ -311,7 +311,7 @@ impl Requests {
         let Some(mut r) = s.request.take() else { return };
         s.first_touch_ns = None;
         s.launched = None;
-        // Never told: nobody read an output of it. A warm-up, or a probe of the cache.
+        // Never told, because no output of it was read: a warm-up, or a probe of the cache.
         if !r.told {
             return;
         }

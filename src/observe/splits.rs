@@ -113,7 +113,7 @@ impl Splits {
         Running { outer: CURRENT.replace(self), _splits: self }
     }
 
-    /// What was seen, and the copies of the plan that were not: some devices copy among themselves by calls that nobody sees.
+    /// What was seen, and the copies of the plan that were not: some devices copy among themselves by calls that are not seen.
     #[must_use]
     pub fn finish(&self) -> (Vec<PartRun>, Vec<Transfer>) {
         let (runs, mut transfers) = (self.runs.take(), self.transfers.take());

@@ -97,7 +97,7 @@ fn tell_untimed(plan: &Plan) {
     }
 }
 
-/// A ubatch runs. Without a decode call around any of the first ones, nobody hears of requests.
+/// A ubatch runs. Without a decode call around any of the first ones, requests cannot be seen.
 pub(super) fn before_step(told: &Told, in_decode: bool) {
     if told.without_decode.load(Ordering::Relaxed) > STEPS_WITHOUT_DECODE {
         return;

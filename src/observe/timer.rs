@@ -40,7 +40,7 @@ pub struct Hot {
     caller_length: AtomicUsize,
 }
 
-/// No address: nobody is a caller whose functions are kept any more.
+/// No address: no caller's functions are kept any more.
 const CLOSED: usize = usize::MAX;
 
 /// The only one.

@@ -39,7 +39,7 @@ pub struct Options {
     pub text: bool,
     /// The first line.
     pub first: Line,
-    /// Who is asked for lines, in the order in which an interval is told.
+    /// The sources of lines, in the order in which the lines of an interval are written.
     pub sources: Vec<Box<dyn Source>>,
     /// Called once, when a step of the host has been written.
     pub at_first_step: fn(),
@@ -142,7 +142,7 @@ impl Writer {
                 return;
             }
             match command {
-                // Nobody may be waiting any more.
+                // The caller may have given up waiting.
                 Ok(Command::Flush(done)) => _ = done.send(()),
                 Ok(Command::Stop(done)) => {
                     _ = done.send(());
@@ -330,7 +330,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Nobody will find what is written into a deleted file.
+    /// The file may have been deleted: what is written into it then is lost.
     fn tell_if_deleted(&mut self) {
         if let Some(sink) = self.sink.as_ref().filter(|s| !self.told_deleted && s.is_deleted()) {
             self.told_deleted = true;

@@ -11,7 +11,7 @@ pub enum Preset {
     Auto,
     /// Output of every block.
     Residual,
-    /// What the routers of experts computed, and whom they chose.
+    /// What the routers of experts computed, and which experts they chose.
     Routing,
     /// Logits.
     Logits,

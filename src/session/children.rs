@@ -12,7 +12,7 @@ use crate::{boundary, capture, host, log};
 /// Set by a llama-server that starts other ones, a server for each model, in their environment.
 const ROUTER: &str = "LLAMA_SERVER_ROUTER_PORT";
 
-/// Last words of a process that may have been a router to its end.
+/// The last message of a process that may have been a router to its end.
 pub(super) const NO_MODEL: &str =
     "no model was loaded in this process; servers that it started (router mode) have recordings of their own";
 

@@ -20,7 +20,7 @@ use crate::observe::splits::{Device, device_of_place};
 pub struct Missing {
     /// To keep the log's rate.
     pub left_out: u64,
-    /// Of warm-ups.
+    /// Those of warm-ups.
     pub warm_ups: u64,
 }
 

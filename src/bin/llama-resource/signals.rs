@@ -51,7 +51,7 @@ pub fn end_group(leader: u32, now: bool) {
     if let Ok(group) = libc::pid_t::try_from(leader)
         && group > 1
     {
-        // SAFETY: `kill` takes two integers; a group that is gone is an error that nobody needs.
+        // SAFETY: `kill` takes two integers; a group that is gone is an error that does not matter.
         unsafe { libc::kill(-group, if now { libc::SIGKILL } else { libc::SIGTERM }) };
     }
 }

@@ -31,7 +31,7 @@ pub fn eprint_line(text: &str) {
     eprint(&format!("llama-resource: {}", printable(text)));
 }
 
-/// Text on standard error, without what a terminal would act on; if even that is closed, nobody is there to be told.
+/// Text on standard error, without what a terminal would act on; if even that is closed, there is nobody to tell.
 pub fn eprint(text: &str) {
     let _ = writeln!(std::io::stderr(), "{}", printable_lines(text));
 }

@@ -39,7 +39,7 @@ pub struct Written {
     pub saturated: u64,
 }
 
-/// A new file for what is not whole yet. One of that name - another run's torso, or a link that somebody has put there, which may lead
+/// A new file for what is not whole yet. One of that name - what another run left unfinished, or a link that another user has put there, which may lead
 /// anywhere - is taken away first, never written through.
 fn create_part(path: &Path) -> std::io::Result<File> {
     match std::fs::remove_file(path) {

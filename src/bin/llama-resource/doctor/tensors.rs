@@ -22,7 +22,7 @@ const SHOWN_LINES: usize = 12;
 /// How often the list is looked for.
 const PERIOD: Duration = Duration::from_millis(20);
 
-/// What a server is told unless the user tells it something else: small, alone, on a port that nobody has.
+/// What a server is told unless the user tells it something else: small, alone, on a free port.
 const SERVER_DEFAULTS: [(&[&str], &str); 3] =
     [(&["-c", "--ctx-size"], "512"), (&["--port"], "0"), (&["-np", "--parallel"], "1")];
 

@@ -32,7 +32,7 @@ impl Logs {
     }
 }
 
-/// Placeholders of a folder's name are not looked for: folders are not made, so whoever names one so knows it.
+/// Placeholders of a folder's name are not looked for: folders are not made, so a folder of that very name exists.
 fn found(pattern: &Path) -> BTreeMap<PathBuf, u64> {
     let folder = pattern.parent().filter(|p| !p.as_os_str().is_empty());
     let entries = fs::read_dir(folder.unwrap_or(Path::new("."))).into_iter().flatten().flatten();
