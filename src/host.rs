@@ -60,7 +60,7 @@ pub fn thread_cpu_ns() -> u64 {
     cpu_ns(libc::CLOCK_THREAD_CPUTIME_ID)
 }
 
-/// CPU time of all threads of the process in nanoseconds: to the nanosecond, where /proc counts in hundredths of a second.
+/// CPU time of all threads of the process in nanoseconds; /proc counts in hundredths of a second.
 #[must_use]
 pub fn process_cpu_ns() -> u64 {
     cpu_ns(libc::CLOCK_PROCESS_CPUTIME_ID)
@@ -363,8 +363,8 @@ pub fn without_write_signals<T>(body: impl FnOnce() -> T) -> T {
 /// Bytes of a line on stderr: what a pipe that says that it has room takes in one piece and without waiting.
 pub const LONGEST_LINE: usize = libc::PIPE_BUF;
 
-/// Writes a line to stderr in one piece, so that the host's own output does not tear it; a longer one than [`LONGEST_LINE`] is cut. A stderr
-/// that is closed, broken or full is ignored: the host must not wait for, or die of, our message.
+/// Writes a line to stderr in one piece, [`LONGEST_LINE`] at most, so that the host's own output does not tear it. A stderr that
+/// is closed, broken or full is ignored: the host must not wait for, or die of, our message.
 pub fn write_stderr(line: &[u8]) {
     const CUT: &[u8] = b" [...]\n";
     let mut short = [0; LONGEST_LINE];
@@ -410,7 +410,7 @@ pub fn allocate_ahead(file: &std::fs::File, offset: u64, length: u64) -> std::io
     }
 }
 
-/// Lets writes to `file` go through the page cache from here on: what the file system says when it takes no direct ones.
+/// Lets writes to `file` go through the page cache from here on, where the file system takes no direct ones.
 pub fn leave_direct(file: &std::fs::File) {
     let fd = file.as_raw_fd();
     // SAFETY: a descriptor that is open as long as `file`; only its status flags change.

@@ -76,7 +76,7 @@ pub struct Context {
     n_seq_max: u32,
     unified: bool,
     has_cells: bool,
-    /// [`Self::kv`] is kept: for caches of cells, and where the build does not say whether it is one (then it shows what changes only).
+    /// [`Self::kv`] is kept: for caches of cells, and where the build does not say (it shows only changes then).
     shadowed: bool,
     /// What its first `llama_set_sampler` told; `None` before.
     serving: Option<bool>,
@@ -98,7 +98,7 @@ pub struct Context {
     told_usage_ns: u64,
 }
 
-/// Tokens of a vocabulary that have a text. A model without a vocabulary has tokens, but llama.cpp aborts where it is asked for one's text.
+/// Tokens of a vocabulary that have a text. llama.cpp aborts when a model without a vocabulary is asked for one.
 fn texts(vocab: Ptr) -> i32 {
     const NO_VOCABULARY: i32 = 0;
     if vocab.is_null() {
@@ -212,7 +212,7 @@ impl Context {
         self.running = Some(Running { begun_ns: clock::now_ns(), ..Running::default() });
     }
 
-    /// Rows without a position go on behind what the cache holds of their sequence, as llama.cpp has it, which is asked before it processes them.
+    /// Rows without a position follow what the cache holds of their sequence before llama.cpp processes them.
     fn fill_positions(&self, rows: &mut [Row]) {
         if rows.iter().all(|r| r.pos.is_some()) {
             return;
@@ -365,7 +365,7 @@ impl Context {
         }
     }
 
-    /// Takes a sample that was applied and not accepted: hosts with samplers of their own (node-llama-cpp) never accept.
+    /// Takes a sample that was applied and not accepted: hosts with their own samplers (node-llama-cpp) never accept.
     pub fn take_applied(&mut self) -> Option<(i32, u64)> {
         self.applied.take()
     }
@@ -406,7 +406,7 @@ impl Context {
         self.serving
     }
 
-    /// The vocabulary of its model, null if `token` is none of its own: llama.cpp throws where it is asked for the text of another.
+    /// The vocabulary of its model, null if `token` is not in it: llama.cpp throws when asked for such a text.
     #[must_use]
     pub fn vocab_with(&self, token: i32) -> Ptr {
         if (0..self.n_vocab).contains(&token) { self.vocab as Ptr } else { std::ptr::null_mut() }
