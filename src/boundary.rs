@@ -103,8 +103,7 @@ pub fn guarded<T>(fallback: T, body: impl FnOnce() -> T) -> T {
     })
 }
 
-/// Runs what must be known of the host whether or not it is recorded just now, because a recording that begins later needs it. Like [`guarded`] in
-/// every phase but [`Phase::Poisoned`].
+/// Runs what must be known of the host even while nothing is recorded, because a recording that begins later needs it. It is like [`guarded`], in every phase but [`Phase::Poisoned`].
 pub fn tracked<T>(fallback: T, body: impl FnOnce() -> T) -> T {
     if phase() == Phase::Poisoned || OBSERVING.replace(true) {
         return fallback;

@@ -417,8 +417,7 @@ pub fn leave_direct(file: &std::fs::File) {
     unsafe { libc::fcntl(fd, libc::F_SETFL, libc::fcntl(fd, libc::F_GETFL) & !libc::O_DIRECT) };
 }
 
-/// Memory straight from the kernel, zero and page-aligned. It is the kernel's again when dropped, so that a budget can be kept: what
-/// an allocator frees, it may keep.
+/// Memory straight from the kernel, zero and page-aligned. Dropping it gives it back to the kernel, so that a budget can be kept; an allocator may keep what is freed.
 #[derive(Debug)]
 pub struct Pages {
     start: NonNull<u8>,

@@ -411,9 +411,7 @@ fn install_handlers() {
     }));
 }
 
-/// Exit handlers run in the reverse order of their registration, so what ggml makes while it computes (statics within functions) would be
-/// destroyed ahead of ours. A host that computes in another thread while it exits would then compute with destroyed objects for as long
-/// as we close the log. Registered once more, we come first; the second call finds nothing to do.
+/// Exit handlers run in the reverse order of their registration, so what ggml makes while it computes (statics within functions) would be destroyed before our handler runs. A host that computes in another thread while it exits would then compute with destroyed objects while we close the log. Registered once more, our handler runs first; its second call finds nothing to do.
 fn at_first_step() {
     static ONCE: std::sync::Once = std::sync::Once::new();
     ONCE.call_once(|| host::at_exit(at_exit));
@@ -422,15 +420,14 @@ fn at_first_step() {
 /// Steps that the hooks have seen the end of.
 static STEPS_OVER: AtomicU64 = AtomicU64::new(0);
 
-/// A step of the host is over. The first ones make statics, and later ones now and then: we are registered behind them, as often as steps
-/// double.
+/// A step of the host is over. The first steps make statics, and later ones do sometimes. So our exit handler is registered again each time that the number of steps has doubled.
 pub fn step_is_over() {
     if (STEPS_OVER.fetch_add(1, Ordering::Relaxed) + 1).is_power_of_two() {
         host::at_exit(at_exit);
     }
 }
 
-/// The first step of the process runs: we stand behind what it makes, see [`at_first_step`].
+/// The first step of the process runs: our exit handler would run after what it makes is destroyed, see [`at_first_step`].
 fn is_in_first_step() -> bool {
     recording::current().totals.last_step().is_some()
         && STEPS_OVER.load(Ordering::Relaxed) == 0
@@ -449,8 +446,7 @@ fn at_failure() -> bool {
 }
 
 extern "C" fn at_exit() {
-    // A signal handler of the host called exit (llama-server's does at the second Ctrl-C) in the middle of an observer, whose locks are
-    // held for good. Whole lines are in the file; its end stays missing. So it does when the process ends in its very first step.
+    // A signal handler of the host called exit (llama-server's does at the second Ctrl-C) in the middle of an observer, whose locks are never released. Whole lines are in the file; its end stays missing. The same holds when the process ends in its very first step.
     if boundary::is_observing() || is_in_first_step() {
         return;
     }

@@ -6,7 +6,7 @@
 //!                                         (kept, one entry for each hook and object: [`Hooked::of`])
 //! ```
 //!
-//! What is known of a copy - its functions, how its tensors lie - is kept with it, and [`api`] asks the copy whose call is
+//! What is known of a copy (its functions, how its tensors lie) is kept with it, and [`api`] asks the copy whose call is
 //! being served ([`enter`]). Nothing here waits for a lock: the loader's own is held around a library's constructors, which may call us.
 
 use std::cell::Cell;
@@ -353,8 +353,7 @@ fn handed_out(name: &CStr) -> Option<*mut c_void> {
     None
 }
 
-/// Whether `dlsym` may answer with our hook where it has found `definition`: who calls it then cannot be told by where the call comes
-/// from, so it is one definition of each name, and none that hides another one in the global scope.
+/// Whether `dlsym` may answer with our hook where it has found `definition`. The address that such a call comes from does not say which copy is meant. So this is allowed for one definition of each name, and for none that hides another one in the global scope.
 #[must_use]
 pub fn may_stand_for(name: &CStr, definition: *mut c_void) -> bool {
     let global = symbol::dlsym(libc::RTLD_NEXT, name.as_ptr());

@@ -67,9 +67,7 @@ pub(crate) fn note_start() {
 
 /// The definition of `name` that a call from `caller` would reach if we were not here; null if the loader gives that place none.
 ///
-/// What the process started with sees the global scope alone; ours is a place in it, and the definition wanted is the next one. (A preload
-/// before us defines the same names: it must not be given itself.) What was loaded later sees that scope first, and then what it was
-/// loaded with - but a definition that came into the global scope after the caller is not what the caller was bound to.
+/// Objects that the process started with see the global scope alone. This library has a place in that scope, and the wanted definition is the next one. (A preload before us defines the same names: it must not be given itself.) Objects that were loaded later see that scope first, and then what they were loaded with. But a definition that came into the global scope after the caller is not what the caller was bound to.
 #[must_use]
 pub(crate) fn seen_from(caller: &LoadedObject, name: &CStr) -> *mut c_void {
     let global = dlsym(libc::RTLD_NEXT, name.as_ptr());

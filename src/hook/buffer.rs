@@ -40,8 +40,7 @@ hooks! {
 }
 
 exported! {
-    /// A buffer is allocated. Its kind shows later; see `observe::buffers`. One that comes in the place of a larger one, which was given
-    /// up in vain for what we wanted kept, gets that one's size where there is room.
+    /// A buffer is allocated. Its kind is known later; see `observe::buffers`. Where the buffer replaces a larger one, because an attempt to keep tensors for a capture has failed, it gets the size of the larger one if there is room.
     fn ggml_backend_buft_alloc_buffer(buft: Ptr, size: usize) -> Ptr => allocate;
 }
 

@@ -11,12 +11,10 @@ type Reserve = unsafe extern "C-unwind" fn(Ptr, Ptr, Ptr, Ptr) -> bool;
 type Place = unsafe extern "C-unwind" fn(Ptr, Ptr) -> bool;
 
 exported! {
-    /// Places a graph in memory by the plan that the allocator holds. That knows sizes, not flags: where nodes are to be kept, we have
-    /// this very graph planned first, as its scheduler would by the same function where the plan does not fit.
+    /// Places a graph in memory by the plan that the allocator holds. That plan knows sizes, not flags. So where nodes are to be kept, this very graph is planned first, by the function that its scheduler calls where a plan does not fit.
     fn ggml_gallocr_alloc_graph(allocator: Ptr, graph: Ptr) -> bool => place;
 
-    /// The allocator plans a graph, with the flags that it has now, and gets the memory for it. Where that fails with nodes that are to
-    /// be kept, they are not any more, and it plans once more.
+    /// The allocator plans a graph, with the flags that it has now, and gets the memory for it. Where that fails while nodes are to be kept, their flags are taken back, and it plans once more.
     fn ggml_gallocr_reserve_n(allocator: Ptr, graph: Ptr, nodes: Ptr, leafs: Ptr) -> bool => reserve;
 }
 

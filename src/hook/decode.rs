@@ -12,8 +12,7 @@ type Batch = ByValue<16>;
 /// `LLAMA_PROCESS_TYPE_ENCODE`.
 const ENCODES: i32 = 0;
 
-/// What a hook begins with. Without a value, which is made at every call in case there is none, a child that was forked from a recording
-/// process says that it is not recorded.
+/// What a hook begins with. Its default is what a hook gets that does not record: a child that was forked from a recording process then says that it is not recorded.
 struct Begun(Option<batches::Call>);
 
 impl Default for Begun {
@@ -24,7 +23,7 @@ impl Default for Begun {
 }
 
 fn begin(ctx: Ptr, rows: Vec<Row>, encodes: bool) -> Begun {
-    // Builds whose loading we do not see.
+    // In some builds the loading of a model is not seen; a batch shows that there is one.
     session::is_no_router();
     Begun(Some(batches::begins(ctx, rows, encodes)))
 }
