@@ -85,8 +85,8 @@ pub fn mark_own_thread() {
     OBSERVING.set(true);
 }
 
-/// Runs an observer of a hook. `fallback` is what the hook goes on with when we are off, already observing on this thread
-/// (a call that our own code made), or panic. It is an argument because no default is right for every hook.
+/// Runs an observer of a hook. `fallback` is what the hook goes on with when we are off, already observing on this
+/// thread (a call that our own code made), or panic. It is an argument because no default is right for every hook.
 #[inline]
 pub fn guarded<T>(fallback: T, body: impl FnOnce() -> T) -> T {
     if !active() && (phase() != Phase::Waiting || !wake()) {
@@ -103,7 +103,8 @@ pub fn guarded<T>(fallback: T, body: impl FnOnce() -> T) -> T {
     })
 }
 
-/// Runs what must be known of the host even while nothing is recorded, because a recording that begins later needs it. It is like [`guarded`], in every phase but [`Phase::Poisoned`].
+/// Runs what must be known of the host even while nothing is recorded, because a recording that begins later needs it.
+/// It is like [`guarded`], in every phase but [`Phase::Poisoned`].
 pub fn tracked<T>(fallback: T, body: impl FnOnce() -> T) -> T {
     if phase() == Phase::Poisoned || OBSERVING.replace(true) {
         return fallback;
@@ -154,8 +155,8 @@ fn poison() {
     PHASE.store(Phase::Poisoned as u8, Ordering::Release);
 }
 
-/// An allocation that cannot fail has failed: hooks only forward from here on. True if that ended something: a recording, or the wait for the
-/// first call.
+/// An allocation that cannot fail has failed: hooks only forward from here on. True if that ended something: a
+/// recording, or the wait for the first call.
 pub fn end_for_want_of_memory() -> bool {
     let ends = |old| {
         (old != Phase::Poisoned as u8 && old != Phase::Idle as u8 && old != Phase::Stopped as u8)
@@ -169,7 +170,8 @@ pub fn claim_process() {
     OWNER.store(std::process::id(), Ordering::Relaxed);
 }
 
-/// Whether this process was forked from one that recorded: locks may be held by threads that are gone, and the writer's thread is not here.
+/// Whether this process was forked from one that recorded: locks may be held by threads that are gone, and the writer's
+/// thread is not here.
 #[must_use]
 pub fn in_forked_child() -> bool {
     let owner = OWNER.load(Ordering::Relaxed);

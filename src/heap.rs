@@ -1,11 +1,14 @@
-//! The memory of the library: the process's own allocator, and a reserve of our own for the moment when that has nothing left.
+//! The memory of the library: the process's own allocator, and a reserve of our own for the moment when that
+//! has nothing left.
 //!
-//! Rust ends the process when it cannot allocate, and the process is the host's. What is large is therefore asked for by [`reserve`], which
-//! may fail, and whose failure ends the part that asked. What is small cannot fail in Rust: it comes out of the reserve then, the library only
-//! forwards from there on, and one line says why. What a thread of ours or an observer still needs until it has noticed is a few kilobytes.
+//! Rust ends the process when it cannot allocate, and the process is the host's. What is large is therefore asked for
+//! by [`reserve`], which may fail, and whose failure ends the part that asked. What is small cannot fail in Rust: it
+//! comes out of the reserve then, the library only forwards from there on, and one line says why. What a thread of ours
+//! or an observer still needs until it has noticed is a few kilobytes.
 //!
-//! build.rs has the linker send every call of `malloc` and its kin within the shared library here (`--wrap`): those of std that pass a Rust
-//! allocator by, and those of the codecs in C, too. The host's calls, and those of programs that are linked with the rlib, never come here.
+//! build.rs has the linker send every call of `malloc` and its kin within the shared library here (`--wrap`): those of
+//! std that pass a Rust allocator by, and those of the codecs in C, too. The host's calls, and those of programs that
+//! are linked with the rlib, never come here.
 //!
 //! The reserve is zero pages of the library's own image: address space, and no memory until it is needed.
 
@@ -20,16 +23,19 @@ use std::time::Duration;
 
 use crate::{boundary, host};
 
-/// Bytes of the reserve: some of the largest tables that we make in one piece (plans of graphs of thousands of nodes), and all that is small.
+/// Bytes of the reserve: some of the largest tables that we make in one piece (plans of graphs of thousands of nodes),
+/// and all that is small.
 const RESERVE: usize = 4 << 20;
 
-/// Everything in the reserve is a multiple of this, and lies at one. Before each piece stands a unit that holds its size.
+/// Everything in the reserve is a multiple of this, and lies at one. Before each piece stands a unit that
+/// holds its size.
 const UNIT: usize = 64;
 
 /// What `malloc` aligns to.
 const MALLOC_ALIGN: usize = 16;
 
-/// When the reserve is used up as well, memory may come back: so often and so long apart it is looked for, before Rust ends the process.
+/// When the reserve is used up as well, memory may come back: so often and so long apart it is looked for, before Rust
+/// ends the process.
 const LAST_LOOKS: u32 = 100;
 const BETWEEN_LOOKS: Duration = Duration::from_millis(20);
 
@@ -40,7 +46,8 @@ thread_local! {
     static FALLIBLE: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Room for `more` elements in `list`. False, and nothing is changed, where there is no memory for it: the caller goes without.
+/// Room for `more` elements in `list`. False, and nothing is changed, where there is no memory for it: the
+/// caller goes without.
 #[must_use]
 pub fn reserve<T>(list: &mut Vec<T>, more: usize) -> bool {
     fallibly(|| list.try_reserve_exact(more).is_ok())
@@ -147,7 +154,8 @@ impl<const SIZE: usize> Reserve<SIZE> {
         let fits = |at: usize| (at + UNIT).is_multiple_of(align);
         let mut link = &raw mut self.free;
         loop {
-            // SAFETY: `link` is the head or the `next` of a piece that is in the list, and the list is ours under the lock.
+            // SAFETY: `link` is the head or the `next` of a piece that is in the list, and the list is ours
+            // under the lock.
             let piece = unsafe { *link };
             if piece.is_null() {
                 break;
@@ -199,7 +207,8 @@ impl<const SIZE: usize> Reserve<SIZE> {
             let joined = unsafe { after.read() };
             piece = Free { size: size + joined.size, next: joined.next };
         }
-        // SAFETY: the piece before holds a `Free`; UNIT has room for one at `p`, which is aligned for it, and the caller says that it is free.
+        // SAFETY: the piece before holds a `Free`; UNIT has room for one at `p`, which is aligned for it, and the
+        // caller says that it is free.
         unsafe {
             if before.is_null() {
                 p.cast::<Free>().write(piece);
@@ -261,7 +270,8 @@ fn tell(bytes: usize) {
     }
 }
 
-// The linker's names for both sides of `--wrap`. Where it was not asked to wrap (programs, tests), the real functions have none: weak.
+// The linker's names for both sides of `--wrap`. Where it was not asked to wrap (programs, tests), the real functions
+// have none: weak.
 macro_rules! wrap {
     ($($name:literal $wrapped:ident $jump:literal;)*) => {
         $(global_asm!(

@@ -1,7 +1,8 @@
 //! docs/events.schema.json and docs/EVENTS.md are what the types of src/format say. Both are generated here;
 //! `UPDATE=1 cargo test --features schema --test schema` writes them anew.
 //!
-//! The examples in docs/EVENTS.md are lines of real logs, kept in docs/examples.jsonl (`UPDATE=1 pytest tests/server/test_schema.py`).
+//! The examples in docs/EVENTS.md are lines of real logs, kept in docs/examples.jsonl
+//! (`UPDATE=1 pytest tests/server/test_schema.py`).
 #![cfg(feature = "schema")]
 
 mod text;

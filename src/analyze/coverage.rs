@@ -68,7 +68,8 @@ pub struct Coverage {
     pub states: Vec<State>,
     /// The library's own totals; `null` when the log was not closed in order.
     pub declared: Option<Declared>,
-    /// Steps that the library counted but no summary in this file covers: lines are lost. `null` without [`Self::declared`].
+    /// Steps that the library counted but no summary in this file covers: lines are lost.
+    /// `null` without [`Self::declared`].
     pub unsummarized_steps: Option<u64>,
     /// The session's start is in the file.
     pub has_start: bool,

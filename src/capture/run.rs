@@ -23,7 +23,8 @@ thread_local! {
     static THEIRS_ASKED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// A graph was built and is about to get its memory: flags what is to be kept. What it gives is to live until the graph has it.
+/// A graph was built and is about to get its memory: flags what is to be kept. What it gives is to live until the
+/// graph has it.
 #[must_use]
 pub fn graph_begins(sched: Ptr, graph: Ptr) -> Option<Allocating> {
     let capture = super::current()?;

@@ -1,7 +1,8 @@
-//! The self-calibrating layout probe: builds a few tensors through the host's own ggml and finds every offset that we read.
+//! The self-calibrating layout probe: builds a few tensors through the host's own ggml and finds every offset
+//! that we read.
 //!
-//! The committed bindings describe the pinned version. They are used only if each offset found here is the same; otherwise what
-//! needs tensors is refused with one line that says which field differs, and everything else goes on.
+//! The committed bindings describe the pinned version. They are used only if each offset found here is the same;
+//! otherwise what needs tensors is refused with one line that says which field differs, and everything else goes on.
 
 use std::ffi::c_void;
 use std::mem::{offset_of, size_of};
@@ -45,7 +46,8 @@ impl Layout {
     }
 }
 
-/// Whether tensors of the copy of ggml whose call is served can be read. Probes at the first call; call it only when ggml is loaded.
+/// Whether tensors of the copy of ggml whose call is served can be read. Probes at the first call; call it only when
+/// ggml is loaded.
 pub fn check() -> Result<(), &'static str> {
     copies::current().layout.check()
 }

@@ -1,4 +1,5 @@
-//! The calls that process a batch: `llama_process` (newer builds) and `llama_decode` / `llama_encode` (older ones and third parties).
+//! The calls that process a batch: `llama_process` (newer builds) and `llama_decode` / `llama_encode` (older ones
+//! and third parties).
 
 use super::{ByValue, Ptr};
 use crate::ggml::bindings::llama_batch;
@@ -12,7 +13,8 @@ type Batch = ByValue<16>;
 /// `LLAMA_PROCESS_TYPE_ENCODE`.
 const ENCODES: i32 = 0;
 
-/// What a hook begins with. Its default is what a hook gets that does not record: a child that was forked from a recording process then says that it is not recorded.
+/// What a hook begins with. Its default is what a hook gets that does not record: a child that was forked from a
+/// recording process then says that it is not recorded.
 struct Begun(Option<batches::Call>);
 
 impl Default for Begun {
@@ -29,8 +31,8 @@ fn begin(ctx: Ptr, rows: Vec<Row>, encodes: bool) -> Begun {
 }
 
 fn rows_of(batch: &Batch) -> Vec<Row> {
-    // SAFETY: the host passes a llama_batch; the fields read here lie at the same offsets in every version of it (facts of the bindings'
-    // history: n_tokens .. logits never moved), within the bytes that we copied.
+    // SAFETY: the host passes a llama_batch; the fields read here lie at the same offsets in every version of it (facts
+    // of the bindings' history: n_tokens .. logits never moved), within the bytes that we copied.
     let b = unsafe { batch.bytes().cast::<llama_batch>().read_unaligned() };
     let n = usize::try_from(b.n_tokens).unwrap_or(0);
     (0..n)

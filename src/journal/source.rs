@@ -18,7 +18,8 @@ pub struct Moment {
     pub ends: bool,
 }
 
-/// A source of lines. It lives on the writer's thread for one recording; the session says which sources there are, and in which order.
+/// A source of lines. It lives on the writer's thread for one recording; the session says which sources there are, and
+/// in which order.
 pub trait Source: Debug + Send {
     /// Hands over what has come in since the last call.
     fn drain(&mut self, _at: Moment, _out: &mut Vec<Event>) {}
@@ -31,7 +32,8 @@ pub trait Source: Debug + Send {
     /// Makes lines of a step, if it is one of this source's.
     fn expand(&mut self, _step: &dyn Sample, _level: Level, _out: &mut Vec<Line>) {}
 
-    /// Fills in what only this source knows of a line that is about to be written. What goes to `before` is written ahead of it.
+    /// Fills in what only this source knows of a line that is about to be written. What goes to `before` is written
+    /// ahead of it.
     fn complete(&mut self, _line: &mut Line, _before: &mut Vec<Line>) {}
 
     /// Adds what is told of an interval that ends, behind what the sources before this one have told.

@@ -228,8 +228,8 @@ impl Context {
         }
     }
 
-    /// Whether a step of the running call may be written event by event. Not a warm-up: llama.cpp makes up to two batches before it
-    /// serves, and nothing says what they are; the budget of a long prompt would be gone.
+    /// Whether a step of the running call may be written event by event. Not a warm-up: llama.cpp makes up to two
+    /// batches before it serves, and nothing says what they are; the budget of a long prompt would be gone.
     #[must_use]
     pub fn may_be_sampled(&self, others_serve: bool) -> bool {
         const WARM_UPS: u64 = 2;
@@ -344,8 +344,8 @@ impl Context {
         outputs.len().checked_sub(i.unsigned_abs() as usize).map(|k| outputs[k])
     }
 
-    /// A token was sampled from row `i`: for which sequence. A row that several completions share serves them in order of their ids,
-    /// as llama-server goes through its slots.
+    /// A token was sampled from row `i`: for which sequence. A row that several completions share serves them in order
+    /// of their ids, as llama-server goes through its slots.
     pub fn sampled_from(&mut self, i: usize) -> Option<i32> {
         let own = self.rows.get(i)?.seq;
         let (seqs, taken) = self.samplers_of_row.entry(i).or_insert_with(|| (vec![own], 0));
@@ -354,7 +354,8 @@ impl Context {
         seq
     }
 
-    /// A sampler was applied to the candidates of row `row`. Gives back an older sample that was never accepted, if this is another row's.
+    /// A sampler was applied to the candidates of row `row`. Gives back an older sample that was never accepted, if
+    /// this is another row's.
     pub fn sampler_applied(&mut self, row: i32, now: u64) -> Option<(i32, u64)> {
         match self.applied {
             Some((old, _)) if old == row => None,
@@ -468,8 +469,8 @@ impl Context {
         }
     }
 
-    /// Smallest and largest position of a sequence in the cache, -1 if it has none. `None` where llama.cpp must not be asked: it aborts
-    /// on a sequence that the context does not have.
+    /// Smallest and largest position of a sequence in the cache, -1 if it has none. `None` where llama.cpp must not be
+    /// asked: it aborts on a sequence that the context does not have.
     fn positions_of(&self, seq: i32) -> Option<(i32, i32)> {
         let has = self.memory != 0 && u32::try_from(seq).is_ok_and(|seq| seq < self.n_seq_max);
         // SAFETY: the memory of a live context (only the host's calls on it come here), and a sequence that it has.

@@ -1,7 +1,9 @@
-//! The writer's thread: takes events out of the rings, makes lines of them, writes whole lines, and adds the interval's totals.
+//! The writer's thread: takes events out of the rings, makes lines of them, writes whole lines, and adds
+//! the interval's totals.
 //!
-//! It sleeps most of the time (every wake-up may cost a host that computes on all cores), has a low weight of the scheduler and
-//! blocks all signals. On the first I/O error it says so once and the log ends; the host goes on, and so does a capture.
+//! It sleeps most of the time (every wake-up may cost a host that computes on all cores), has a low weight of the
+//! scheduler and blocks all signals. On the first I/O error it says so once and the log ends; the host goes on, and so
+//! does a capture.
 
 use std::time::{Duration, Instant};
 

@@ -1,4 +1,5 @@
-//! What all subcommands print with: standard output, standard error under this program's name, and whether colours are wanted.
+//! What all subcommands print with: standard output, standard error under this program's name, and whether
+//! colours are wanted.
 
 use std::io::{IsTerminal, Write};
 
@@ -25,8 +26,8 @@ pub fn print(text: &str) -> Result<(), String> {
     }
 }
 
-/// One line on standard error, under this program's name: the command's own messages stand beside it. What a file says, a name with a
-/// line break in it, does not make another line.
+/// One line on standard error, under this program's name: the command's own messages stand beside it. What a file says,
+/// a name with a line break in it, does not make another line.
 pub fn eprint_line(text: &str) {
     eprint(&format!("llama-resource: {}", printable(text)));
 }

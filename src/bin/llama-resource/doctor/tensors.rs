@@ -1,4 +1,5 @@
-//! `doctor --tensors`: starts the binary with the library, which writes what it would capture of the first graph, and ends it again.
+//! `doctor --tensors`: starts the binary with the library, which writes what it would capture of the first graph, and
+//! ends it again.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};

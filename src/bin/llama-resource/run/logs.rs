@@ -1,4 +1,5 @@
-//! Which logs a run wrote: with placeholders in the path only the library knows their names, so they are found by what they fit.
+//! Which logs a run wrote: with placeholders in the path only the library knows their names, so they are found by
+//! what they fit.
 
 use std::collections::BTreeMap;
 use std::fs;
