@@ -54,6 +54,9 @@ lint: ## rustfmt, clippy and rustdoc, without a warning
 	cargo clippy --quiet --lib --no-default-features -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --quiet --no-deps --document-private-items --lib
 
+docs-check: ## Docs and comments: paths, links, columns, settings, events, calls of the host, unsafe blocks
+	cargo test --quiet --features schema --test docs --test schema --test configuration --test host_calls --test security --test unsafe_list
+
 test-rust: llama model lib ## Rust tests: units, header, bindings, schema, layering, the program
 	LIBCLANG_PATH="$(LIBCLANG)" cargo test --quiet --features schema
 

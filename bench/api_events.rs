@@ -2,10 +2,11 @@
 //!
 //!     cargo bench --bench api_events
 //!
-//! Each iteration is a thousand calls into rings that the writer has just emptied, so that nothing is dropped; the figure is for one
-//! call (`ns` = time a call on the thread that makes it). More threads than cores share them, and each waits for its turn: what a call costs
-//! the machine is then time times cores over threads. The log is /dev/null. Rows with tensors take ggml from target/llama.cpp/bin and are
-//! left out where it has not been built. Figures: docs/C-API.md.
+//! Each iteration is a thousand calls into rings that the writer has just emptied, so that nothing is dropped;
+//! the figure is for one call (`ns` = time a call on the thread that makes it). More threads than cores share
+//! them, and each waits for its turn: what a call costs the machine is then time times cores over threads. The
+//! log is /dev/null. Rows with tensors take ggml from target/llama.cpp/bin and are left out where it has not been
+//! built. Figures: docs/C-API.md.
 #![allow(clippy::print_stdout, reason = "says what is not tested here, and figures")]
 #![expect(unsafe_code, reason = "calls the C API as C does")]
 

@@ -1,11 +1,12 @@
-//! What the codecs make of real activations: size, speed of one core, and the bounds, measured again on what was decoded.
+//! What the codecs make of real activations: size, speed of one core, and the bounds, measured again on
+//! what was decoded.
 //!
 //!     cargo bench --bench codec                    # every kind with `bounded` and `fast`, two kinds with every codec
 //!     cargo bench --bench codec -- ffn_up Vcur     # these kinds, with every codec
 //!     cargo bench --bench codec -- sample l_out    # only sixteen packets, those of bench/codecs.py
 //!
-//! The activations are those of bench/dump_activations.cpp, in packets of about 1 MiB, as a prompt gives them. Speeds are of f32 values.
-//! bench/codecs.py prints the same for other libraries.
+//! The activations are those of bench/dump_activations.cpp, in packets of about 1 MiB, as a prompt gives them. Speeds
+//! are of f32 values. bench/codecs.py prints the same for other libraries.
 #![expect(clippy::print_stdout, reason = "prints a table")]
 
 use std::path::{Path, PathBuf};

@@ -3,8 +3,9 @@
 //!     cargo bench --bench hot_path                 all of it, about a minute
 //!     cargo bench --bench hot_path -- timer        only names with `timer`
 //!
-//! The rows that need ggml (`host::*`) take it from target/llama.cpp/bin (or the directory in LLAMA_RESOURCE_BENCH_GGML) and are left
-//! out, with one line that says so, where it has not been built. Figures: docs/OVERHEAD.md.
+//! The rows that need ggml (`host::*`) take it from target/llama.cpp/bin (or the directory in
+//! LLAMA_RESOURCE_BENCH_GGML) and are left out, with one line that says so, where it has not been
+//! built. Figures: docs/OVERHEAD.md.
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program that prints figures")]
 
@@ -51,8 +52,8 @@ mod queue {
         static LOCAL: Local<Event> = const { Local::new(None) };
     }
 
-    /// The writer's part: it never sleeps while something is pushed, which is harder on the pushing threads than the real writer,
-    /// who looks ten times a second.
+    /// The writer's part: it never sleeps while something is pushed, which is harder on the pushing threads than the
+    /// real writer, who looks ten times a second.
     pub fn drain_until_done() {
         while !DONE.load(Ordering::Relaxed) {
             let mut n = 0;
@@ -191,8 +192,8 @@ mod host {
     use llama_resource_instrumentation::observe::timer::{self, Timer};
     use std::ffi::{CString, c_void};
 
-    /// Operations and barriers of each thread in a decode step of SmolLM2-135M (counted with breakpoints, docs/OVERHEAD.md): matrix
-    /// multiplications have barriers inside.
+    /// Operations and barriers of each thread in a decode step of SmolLM2-135M (counted with breakpoints,
+    /// docs/OVERHEAD.md): matrix multiplications have barriers inside.
     const NODES: usize = 515;
     const BARRIERS: usize = 756;
 

@@ -1,12 +1,13 @@
-//! The capture pipeline alone: activations in memory to bytes on the disk, sustained, beside what the machine can do at all.
+//! The capture pipeline alone: activations in memory to bytes on the disk, sustained, beside what the machine can
+//! do at all.
 //!
 //!     cargo bench --bench pipeline                          all of it, about nine minutes
 //!     cargo bench --bench pipeline -- --seconds 10 fast     ten seconds a row, only codecs with `fast` in their name
 //!
-//! Takes the activations of a real model from target/activations/*.f32 (made by `bench/dump_activations.cpp`); without them it makes
-//! heavy-tailed ones and says so. A step has 512 tokens of every kind of tensor in one layer; `--rows 1` is decoding instead. Files are
-//! written to target/ (or `--folder`) and deleted, which is not timed; a file that fills half of the free space is followed by another.
-//! `--json` prints JSON. Figures: docs/OVERHEAD.md.
+//! Takes the activations of a real model from target/activations/*.f32 (made by `bench/dump_activations.cpp`); without
+//! them it makes heavy-tailed ones and says so. A step has 512 tokens of every kind of tensor in one layer; `--rows 1`
+//! is decoding instead. Files are written to target/ (or `--folder`) and deleted, which is not timed; a file that fills
+//! half of the free space is followed by another. `--json` prints JSON. Figures: docs/OVERHEAD.md.
 
 #![expect(clippy::print_stdout, clippy::unwrap_used, reason = "a program that prints figures, or fails")]
 
@@ -210,7 +211,8 @@ fn measure(s: &Settings, kinds: &[Kind], codec: Codec, workers: usize) -> Measur
         m.cpu += cpu_seconds() - cpu;
         assert!(totals.clean && totals.account.captured == totals.account.seen, "{totals:?}");
         m.written += totals.bytes;
-        // Not timed: a disk may take seconds to discard what was in the file, and nobody deletes a stream while it is written.
+        // Not timed: a disk may take seconds to discard what was in the file, and nobody deletes a stream while
+        // it is written.
         std::fs::remove_file(&path).unwrap();
     }
     m
@@ -326,8 +328,8 @@ fn copy(seconds: f64) -> f64 {
     bytes as f64 / began.elapsed().as_secs_f64() / GB
 }
 
-/// Aligned blocks of 4 MiB past the page cache into reserved space, one after the other; GB/s. Through the page cache, with what must
-/// reach the disk, where the file system has nothing else.
+/// Aligned blocks of 4 MiB past the page cache into reserved space, one after the other; GB/s. Through the page cache,
+/// with what must reach the disk, where the file system has nothing else.
 fn disk(s: &Settings, seconds: f64) -> f64 {
     let path = s.folder.join(format!("bench-disk-{}", std::process::id()));
     let open =

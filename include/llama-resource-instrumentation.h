@@ -17,7 +17,8 @@ struct ggml_tensor;
 // Version of the ABI: raised when a function or structure changes in a way that an old caller would notice.
 #define LLAMA_RESOURCE_INSTRUMENTATION_ABI_VERSION 1
 
-// What a function answers. 0 is success, positive numbers are no failures, negative ones are. Numbers are never reused.
+// What a function answers. 0 is success, positive numbers are no failures, negative ones are. Numbers
+// are never reused.
 enum llama_resource_instrumentation_status {
     // Done.
     LLAMA_RESOURCE_INSTRUMENTATION_STATUS_SUCCESS = 0,
@@ -35,11 +36,13 @@ enum llama_resource_instrumentation_status {
     LLAMA_RESOURCE_INSTRUMENTATION_STATUS_IO = -3,
     // An internal failure; recording has ended and the host goes on.
     LLAMA_RESOURCE_INSTRUMENTATION_STATUS_INTERNAL = -4,
-    // The calls before do not allow this one (an end without its begin, a layer outside a session). What could be repaired was.
+    // The calls before do not allow this one (an end without its begin, a layer outside a session). What could
+    // be repaired was.
     LLAMA_RESOURCE_INSTRUMENTATION_STATUS_WRONG_ORDER = -5,
     // 1024 layers and components are open on this thread.
     LLAMA_RESOURCE_INSTRUMENTATION_STATUS_TOO_DEEP = -6,
-    // Tensors of the ggml in this process cannot be read: its layout is none that we know, or it is not there. Nothing was recorded.
+    // Tensors of the ggml in this process cannot be read: its layout is none that we know, or it is not there.
+    // Nothing was recorded.
     LLAMA_RESOURCE_INSTRUMENTATION_STATUS_TENSOR_UNREADABLE = -7,
     // This process cannot record: it was forked from one that did, or an internal failure ended recording.
     LLAMA_RESOURCE_INSTRUMENTATION_STATUS_UNAVAILABLE = -8,
@@ -49,7 +52,8 @@ enum llama_resource_instrumentation_status {
 
 // Levels, as numbers for C.
 enum llama_resource_instrumentation_level {
-    // Sessions, model, buffers, large allocations, requests, interval summaries, matrix multiplications of sampled steps.
+    // Sessions, model, buffers, large allocations, requests, interval summaries, matrix multiplications
+    // of sampled steps.
     LLAMA_RESOURCE_INSTRUMENTATION_LEVEL_MINIMAL = 0,
     // Adds batches, components, layers, MLP operations, norms, activations, hand-offs, KV-cache operations.
     LLAMA_RESOURCE_INSTRUMENTATION_LEVEL_DETAILED = 1,
@@ -57,7 +61,8 @@ enum llama_resource_instrumentation_level {
     LLAMA_RESOURCE_INSTRUMENTATION_LEVEL_VERBOSE = 2,
 };
 
-// Settings of a recording. Made by `llama_resource_instrumentation_default_params`; fields are only ever added at the end.
+// Settings of a recording. Made by `llama_resource_instrumentation_default_params`; fields are only ever added
+// at the end.
 struct llama_resource_instrumentation_params {
     // `LLAMA_RESOURCE_INSTRUMENTATION_ABI_VERSION` of the header that the program was compiled against.
     uint32_t abi_version;
@@ -65,15 +70,15 @@ struct llama_resource_instrumentation_params {
     uint32_t size;
     // 0, 1, 2; negative: from LLAMA_RESOURCE_LOG_LEVEL.
     int32_t level;
-    // Whether the hooks see what llama.cpp does, if they are reached (this library comes before libllama in the link order, or is
-    // preloaded). False: marks and the eval callback only.
+    // Whether the hooks see what llama.cpp does, if they are reached (this library comes before libllama in the link
+    // order, or is preloaded). False: marks and the eval callback only.
     bool hooks;
     // The log; NULL: from LLAMA_RESOURCE_LOG_PATH. Copied.
     const char * log_path;
     // Bytes a second that the log may grow; 0: from LLAMA_RESOURCE_LOG_RATE or by level; negative: no limit.
     int64_t log_rate;
-    // Whether a mark waits for the writer when its thread is too far ahead (a second at most), so that none is dropped. False: it is
-    // dropped and counted.
+    // Whether a mark waits for the writer when its thread is too far ahead (a second at most), so that none is
+    // dropped. False: it is dropped and counted.
     bool wait;
 };
 
@@ -89,10 +94,12 @@ struct llama_resource_instrumentation_statistics {
     uint64_t events_left_out;
 };
 
-// Receives this library's messages: a level of ggml (2 info, 3 warning, 4 error), one line of text, and the caller's pointer.
+// Receives this library's messages: a level of ggml (2 info, 3 warning, 4 error), one line of text, and
+// the caller's pointer.
 typedef void (*llama_resource_instrumentation_log_callback)(int32_t level, const char * text, void * user_data);
 
-// What became of the activations that the selection wanted. Once the stream is closed, `seen` is the sum of the other three.
+// What became of the activations that the selection wanted. Once the stream is closed, `seen` is the sum of
+// the other three.
 struct llama_resource_instrumentation_capture_statistics {
     // Tensors that the selection wanted; one counts once a step.
     uint64_t seen_tensors;
@@ -114,8 +121,8 @@ struct llama_resource_instrumentation_capture_statistics {
     uint64_t file_bytes;
 };
 
-// What the server knows of a task when its slot is released. Made by `llama_resource_server_release_default`; fields are only ever added
-// at the end. Times are microseconds of one clock of the server's; 0 for what never happened.
+// What the server knows of a task when its slot is released. Made by `llama_resource_server_release_default`; fields
+// are only ever added at the end. Times are microseconds of one clock of the server's; 0 for what never happened.
 struct llama_resource_server_release {
     // `LLAMA_RESOURCE_INSTRUMENTATION_ABI_VERSION` of the header that the program was compiled against.
     uint32_t abi_version;
@@ -175,12 +182,13 @@ enum llama_resource_instrumentation_status llama_resource_instrumentation_init(i
 // Begins recording with `params`, which is only read during the call.
 //
 // Requires:
-// `params` is NULL or points to a structure of `params->size` bytes; its `log_path` is NULL or a NUL-terminated string.
+// `params` is NULL or points to a structure of `params->size` bytes; its `log_path` is NULL or
+// a NUL-terminated string.
 enum llama_resource_instrumentation_status llama_resource_instrumentation_init_with_params(const struct llama_resource_instrumentation_params * params);
 
-// Ends recording: totals are written and the log is closed. May be called again; a later init starts a new session. A recording that
-// the environment began (LD_PRELOAD, or a build that follows it) is not the program's to end: it is flushed, goes on, and the answer is
-// ALREADY_RUNNING.
+// Ends recording: totals are written and the log is closed. May be called again; a later init starts a new session. A
+// recording that the environment began (LD_PRELOAD, or a build that follows it) is not the program's to end: it is
+// flushed, goes on, and the answer is ALREADY_RUNNING.
 enum llama_resource_instrumentation_status llama_resource_instrumentation_free(void);
 
 // Waits until every event so far is in the file.
@@ -192,14 +200,15 @@ enum llama_resource_instrumentation_status llama_resource_instrumentation_set_le
 // Writes events again after `llama_resource_instrumentation_disable`.
 enum llama_resource_instrumentation_status llama_resource_instrumentation_enable(void);
 
-// Writes no event until `llama_resource_instrumentation_enable`. Spans may begin and end meanwhile; memory, cache and totals stay right.
+// Writes no event until `llama_resource_instrumentation_enable`. Spans may begin and end meanwhile; memory, cache and
+// totals stay right.
 enum llama_resource_instrumentation_status llama_resource_instrumentation_disable(void);
 
 // Whether a recording is on, paused or not. What the macros ask first.
 bool llama_resource_instrumentation_is_recording(void);
 
-// Counts of the caller's own events. Writes at most `size` bytes, so that an older program gets what it knows. Before the first init and
-// after free the last counts are given with NOT_RUNNING.
+// Counts of the caller's own events. Writes at most `size` bytes, so that an older program gets what it knows. Before
+// the first init and after free the last counts are given with NOT_RUNNING.
 //
 // Requires:
 // `statistics` is NULL or points to `size` writable bytes.
@@ -215,13 +224,15 @@ uint32_t llama_resource_instrumentation_abi_version(void);
 // A status in words. Never NULL, never freed; a number that is no status gives "unknown status".
 const char * llama_resource_instrumentation_status_to_string(int32_t status);
 
-// Sends this library's messages to `callback` instead of stderr; NULL puts stderr back. `user_data` is handed to each call.
+// Sends this library's messages to `callback` instead of stderr; NULL puts stderr back. `user_data` is handed
+// to each call.
 //
 // Requires:
 // `callback` must stay valid, with `user_data`, until it is replaced; it may be called from any thread.
 void llama_resource_instrumentation_log_set(llama_resource_instrumentation_log_callback callback, void * user_data);
 
-// Names the events that follow, on all threads, until the session ends. An open session is ended first, with WRONG_ORDER.
+// Names the events that follow, on all threads, until the session ends. An open session is ended
+// first, with WRONG_ORDER.
 //
 // Requires:
 // `session_id` is NULL or a NUL-terminated string: UTF-8, 1 to 255 bytes. Copied.
@@ -233,7 +244,8 @@ enum llama_resource_instrumentation_status llama_resource_instrumentation_end_se
 // Begins a layer on the calling thread, within a session. Layers and components nest freely.
 enum llama_resource_instrumentation_status llama_resource_instrumentation_begin_layer(int32_t layer_id);
 
-// Ends the innermost layer of this number on the calling thread. What is open inside it is ended too, with WRONG_ORDER.
+// Ends the innermost layer of this number on the calling thread. What is open inside it is ended
+// too, with WRONG_ORDER.
 enum llama_resource_instrumentation_status llama_resource_instrumentation_end_layer(int32_t layer_id);
 
 // Begins a component ("attention", "mlp", ...) on the calling thread, within a session.
@@ -242,14 +254,16 @@ enum llama_resource_instrumentation_status llama_resource_instrumentation_end_la
 // `component` is NULL or a NUL-terminated string: UTF-8, 1 to 127 bytes. Copied. The same for every name below.
 enum llama_resource_instrumentation_status llama_resource_instrumentation_begin_component(const char * component);
 
-// Ends the innermost component of this name on the calling thread. What is open inside it is ended too, with WRONG_ORDER.
+// Ends the innermost component of this name on the calling thread. What is open inside it is ended
+// too, with WRONG_ORDER.
 //
 // Requires:
 // As for `llama_resource_instrumentation_begin_component`.
 enum llama_resource_instrumentation_status llama_resource_instrumentation_end_component(const char * component);
 
-// Memory was given to `tensor`. If `resource_id` is not NULL, the event's id is written there, cut to `resource_id_size` bytes with its
-// NUL (300 are always enough), for `llama_resource_instrumentation_log_memory_deallocation`.
+// Memory was given to `tensor`. If `resource_id` is not NULL, the event's id is
+// written there, cut to `resource_id_size` bytes with its NUL (300 are always
+// enough), for `llama_resource_instrumentation_log_memory_deallocation`.
 //
 // Requires:
 // `tensor` is NULL or a live tensor; `resource_id` is NULL or points to `resource_id_size` writable bytes.
@@ -264,8 +278,8 @@ enum llama_resource_instrumentation_status llama_resource_instrumentation_log_me
 // `resource_id` is NULL or a NUL-terminated string: UTF-8, 1 to 255 bytes. Copied.
 enum llama_resource_instrumentation_status llama_resource_instrumentation_log_memory_deallocation(const char * resource_id);
 
-// `operation` of `component` made `output` out of `n_inputs` tensors (0 to 1024; `inputs` may be NULL for 0). Shapes, types, sizes and
-// device are read from the tensors during the call; the graph need not have run.
+// `operation` of `component` made `output` out of `n_inputs` tensors (0 to 1024; `inputs` may be NULL for 0). Shapes,
+// types, sizes and device are read from the tensors during the call; the graph need not have run.
 //
 // Requires:
 // `inputs` points to `n_inputs` pointers; each of them and `output` is NULL or a live tensor.
@@ -275,7 +289,8 @@ enum llama_resource_instrumentation_status llama_resource_instrumentation_log_co
                                                                                                 size_t n_inputs,
                                                                                                 const struct ggml_tensor * output);
 
-// A matrix multiplication of a feed-forward block ("gate_proj", "up_proj", "down_proj") made `activations` with `weights`.
+// A matrix multiplication of a feed-forward block ("gate_proj", "up_proj", "down_proj") made
+// `activations` with `weights`.
 //
 // Requires:
 // Each tensor is NULL or live.
@@ -283,7 +298,8 @@ enum llama_resource_instrumentation_status llama_resource_instrumentation_log_ml
                                                                                             const struct ggml_tensor * weights,
                                                                                             const struct ggml_tensor * activations);
 
-// The KV cache of a layer (negative: of all) changed ("allocate", "update", "evict"); `cache_size_bytes` is the caller's number.
+// The KV cache of a layer (negative: of all) changed ("allocate", "update", "evict"); `cache_size_bytes` is
+// the caller's number.
 //
 // Requires:
 // `operation` is NULL or a NUL-terminated string.
@@ -291,35 +307,38 @@ enum llama_resource_instrumentation_status llama_resource_instrumentation_log_kv
                                                                                                  const char * operation,
                                                                                                  size_t cache_size_bytes);
 
-// One component hands over to another. Its size is that of the last result that was logged in `from` on the calling thread.
+// One component hands over to another. Its size is that of the last result that was logged in `from` on
+// the calling thread.
 //
 // Requires:
 // Each name is NULL or a NUL-terminated string.
 enum llama_resource_instrumentation_status llama_resource_instrumentation_log_component_handoff(const char * from, const char * to);
 
-// A token was generated for sequence `seq_id`. Its id is written only with LLAMA_RESOURCE_LOG_TEXT=1; the event is of level VERBOSE.
-enum llama_resource_instrumentation_status llama_resource_instrumentation_record_token(int32_t seq_id,
-                                                                                       int32_t token_id);
+// A token was generated for sequence `seq_id`. Its id is written only with LLAMA_RESOURCE_LOG_TEXT=1; the event is
+// of level VERBOSE.
+enum llama_resource_instrumentation_status llama_resource_instrumentation_record_token(int32_t seq_id, int32_t token_id);
 
-// Sets a setting for the next init, by the name of its environment variable ("LLAMA_RESOURCE_CAPTURE", "LLAMA_RESOURCE_TENSORS", ...; all of
-// docs/CONFIGURATION.md), ahead of the environment. NULL as value takes it back. A recording that is on keeps the settings that it began
-// with: the answer is then ALREADY_RUNNING, and the setting holds for the next init.
+// Sets a setting for the next init, by the name of its environment variable ("LLAMA_RESOURCE_CAPTURE",
+// "LLAMA_RESOURCE_TENSORS", ...; all of docs/CONFIGURATION.md), ahead of the environment. NULL as value takes it back.
+// A recording that is on keeps the settings that it began with: the answer is then ALREADY_RUNNING, and the setting
+// holds for the next init.
 //
 // Requires:
 // `name` is NULL or a NUL-terminated string; so is `value`.
-enum llama_resource_instrumentation_status llama_resource_instrumentation_set(const char * name,
-                                                                              const char * value);
+enum llama_resource_instrumentation_status llama_resource_instrumentation_set(const char * name, const char * value);
 
-// The running account of the stream, all zero before the first step. Writes at most `size` bytes, so that an older program gets what it
-// knows. NOT_RUNNING while no activations are captured. `seen` is the sum of the others after a flush, if no other thread computes.
+// The running account of the stream, all zero before the first step. Writes at most `size` bytes, so that an older
+// program gets what it knows. NOT_RUNNING while no activations are captured. `seen` is the sum of the others after a
+// flush, if no other thread computes.
 //
 // Requires:
 // `statistics` is NULL or points to `size` writable bytes.
 enum llama_resource_instrumentation_status llama_resource_instrumentation_get_capture_statistics(struct llama_resource_instrumentation_capture_statistics * statistics,
                                                                                                  size_t size);
 
-// Writes a token that the caller chose into the stream and its tokens file: for hosts whose sampling the hooks do not see. `text` is NULL
-// or its text, `position` its position in sequence `seq_id` (negative: not known), `probability` negative where not known.
+// Writes a token that the caller chose into the stream and its tokens file: for hosts whose sampling the hooks do not
+// see. `text` is NULL or its text, `position` its position in sequence `seq_id` (negative: not known), `probability`
+// negative where not known.
 //
 // Requires:
 // `text` is NULL or a NUL-terminated string.
@@ -329,24 +348,26 @@ enum llama_resource_instrumentation_status llama_resource_instrumentation_track_
                                                                                       const char * text,
                                                                                       float probability);
 
-// For `llama_context_params.cb_eval`, with `cb_eval_user_data` NULL or a `struct llama_resource_eval_params *`. Records every operation that
-// runs, with its own time; each node then runs alone, which costs speed. Where the hooks see the graphs it asks for nothing and only
-// serves the caller's callback. Never cancels a graph, unless the caller's callback does.
+// For `llama_context_params.cb_eval`, with `cb_eval_user_data` NULL or a `struct llama_resource_eval_params *`.
+// Records every operation that runs, with its own time; each node then runs alone, which costs speed. Where the hooks
+// see the graphs it asks for nothing and only serves the caller's callback. Never cancels a graph, unless the
+// caller's callback does.
 //
 // Requires:
 // Called by ggml with a node of a running graph; `user_data` is NULL or a live `struct llama_resource_eval_params`.
-bool llama_resource_eval_callback(struct ggml_tensor * t,
-                                  bool ask,
-                                  void * user_data);
+bool llama_resource_eval_callback(struct ggml_tensor * t, bool ask, void * user_data);
 
-// Begins recording if the environment asks for it (LLAMA_RESOURCE_LOG_PATH or LLAMA_RESOURCE_CAPTURE is set): what a program calls first
-// that is built to be switched on by its user. NOT_RUNNING if it asks for nothing, ALREADY_RUNNING if LD_PRELOAD has begun.
+// Begins recording if the environment asks for it (LLAMA_RESOURCE_LOG_PATH or LLAMA_RESOURCE_CAPTURE is set): what a
+// program calls first that is built to be switched on by its user. NOT_RUNNING if it asks for nothing, ALREADY_RUNNING
+// if LD_PRELOAD has begun.
 enum llama_resource_instrumentation_status llama_resource_instrumentation_init_from_environment(void);
 
-// A slot of llama-server begins to work on a task, `queued_us` microseconds after the task was made. `ctx` is the slot's llama_context.
+// A slot of llama-server begins to work on a task, `queued_us` microseconds after the task was made. `ctx` is
+// the slot's llama_context.
 //
 // Requires:
-// `ctx` is NULL or a live context; `completion_id`, the id of the response, is NULL or a NUL-terminated string. Copied.
+// `ctx` is NULL or a live context; `completion_id`, the id of the response, is NULL or a
+// NUL-terminated string. Copied.
 void llama_resource_server_slot_launched(const void * ctx,
                                          int32_t slot_id,
                                          int32_t task_id,

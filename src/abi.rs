@@ -1,7 +1,7 @@
 //! The C API: every exported function that is not a hook. Bodies are short; what they do is in the parts.
 //!
-//! Conventions (docs/C-API.md): names `llama_resource_instrumentation_<what>`, status codes with 0 for success, every pointer checked,
-//! nothing aborts, callable from any thread. The header in include/ is generated from this file.
+//! Conventions (docs/C-API.md): names `llama_resource_instrumentation_<what>`, status codes with 0 for success, every
+//! pointer checked, nothing aborts, callable from any thread. The header in include/ is generated from this file.
 
 pub mod capture;
 pub mod eval;
@@ -18,7 +18,8 @@ use crate::mark::{self, Done, Refusal};
 use crate::session::{self, Mode, Started};
 use crate::{journal, log};
 
-/// What a function answers. 0 is success, positive numbers are no failures, negative ones are. Numbers are never reused.
+/// What a function answers. 0 is success, positive numbers are no failures, negative ones are. Numbers
+/// are never reused.
 #[repr(C)]
 #[allow(non_camel_case_types, reason = "the name that C sees")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,11 +40,13 @@ pub enum llama_resource_instrumentation_status {
     Io = -3,
     /// An internal failure; recording has ended and the host goes on.
     Internal = -4,
-    /// The calls before do not allow this one (an end without its begin, a layer outside a session). What could be repaired was.
+    /// The calls before do not allow this one (an end without its begin, a layer outside a session). What could
+    /// be repaired was.
     WrongOrder = -5,
     /// 1024 layers and components are open on this thread.
     TooDeep = -6,
-    /// Tensors of the ggml in this process cannot be read: its layout is none that we know, or it is not there. Nothing was recorded.
+    /// Tensors of the ggml in this process cannot be read: its layout is none that we know, or it is not there.
+    /// Nothing was recorded.
     TensorUnreadable = -7,
     /// This process cannot record: it was forked from one that did, or an internal failure ended recording.
     Unavailable = -8,
@@ -58,7 +61,8 @@ use llama_resource_instrumentation_status as Status;
 #[allow(non_camel_case_types, reason = "the name that C sees")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum llama_resource_instrumentation_level {
-    /// Sessions, model, buffers, large allocations, requests, interval summaries, matrix multiplications of sampled steps.
+    /// Sessions, model, buffers, large allocations, requests, interval summaries, matrix multiplications
+    /// of sampled steps.
     Minimal = 0,
     /// Adds batches, components, layers, MLP operations, norms, activations, hand-offs, KV-cache operations.
     Detailed = 1,
@@ -66,7 +70,8 @@ pub enum llama_resource_instrumentation_level {
     Verbose = 2,
 }
 
-/// Receives this library's messages: a level of ggml (2 info, 3 warning, 4 error), one line of text, and the caller's pointer.
+/// Receives this library's messages: a level of ggml (2 info, 3 warning, 4 error), one line of text, and
+/// the caller's pointer.
 #[allow(non_camel_case_types, reason = "the name that C sees")]
 pub type llama_resource_instrumentation_log_callback =
     Option<unsafe extern "C" fn(level: i32, text: *const c_char, user_data: *mut c_void)>;
@@ -74,7 +79,8 @@ pub type llama_resource_instrumentation_log_callback =
 /// Version of the ABI: raised when a function or structure changes in a way that an old caller would notice.
 pub const LLAMA_RESOURCE_INSTRUMENTATION_ABI_VERSION: u32 = 1;
 
-/// Settings of a recording. Made by `llama_resource_instrumentation_default_params`; fields are only ever added at the end.
+/// Settings of a recording. Made by `llama_resource_instrumentation_default_params`; fields are only ever added
+/// at the end.
 #[repr(C)]
 #[allow(non_camel_case_types, reason = "the name that C sees")]
 #[derive(Clone, Copy, Debug)]
@@ -85,15 +91,15 @@ pub struct llama_resource_instrumentation_params {
     pub size: u32,
     /// 0, 1, 2; negative: from LLAMA_RESOURCE_LOG_LEVEL.
     pub level: i32,
-    /// Whether the hooks see what llama.cpp does, if they are reached (this library comes before libllama in the link order, or is
-    /// preloaded). False: marks and the eval callback only.
+    /// Whether the hooks see what llama.cpp does, if they are reached (this library comes before libllama in the link
+    /// order, or is preloaded). False: marks and the eval callback only.
     pub hooks: bool,
     /// The log; NULL: from LLAMA_RESOURCE_LOG_PATH. Copied.
     pub log_path: *const c_char,
     /// Bytes a second that the log may grow; 0: from LLAMA_RESOURCE_LOG_RATE or by level; negative: no limit.
     pub log_rate: i64,
-    /// Whether a mark waits for the writer when its thread is too far ahead (a second at most), so that none is dropped. False: it is
-    /// dropped and counted.
+    /// Whether a mark waits for the writer when its thread is too far ahead (a second at most), so that none is
+    /// dropped. False: it is dropped and counted.
     pub wait: bool,
 }
 
@@ -143,7 +149,8 @@ pub unsafe extern "C" fn llama_resource_instrumentation_init(
 /// Begins recording with `params`, which is only read during the call.
 ///
 /// # Safety
-/// `params` is NULL or points to a structure of `params->size` bytes; its `log_path` is NULL or a NUL-terminated string.
+/// `params` is NULL or points to a structure of `params->size` bytes; its `log_path` is NULL or
+/// a NUL-terminated string.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn llama_resource_instrumentation_init_with_params(
     params: *const llama_resource_instrumentation_params,
@@ -157,9 +164,9 @@ pub unsafe extern "C" fn llama_resource_instrumentation_init_with_params(
     })
 }
 
-/// Ends recording: totals are written and the log is closed. May be called again; a later init starts a new session. A recording that
-/// the environment began (LD_PRELOAD, or a build that follows it) is not the program's to end: it is flushed, goes on, and the answer is
-/// ALREADY_RUNNING.
+/// Ends recording: totals are written and the log is closed. May be called again; a later init starts a new session. A
+/// recording that the environment began (LD_PRELOAD, or a build that follows it) is not the program's to end: it is
+/// flushed, goes on, and the answer is ALREADY_RUNNING.
 #[unsafe(no_mangle)]
 pub extern "C" fn llama_resource_instrumentation_free() -> llama_resource_instrumentation_status {
     catching(Status::Internal, || match session::stop_own() {
@@ -199,7 +206,8 @@ pub extern "C" fn llama_resource_instrumentation_enable() -> llama_resource_inst
     catching(Status::Internal, || pause("llama_resource_instrumentation_enable", false))
 }
 
-/// Writes no event until `llama_resource_instrumentation_enable`. Spans may begin and end meanwhile; memory, cache and totals stay right.
+/// Writes no event until `llama_resource_instrumentation_enable`. Spans may begin and end meanwhile; memory, cache and
+/// totals stay right.
 #[unsafe(no_mangle)]
 pub extern "C" fn llama_resource_instrumentation_disable() -> llama_resource_instrumentation_status {
     catching(Status::Internal, || pause("llama_resource_instrumentation_disable", true))
@@ -211,8 +219,8 @@ pub extern "C" fn llama_resource_instrumentation_is_recording() -> bool {
     boundary::recording()
 }
 
-/// Counts of the caller's own events. Writes at most `size` bytes, so that an older program gets what it knows. Before the first init and
-/// after free the last counts are given with NOT_RUNNING.
+/// Counts of the caller's own events. Writes at most `size` bytes, so that an older program gets what it knows. Before
+/// the first init and after free the last counts are given with NOT_RUNNING.
 ///
 /// # Safety
 /// `statistics` is NULL or points to `size` writable bytes.
@@ -281,7 +289,8 @@ pub extern "C" fn llama_resource_instrumentation_status_to_string(status: i32) -
     text.as_ptr()
 }
 
-/// Sends this library's messages to `callback` instead of stderr; NULL puts stderr back. `user_data` is handed to each call.
+/// Sends this library's messages to `callback` instead of stderr; NULL puts stderr back. `user_data` is handed
+/// to each call.
 ///
 /// # Safety
 /// `callback` must stay valid, with `user_data`, until it is replaced; it may be called from any thread.
@@ -328,7 +337,8 @@ fn pause(function: &'static str, on: bool) -> Status {
     Status::Success
 }
 
-/// A structure of the caller that begins with ABI version and size, completed with the defaults of what its version does not have.
+/// A structure of the caller that begins with ABI version and size, completed with the defaults of what its version
+/// does not have.
 ///
 /// # Safety
 /// `given` is NULL or points to two u32, the version and the size, and to `size` readable bytes.
@@ -349,7 +359,8 @@ unsafe fn versioned<T: Copy>(function: &'static str, given: *const T, mut full: 
         ));
     }
     let known = (size as usize).min(size_of::<T>());
-    // SAFETY: the caller's promise: `size` bytes; every field is a number, a boolean or a pointer, and 0 or 1 is all that C writes to a bool.
+    // SAFETY: the caller's promise: `size` bytes; every field is a number, a boolean or a pointer, and 0 or 1 is all
+    // that C writes to a bool.
     unsafe { std::ptr::copy_nonoverlapping(given.cast::<u8>(), (&raw mut full).cast::<u8>(), known) };
     Ok(full)
 }

@@ -1,6 +1,8 @@
-//! Memory before it is needed: hints to the processor, which otherwise waits for each line that is in no cache. They change no value.
+//! Memory before it is needed: hints to the processor, which otherwise waits for each line that is in no cache. They
+//! change no value.
 //!
-//! A few hundred tensors lie apart from each other, and the model's weights, which every step reads, leave nothing of ours in the caches.
+//! A few hundred tensors lie apart from each other, and the model's weights, which every step reads, leave nothing of
+//! ours in the caches.
 
 /// Bytes that processors fetch at once.
 const LINE: usize = 64;
@@ -11,8 +13,8 @@ pub fn read(bytes: &[u8]) {
     lines(bytes.as_ptr(), bytes.len(), Intent::Read);
 }
 
-/// What stands `distance` bytes behind `block` will be read, as many bytes as it has; beyond the end of a page processors do not look by
-/// themselves.
+/// What stands `distance` bytes behind `block` will be read, as many bytes as it has; beyond the end of a page
+/// processors do not look by themselves.
 #[inline(always)]
 pub fn read_beyond(block: &[u8], distance: usize) {
     lines(block.as_ptr().wrapping_add(distance), block.len(), Intent::Read);
@@ -36,8 +38,8 @@ fn lines(from: *const u8, len: usize, intent: Intent) {
     #[cfg(target_arch = "x86_64")]
     for at in (0..len).step_by(LINE) {
         let at = from.wrapping_add(at);
-        // SAFETY: a hint changes nothing that the program sees, and an address that is not mapped is no fault. A processor without
-        // the second one takes it for no operation.
+        // SAFETY: a hint changes nothing that the program sees, and an address that is not mapped is no fault. A
+        // processor without the second one takes it for no operation.
         unsafe {
             match intent {
                 Intent::Read => std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(at.cast()),

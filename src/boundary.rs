@@ -85,8 +85,8 @@ pub fn mark_own_thread() {
     OBSERVING.set(true);
 }
 
-/// Runs an observer of a hook. `fallback` is what the hook goes on with when we are off, already observing on this thread
-/// (a call that our own code made), or panic. It is an argument because no default is right for every hook.
+/// Runs an observer of a hook. `fallback` is what the hook goes on with when we are off, already observing on this
+/// thread (a call that our own code made), or panic. It is an argument because no default is right for every hook.
 #[inline]
 pub fn guarded<T>(fallback: T, body: impl FnOnce() -> T) -> T {
     if !active() && (phase() != Phase::Waiting || !wake()) {
@@ -103,8 +103,8 @@ pub fn guarded<T>(fallback: T, body: impl FnOnce() -> T) -> T {
     })
 }
 
-/// Runs what must be known of the host whether or not it is recorded just now, because a recording that begins later needs it. Like [`guarded`] in
-/// every phase but [`Phase::Poisoned`].
+/// Runs what must be known of the host even while nothing is recorded, because a recording that begins later needs it.
+/// It is like [`guarded`], in every phase but [`Phase::Poisoned`].
 pub fn tracked<T>(fallback: T, body: impl FnOnce() -> T) -> T {
     if phase() == Phase::Poisoned || OBSERVING.replace(true) {
         return fallback;
@@ -155,8 +155,8 @@ fn poison() {
     PHASE.store(Phase::Poisoned as u8, Ordering::Release);
 }
 
-/// An allocation that cannot fail has failed: hooks only forward from here on. True if that ended something: a recording, or the wait for the
-/// first call.
+/// An allocation that cannot fail has failed: hooks only forward from here on. True if that ended something: a
+/// recording, or the wait for the first call.
 pub fn end_for_want_of_memory() -> bool {
     let ends = |old| {
         (old != Phase::Poisoned as u8 && old != Phase::Idle as u8 && old != Phase::Stopped as u8)
@@ -170,24 +170,25 @@ pub fn claim_process() {
     OWNER.store(std::process::id(), Ordering::Relaxed);
 }
 
-/// Whether this process was forked from one that recorded: locks may be held by nobody, and the writer's thread is not here.
+/// Whether this process was forked from one that recorded: locks may be held by threads that are gone, and the writer's
+/// thread is not here.
 #[must_use]
 pub fn in_forked_child() -> bool {
     let owner = OWNER.load(Ordering::Relaxed);
     owner != 0 && owner != std::process::id()
 }
 
-/// In a forked child: the threads are gone and locks may be held by nobody, so the child never records.
+/// In a forked child: the threads are gone and may have held locks, so the child never records.
 pub fn poison_child() {
     if PHASE.swap(Phase::Poisoned as u8, Ordering::AcqRel) == Phase::Running as u8 {
         CHILD_UNTOLD.store(true, Ordering::Release);
     }
 }
 
-/// A forked child of a recording process, of which nobody was told yet that it is not recorded.
+/// This is a forked child of a recording process, and no message has said yet that it is not recorded.
 static CHILD_UNTOLD: AtomicBool = AtomicBool::new(false);
 
-/// Whether that is to be told now: once in a child. One load for everybody else.
+/// Whether that message is due: once in a child. In all other processes this costs one load.
 #[inline]
 pub fn child_is_untold() -> bool {
     CHILD_UNTOLD.load(Ordering::Relaxed) && CHILD_UNTOLD.swap(false, Ordering::AcqRel)

@@ -1,4 +1,5 @@
-//! One clock behind everything: monotonic nanoseconds for `t_ns`, and its anchor to wall-clock time for the `timestamp` strings.
+//! One clock behind everything: monotonic nanoseconds for `t_ns`, and its anchor to wall-clock time for
+//! the `timestamp` strings.
 
 mod anchor;
 
@@ -64,8 +65,9 @@ pub fn init() {
     let _ = source();
 }
 
-/// Compares the counter with the clock that it stands for, and lets it follow: a calibration of some milliseconds is off by seconds in a
-/// week, CLOCK_MONOTONIC itself is slewed, and a machine that was suspended may count on or not. By one thread, every second or so.
+/// Compares the counter with the clock that it stands for, and lets it follow: a calibration of some milliseconds is
+/// off by seconds in a week, CLOCK_MONOTONIC itself is slewed, and a machine that was suspended may count on or not. By
+/// one thread, every second or so.
 pub fn correct() {
     let s = source();
     let read = Reading::of(&s.tsc);
@@ -112,8 +114,8 @@ fn local(us: u64) -> String {
     )
 }
 
-/// `resource_sess_YYYYMMDD_HHMMSS_uuuuuu_PID` for the moment `t_ns`. The older system's ends with the microseconds; of sixteen hosts
-/// that start together and share a log, now and then two begin in the same one.
+/// `resource_sess_YYYYMMDD_HHMMSS_uuuuuu_PID` for the moment `t_ns`. The older system's ends with the microseconds; of
+/// sixteen hosts that start together and share a log, now and then two begin in the same one.
 #[must_use]
 pub fn session_id(t_ns: u64) -> String {
     let us = unix_us(t_ns);

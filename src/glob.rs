@@ -1,4 +1,5 @@
-//! Patterns with `*` (any text) and `?` (any one character), compared with a whole name without recursion or allocation.
+//! Patterns with `*` (any text) and `?` (any one character), compared with a whole name without
+//! recursion or allocation.
 
 use std::str::Chars;
 
@@ -41,8 +42,8 @@ impl Glob {
     }
 }
 
-/// Where a star was seen, the rest of the pattern is tried at one place after the other. Only the last star matters, since what lies
-/// between two stars fits best where it fits first; so the time is at most the product of both lengths.
+/// Where a star was seen, the rest of the pattern is tried at one place after the other. Only the last star matters,
+/// since what lies between two stars fits best where it fits first; so the time is at most the product of both lengths.
 fn fits(mut pattern: Chars<'_>, mut name: Chars<'_>) -> bool {
     let mut star: Option<(Chars<'_>, Chars<'_>)> = None;
     while let Some(c) = name.clone().next() {

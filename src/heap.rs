@@ -1,11 +1,14 @@
-//! The memory of the library: the process's own allocator, and a reserve of our own for the moment when that has nothing left.
+//! The memory of the library: the process's own allocator, and a reserve of our own for the moment when that
+//! has nothing left.
 //!
-//! Rust ends the process when it cannot allocate, and the process is the host's. What is large is therefore asked for by [`reserve`], which
-//! may fail, and whose failure ends the part that asked. What is small cannot fail in Rust: it comes out of the reserve then, the library only
-//! forwards from there on, and one line says why. What a thread of ours or an observer still needs until it has noticed is a few kilobytes.
+//! Rust ends the process when it cannot allocate, and the process is the host's. What is large is therefore asked for
+//! by [`reserve`], which may fail, and whose failure ends the part that asked. What is small cannot fail in Rust: it
+//! comes out of the reserve then, the library only forwards from there on, and one line says why. What a thread of ours
+//! or an observer still needs until it has noticed is a few kilobytes.
 //!
-//! build.rs has the linker send every call of `malloc` and its kin within the shared library here (`--wrap`): those of std that pass a Rust
-//! allocator by, and those of the codecs in C, too. The host's calls, and those of programs that are linked with the rlib, never come here.
+//! build.rs has the linker send every call of `malloc` and its kin within the shared library here (`--wrap`): those of
+//! std that pass a Rust allocator by, and those of the codecs in C, too. The host's calls, and those of programs that
+//! are linked with the rlib, never come here.
 //!
 //! The reserve is zero pages of the library's own image: address space, and no memory until it is needed.
 
@@ -20,16 +23,19 @@ use std::time::Duration;
 
 use crate::{boundary, host};
 
-/// Bytes of the reserve: some of the largest tables that we make in one piece (plans of graphs of thousands of nodes), and all that is small.
+/// Bytes of the reserve: some of the largest tables that we make in one piece (plans of graphs of thousands of nodes),
+/// and all that is small.
 const RESERVE: usize = 4 << 20;
 
-/// Everything in the reserve is a multiple of this, and lies at one. Before each piece stands a unit that holds its size.
+/// Everything in the reserve is a multiple of this, and lies at one. Before each piece stands a unit that
+/// holds its size.
 const UNIT: usize = 64;
 
 /// What `malloc` aligns to.
 const MALLOC_ALIGN: usize = 16;
 
-/// When the reserve is used up as well, memory may come back: so often and so long apart it is looked for, before Rust ends the process.
+/// When the reserve is used up as well, memory may come back: so often and so long apart it is looked for, before Rust
+/// ends the process.
 const LAST_LOOKS: u32 = 100;
 const BETWEEN_LOOKS: Duration = Duration::from_millis(20);
 
@@ -40,7 +46,8 @@ thread_local! {
     static FALLIBLE: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Room for `more` elements in `list`. False, and nothing is changed, where there is no memory for it: the caller goes without.
+/// Room for `more` elements in `list`. False, and nothing is changed, where there is no memory for it: the
+/// caller goes without.
 #[must_use]
 pub fn reserve<T>(list: &mut Vec<T>, more: usize) -> bool {
     fallibly(|| list.try_reserve_exact(more).is_ok())
@@ -61,7 +68,7 @@ pub fn fallibly<T>(body: impl FnOnce() -> T) -> T {
 }
 
 struct Heap<const SIZE: usize> {
-    /// Nobody else is in the reserve.
+    /// A thread is in the reserve.
     locked: AtomicBool,
     told: AtomicBool,
     reserve: UnsafeCell<Reserve<SIZE>>,
@@ -130,7 +137,7 @@ impl<const SIZE: usize> Heap<SIZE> {
     /// Bytes that the piece at `p` has.
     ///
     /// # Safety
-    /// [`Reserve::take`] has given it, and nobody has put it back.
+    /// [`Reserve::take`] has given it, and it has not been put back.
     unsafe fn size_of(p: *mut c_void) -> usize {
         // SAFETY: the unit before a piece holds its size.
         unsafe { p.cast::<u8>().sub(UNIT).cast::<usize>().read() }
@@ -147,7 +154,8 @@ impl<const SIZE: usize> Reserve<SIZE> {
         let fits = |at: usize| (at + UNIT).is_multiple_of(align);
         let mut link = &raw mut self.free;
         loop {
-            // SAFETY: `link` is the head or the `next` of a piece that is in the list, and the list is ours under the lock.
+            // SAFETY: `link` is the head or the `next` of a piece that is in the list, and the list is ours
+            // under the lock.
             let piece = unsafe { *link };
             if piece.is_null() {
                 break;
@@ -158,7 +166,7 @@ impl<const SIZE: usize> Reserve<SIZE> {
                 // SAFETY: as above.
                 unsafe { *link = next };
                 if has > whole {
-                    // SAFETY: the rest of the piece is nobody's.
+                    // SAFETY: the rest of the piece is free.
                     unsafe { self.put(piece.cast::<u8>().add(whole), has - whole) };
                 }
                 // SAFETY: the piece is ours, and large enough.
@@ -175,17 +183,17 @@ impl<const SIZE: usize> Reserve<SIZE> {
         let Some(end) = at.checked_add(whole).filter(|&end| end <= SIZE) else { return ptr::null_mut() };
         self.used = end;
         if at > first {
-            // SAFETY: between the last piece and this one nobody has anything; both ends are multiples of UNIT.
+            // SAFETY: nothing is handed out between the last piece and this one; both ends are multiples of UNIT.
             unsafe { self.put(start.add(first), at - first) };
         }
-        // SAFETY: within the reserve, and nobody's.
+        // SAFETY: within the reserve, and free.
         unsafe { begin(start.add(at), size) }
     }
 
     /// Puts a piece into the list, which is in the order of addresses, and joins it with what is free beside it.
     ///
     /// # Safety
-    /// `size` bytes at `p` (multiples of UNIT) are in the reserve, and nobody's.
+    /// `size` bytes at `p` (multiples of UNIT) are in the reserve, and free.
     unsafe fn put(&mut self, p: *mut u8, size: usize) {
         let (mut before, mut after) = (ptr::null_mut::<Free>(), self.free);
         while !after.is_null() && (after as usize) < p as usize {
@@ -199,7 +207,8 @@ impl<const SIZE: usize> Reserve<SIZE> {
             let joined = unsafe { after.read() };
             piece = Free { size: size + joined.size, next: joined.next };
         }
-        // SAFETY: the piece before holds a `Free`; UNIT has room for one at `p`, which is aligned for it, and the caller says that it is nobody's.
+        // SAFETY: the piece before holds a `Free`; UNIT has room for one at `p`, which is aligned for it, and the
+        // caller says that it is free.
         unsafe {
             if before.is_null() {
                 p.cast::<Free>().write(piece);
@@ -228,7 +237,7 @@ impl<const SIZE: usize> Reserve<SIZE> {
 /// The piece of `size` bytes behind the unit at `whole`.
 ///
 /// # Safety
-/// The unit and the bytes are nobody's.
+/// The unit and the bytes are free.
 unsafe fn begin(whole: *mut u8, size: usize) -> *mut u8 {
     // SAFETY: the caller's promise.
     unsafe {
@@ -261,7 +270,8 @@ fn tell(bytes: usize) {
     }
 }
 
-// The linker's names for both sides of `--wrap`. Where it was not asked to wrap (programs, tests), the real functions have none: weak.
+// The linker's names for both sides of `--wrap`. Where it was not asked to wrap (programs, tests), the real functions
+// have none: weak.
 macro_rules! wrap {
     ($($name:literal $wrapped:ident $jump:literal;)*) => {
         $(global_asm!(
@@ -437,7 +447,7 @@ mod tests {
             for (other, its) in &held {
                 assert!(at + size <= *other || other + its <= at, "two pieces overlap");
             }
-            // SAFETY: the piece is ours: whoever writes over it is found by the look at the list.
+            // SAFETY: the piece is ours: writing over it is found by the check of the list.
             unsafe { (at as *mut u8).write_bytes(0xAA, size) };
             held.push((at, size));
         }

@@ -1,7 +1,7 @@
 //! What the library asks of the process that it lives in: clocks, times, threads, memory, files, loaded objects.
 //!
-//! Every unsafe call of libc stands here, but for the allocator's (`heap`) and for asking the loader for symbols (`ggml::symbol`,
-//! `hook::lookup`). Nothing here keeps state; `session` decides when to call what.
+//! Every unsafe call of libc stands here, but for the allocator's (`heap`) and for asking the loader for symbols
+//! (`ggml::symbol`, `hook::lookup`). Nothing here keeps state; `session` decides when to call what.
 
 use std::ffi::{CStr, CString, OsStr, OsString};
 use std::os::fd::AsRawFd;
@@ -60,7 +60,7 @@ pub fn thread_cpu_ns() -> u64 {
     cpu_ns(libc::CLOCK_THREAD_CPUTIME_ID)
 }
 
-/// CPU time of all threads of the process in nanoseconds: to the nanosecond, where /proc counts in hundredths of a second.
+/// CPU time of all threads of the process in nanoseconds; /proc counts in hundredths of a second.
 #[must_use]
 pub fn process_cpu_ns() -> u64 {
     cpu_ns(libc::CLOCK_PROCESS_CPUTIME_ID)
@@ -198,8 +198,8 @@ fn same_file(a: &Path, b: &Path) -> bool {
 
 /// Takes this library out of LD_PRELOAD, leaving other entries, so that the host's children are not recorded.
 ///
-/// The variable's bytes are changed in place: the host may have threads by now, and `setenv` could free what another thread reads. A
-/// reader in between sees the old value or the new one, which is shorter; no pointer changes.
+/// The variable's bytes are changed in place: the host may have threads by now, and `setenv` could free what another
+/// thread reads. A reader in between sees the old value or the new one, which is shorter; no pointer changes.
 pub fn leave_ld_preload() {
     let Some(own) = own_object() else { return };
     // SAFETY: getenv only reads; the pointer is into the environment block, which we never free.
@@ -219,8 +219,8 @@ pub fn leave_ld_preload() {
     }
 }
 
-/// Whether the running program, or a library in it, carries ggml inside itself: the text of ggml's own assertions is in its constants.
-/// Asked at the end of a process in which no call of ggml was seen.
+/// Whether the running program, or a library in it, carries ggml inside itself: the text of ggml's own assertions is in
+/// its constants. Asked at the end of a process in which no call of ggml was seen.
 #[must_use]
 pub fn carries_ggml() -> bool {
     const MARK: &[u8] = b"ggml_backend_sched_graph_compute";
@@ -293,8 +293,8 @@ pub fn at_fork(parent: unsafe extern "C" fn(), child: unsafe extern "C" fn()) {
     unsafe { libc::pthread_atfork(None, Some(parent), Some(child)) };
 }
 
-/// Weight of our threads: a tenth of a host's thread where both want the same core. Less would be nothing at all on a machine whose
-/// cores are all spinning at barriers, and events would be lost.
+/// Weight of our threads: a tenth of a host's thread where both want the same core. Less would be nothing at all on a
+/// machine whose cores are all spinning at barriers, and events would be lost.
 const NICE: libc::c_int = 10;
 
 /// Makes the calling thread ours alone: named, no signal of the host is ever delivered to it, low scheduling weight.
@@ -323,8 +323,8 @@ pub fn restore_signals(old: &libc::sigset_t) {
     unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, old, std::ptr::null_mut()) };
 }
 
-/// Runs `body`, which writes to a file, on a thread of the host. A broken pipe, the limit of file sizes or a terminal in the background
-/// give it an error; their signals, whose default is to end or stop the host, never arrive.
+/// Runs `body`, which writes to a file, on a thread of the host. A broken pipe, the limit of file sizes or a terminal
+/// in the background give it an error; their signals, whose default is to end or stop the host, never arrive.
 pub fn without_write_signals<T>(body: impl FnOnce() -> T) -> T {
     let set_of = |signals: &[libc::c_int]| {
         // SAFETY: sigset_t is a plain C type; sigemptyset initialises it before use.
@@ -363,8 +363,8 @@ pub fn without_write_signals<T>(body: impl FnOnce() -> T) -> T {
 /// Bytes of a line on stderr: what a pipe that says that it has room takes in one piece and without waiting.
 pub const LONGEST_LINE: usize = libc::PIPE_BUF;
 
-/// Writes a line to stderr in one piece, so that the host's own output does not tear it; a longer one than [`LONGEST_LINE`] is cut. A stderr
-/// that is closed, broken or full is nobody's problem: the host must not wait for, or die of, our message.
+/// Writes a line to stderr in one piece, [`LONGEST_LINE`] at most, so that the host's own output does not tear it. A
+/// stderr that is closed, broken or full is ignored: the host must not wait for, or die of, our message.
 pub fn write_stderr(line: &[u8]) {
     const CUT: &[u8] = b" [...]\n";
     let mut short = [0; LONGEST_LINE];
@@ -410,15 +410,15 @@ pub fn allocate_ahead(file: &std::fs::File, offset: u64, length: u64) -> std::io
     }
 }
 
-/// Lets writes to `file` go through the page cache from here on: what the file system says when it takes no direct ones.
+/// Lets writes to `file` go through the page cache from here on, where the file system takes no direct ones.
 pub fn leave_direct(file: &std::fs::File) {
     let fd = file.as_raw_fd();
     // SAFETY: a descriptor that is open as long as `file`; only its status flags change.
     unsafe { libc::fcntl(fd, libc::F_SETFL, libc::fcntl(fd, libc::F_GETFL) & !libc::O_DIRECT) };
 }
 
-/// Memory straight from the kernel, zero and page-aligned. It is the kernel's again when dropped, so that a budget can be kept: what
-/// an allocator frees, it may keep.
+/// Memory straight from the kernel, zero and page-aligned. Dropping it gives it back to the kernel, so that a budget
+/// can be kept; an allocator may keep what is freed.
 #[derive(Debug)]
 pub struct Pages {
     start: NonNull<u8>,
@@ -474,7 +474,7 @@ unsafe impl Sync for Pages {}
 
 impl Drop for Pages {
     fn drop(&mut self) {
-        // SAFETY: the mapping made in `new`, unmapped once; nobody borrows it any more.
+        // SAFETY: the mapping made in `new`, unmapped once; no borrow of it is left.
         unsafe { libc::munmap(self.start.as_ptr().cast(), self.len) };
     }
 }

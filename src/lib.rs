@@ -1,5 +1,5 @@
-//! Shows what llama.cpp really does - memory, compute, KV cache, requests, activations - inside an unmodified llama-server
-//! (LD_PRELOAD), or through its C ABI, at a cost that can stay on in production.
+//! Shows what llama.cpp really does - memory, compute, KV cache, requests, activations - inside an unmodified
+//! llama-server (LD_PRELOAD), or through its C ABI, at a cost that can stay on in production.
 //!
 //! ```text
 //!     in the host process                                               offline (llama-resource)
@@ -11,7 +11,8 @@
 //!           └─► capture ─────► pipeline ─────────────────► .stream ─┘
 //! ```
 //!
-//! `docs/ARCHITECTURE.md` is the tour and says what each room is for; `tests/layering.rs` says which room may use which.
+//! `docs/ARCHITECTURE.md` is the tour and says what each room is for; `tests/layering.rs` says which room
+//! may use which.
 
 #[expect(unsafe_code, reason = "the C ABI: pointers of the caller")]
 pub mod abi;

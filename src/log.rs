@@ -1,4 +1,5 @@
-//! One message = one line on stderr (or to the caller's callback), with our prefix. Used at start, at the end, and once per failure.
+//! One message = one line on stderr (or to the caller's callback), with our prefix. Used at start, at the end, and
+//! once per failure.
 
 use std::cell::Cell;
 use std::ffi::{CString, c_char, c_int, c_void};
@@ -53,7 +54,7 @@ pub fn error(text: impl AsRef<str>) {
 }
 
 fn say(severity: Severity, text: &str) {
-    // In a forked child nobody may be there to unlock.
+    // In a forked child the thread that holds the lock may be gone.
     let guard = TARGET.try_lock_for(Duration::from_secs(1));
     let target = guard.as_ref().map(|g| g.get());
     // A line break inside (a path, an OS message) would make two messages of one.
@@ -74,7 +75,7 @@ fn say(severity: Severity, text: &str) {
 
 #[expect(unsafe_code, reason = "calls the function pointer that the C caller handed over")]
 fn call(callback: Callback, severity: Severity, line: &CString, user_data: usize) {
-    // SAFETY: the caller of llama_resource_instrumentation_log_set promised a callback that is valid until replaced; the text
-    // lives through the call.
+    // SAFETY: the caller of llama_resource_instrumentation_log_set promised a callback that is valid until replaced;
+    // the text lives through the call.
     unsafe { callback(severity as c_int, line.as_ptr(), user_data as *mut c_void) };
 }

@@ -1,5 +1,5 @@
-//! A bounded queue whose sender says whether the receiver has to look now. A thread of ours that wakes up takes a core from a host that
-//! computes on all of them, so it should find a good deal of work when it does.
+//! A bounded queue whose sender says whether the receiver has to look now. A thread of ours that wakes up takes a core
+//! from a host that computes on all of them, so it should find a good deal of work when it does.
 
 use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::sync::{Arc, OnceLock};
@@ -11,7 +11,8 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, SendTimeoutError, Sender, Tr
 /// What wakes the receiver.
 #[derive(Debug, Default)]
 struct Bell {
-    /// Its thread, once it has looked. No lock: a host that rings must not wait for a thread of ours that has lost its core.
+    /// Its thread, once it has looked. No lock: a host that rings must not wait for a thread of ours that has
+    /// lost its core.
     receiver: OnceLock<Thread>,
     /// The receiver sleeps until it is woken: every message rings.
     asleep: AtomicBool,
@@ -53,8 +54,8 @@ pub struct Inbox<T> {
     nap: Duration,
 }
 
-/// A queue of `capacity` messages. Once it is empty, what comes within `nap` may lie until the nap is over, unless somebody rings; later
-/// on, and with a nap of zero, every message rings by itself.
+/// A queue of `capacity` messages. Once it is empty, what comes within `nap` may lie until the nap is over, unless
+/// somebody rings; later on, and with a nap of zero, every message rings by itself.
 #[must_use]
 pub fn mailbox<T>(capacity: usize, nap: Duration) -> (Outbox<T>, Inbox<T>) {
     let (out, queue) = bounded(capacity);

@@ -1,5 +1,5 @@
-//! From the host's threads to the writer: one wait-free ring a thread. A push never blocks, locks or allocates (but for a thread's
-//! first); a full ring drops the newest event and counts it.
+//! From the host's threads to the writer: one wait-free ring a thread. A push never blocks, locks or allocates (but for
+//! a thread's first); a full ring drops the newest event and counts it.
 
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -47,8 +47,8 @@ impl<T> Queue<T> {
         ok
     }
 
-    /// Puts `value` where a thread without a ring may: its thread-locals are gone, as those of the main thread are when exit handlers run.
-    /// Off the hot path only. False if too many wait and the value was dropped.
+    /// Puts `value` into a list for threads without a ring. Their thread-locals are gone, as those of the main thread
+    /// are when exit handlers run. This is never on the hot path. False if too many wait and the value was dropped.
     pub fn push_late(&self, value: T) -> bool {
         let mut late = self.late.lock();
         let fits = late.len() < CAPACITY;

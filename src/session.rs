@@ -33,8 +33,8 @@ pub use self::settings::{from_environment, set};
 /// The longest that the end of the host may wait for a slow disk.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// The longest that it may wait until the activations in memory are in their file: they were asked for, and there may be a gigabyte. A disk
-/// that takes nothing at all is left alone much sooner (`pipeline`).
+/// The longest that it may wait until the activations in memory are in their file: they were asked for, and there may
+/// be a gigabyte. A disk that takes nothing at all is left alone much sooner (`pipeline`).
 const CAPTURE_PATIENCE: Duration = Duration::from_secs(30);
 
 /// What started the recording.
@@ -74,8 +74,9 @@ pub enum Started {
     Disabled,
 }
 
-/// The start-up constructor's part. A program that is linked against llama.cpp is recorded from here on; any other one (a shell, an
-/// interpreter that may load llama.cpp later) when its first call arrives, so that what merely passes LD_PRELOAD on leaves no trace.
+/// The start-up constructor's part. A program that is linked against llama.cpp is recorded from here on; any other one
+/// (a shell, an interpreter that may load llama.cpp later) when its first call arrives, so that what merely passes
+/// LD_PRELOAD on leaves no trace.
 pub fn start_preloaded() {
     if std::env::var_os("LD_PRELOAD").is_none() || !host::in_ld_preload() {
         return;
@@ -89,8 +90,8 @@ pub fn start_preloaded() {
     }
 }
 
-/// The process turned out to be a llama.cpp host: the first hooked call of a preloaded library that waits, or the constructor.
-/// Nothing fails here: the host comes first.
+/// The process turned out to be a llama.cpp host: the first hooked call of a preloaded library that waits, or the
+/// constructor. Nothing fails here: the host comes first.
 pub fn begin_in_host() {
     let (mut config, warnings) = from_environment();
     children::settle(&mut config, &program_name());
@@ -100,7 +101,8 @@ pub fn begin_in_host() {
     }
 }
 
-/// A program that was built to be recorded starts: it is, if the environment names a log or a capture. `None` if it names none.
+/// A program that was built to be recorded starts: it is, if the environment names a log or a capture. `None` if
+/// it names none.
 pub fn start_linked() -> Result<Option<Started>> {
     const ASK: [&str; 3] = ["LLAMA_RESOURCE_LOG_PATH", "LLAMA_RESOURCE_CAPTURE", "LLAMA_RESOURCE_CAPTURE_LIST"];
     // A recording that LD_PRELOAD began is the same one: there is one library in the process.
@@ -146,8 +148,9 @@ pub fn start(config: &Config, mode: Mode) -> Result<Started> {
         let problem = "an internal failure, or a fork, has ended recording in this process";
         return Err(Error::new("starting", "the recording", problem, "restart the host"));
     }
-    // In any other phase, and where the log is over, the writer could not write any more, has told so, and ends. Its stream is closed in order,
-    // so that a new one may have its name; not under the lock, for a callback that gets a message may call us again.
+    // In any other phase, and where the log is over, the writer could not write any more, has told so, and ends. Its
+    // stream is closed in order, so that a new one may have its name; not under the lock, for a callback that gets a
+    // message may call us again.
     let is_over = |_: &mut Running| !boundary::recording() || journal::is_over();
     let old = RUNNING.lock().take_if(is_over);
     if old.is_some() {
@@ -210,7 +213,7 @@ pub fn start(config: &Config, mode: Mode) -> Result<Started> {
     Ok(Started::Now)
 }
 
-/// Everybody whom the writer asks, in the order in which an interval is told.
+/// All sources that the writer asks, in the order in which the lines of an interval are written.
 fn sources(config: &Config, now: u64) -> Vec<Box<dyn Source>> {
     vec![
         Box::new(tell::Steps::new(now)),
@@ -324,7 +327,8 @@ fn close(mut running: Running) {
     }
 }
 
-/// Ends recording if `init` began it; one that the environment began is the user's, and only flushed. `None` if nothing ran.
+/// Ends recording if `init` began it; one that the environment began is the user's, and only flushed. `None`
+/// if nothing ran.
 pub fn stop_own() -> Option<Mode> {
     if boundary::in_forked_child() {
         return None;
@@ -351,7 +355,7 @@ fn end_capture() {
     journal::push_line(Line::CaptureSummary(summary));
 }
 
-/// Last words of a recording that is in order: unfinished requests, batches, and what was never seen.
+/// The last events of a recording that ends in order: unfinished requests, batches, and what was never seen.
 fn tell_the_end(running: &Running) {
     let now = clock::now_ns();
     {
@@ -412,9 +416,10 @@ fn install_handlers() {
     }));
 }
 
-/// Exit handlers run in the reverse order of their registration, so what ggml makes while it computes (statics within functions) would be
-/// destroyed ahead of ours. A host that computes in another thread while it exits would then compute with destroyed objects for as long
-/// as we close the log. Registered once more, we come first; the second call finds nothing to do.
+/// Exit handlers run in the reverse order of their registration, so what ggml makes while it computes (statics within
+/// functions) would be destroyed before our handler runs. A host that computes in another thread while it exits would
+/// then compute with destroyed objects while we close the log. Registered once more, our handler runs first; its second
+/// call finds nothing to do.
 fn at_first_step() {
     static ONCE: std::sync::Once = std::sync::Once::new();
     ONCE.call_once(|| host::at_exit(at_exit));
@@ -423,15 +428,16 @@ fn at_first_step() {
 /// Steps that the hooks have seen the end of.
 static STEPS_OVER: AtomicU64 = AtomicU64::new(0);
 
-/// A step of the host is over. The first ones make statics, and later ones now and then: we are registered behind them, as often as steps
-/// double.
+/// A step of the host is over. The first steps make statics, and later ones do sometimes. So our exit handler is
+/// registered again each time that the number of steps has doubled.
 pub fn step_is_over() {
     if (STEPS_OVER.fetch_add(1, Ordering::Relaxed) + 1).is_power_of_two() {
         host::at_exit(at_exit);
     }
 }
 
-/// The first step of the process runs: we stand behind what it makes, see [`at_first_step`].
+/// The first step of the process runs: our exit handler would run after what it makes is
+/// destroyed, see [`at_first_step`].
 fn is_in_first_step() -> bool {
     recording::current().totals.last_step().is_some()
         && STEPS_OVER.load(Ordering::Relaxed) == 0
@@ -450,8 +456,9 @@ fn at_failure() -> bool {
 }
 
 extern "C" fn at_exit() {
-    // A signal handler of the host called exit (llama-server's does at the second Ctrl-C) in the middle of an observer, whose locks are
-    // held for good. Whole lines are in the file; its end stays missing. So it does when the process ends in its very first step.
+    // A signal handler of the host called exit (llama-server's does at the second Ctrl-C) in the middle of an observer,
+    // whose locks are never released. Whole lines are in the file; its end stays missing. The same holds when the
+    // process ends in its very first step.
     if boundary::is_observing() || is_in_first_step() {
         return;
     }

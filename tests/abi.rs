@@ -1,5 +1,5 @@
-//! The C API from C and C++: misuse, threads, the older system's Quick Start and macros, under valgrind and AddressSanitizer where they are
-//! installed. The programs are in tests/c.
+//! The C API from C and C++: misuse, threads, the older system's Quick Start and macros, under valgrind and
+//! AddressSanitizer where they are installed. The programs are in tests/c.
 #![allow(clippy::print_stdout, reason = "says what is not tested here, and figures")]
 
 #[path = "c/support.rs"]
@@ -12,7 +12,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use serde_json::{Value, json};
 use support::{Folder, checkers, command, events, is_installed, kinds, llama, of, run};
 
-/// Programs under valgrind take a core for a minute, and the writer of a library that is being measured beside them would get too little.
+/// Programs under valgrind take a core for a minute, and the writer of a library that is being measured beside them
+/// would get too little.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 /// The calling test runs alone until this goes.
@@ -20,7 +21,8 @@ fn alone() -> MutexGuard<'static, ()> {
     ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Whether an event is the session's own. Threads of ours tell of drivers and of the host when they come to it, under valgrind late.
+/// Whether an event is the session's own. Threads of ours tell of drivers and of the host when they come to it,
+/// under valgrind late.
 fn is_of(event: &Value, session: &str) -> bool {
     event["session_id"] == session && event["event"] != "instrumentation_state" && event["event"] != "host_sample"
 }

@@ -1,5 +1,5 @@
-//! Capturing from a program that is linked with the library: settings by name, the running account, tokens of its own, and the eval callback
-//! in place of the hooks. The truth is the same program under LD_PRELOAD.
+//! Capturing from a program that is linked with the library: settings by name, the running account, tokens of its own,
+//! and the eval callback in place of the hooks. The truth is the same program under LD_PRELOAD.
 #![allow(clippy::print_stdout, clippy::panic, reason = "says what is not tested here, and figures; a test fails by it")]
 
 #[path = "c/support.rs"]

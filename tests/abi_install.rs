@@ -1,4 +1,5 @@
-//! `.make/install.sh`: what it installs can be found by pkg-config and by CMake, compiled against, linked and run - and moved.
+//! `.make/install.sh`: what it installs can be found by pkg-config and by CMake, compiled against, linked and
+//! run - and moved.
 #![allow(clippy::print_stdout, reason = "says what is not tested here, and figures")]
 
 #[path = "c/support.rs"]

@@ -1,4 +1,5 @@
-//! Programs on libllama with their own decode loop: through `cb_eval`, with layers of their own, linked and preloaded at once.
+//! Programs on libllama with their own decode loop: through `cb_eval`, with layers of their own, linked and
+//! preloaded at once.
 #![allow(clippy::print_stdout, reason = "says what is not tested here, and figures")]
 
 #[path = "c/support.rs"]
@@ -27,8 +28,8 @@ fn totals(all: &[Value], of_what: &str) -> BTreeMap<String, (u64, u64, u64)> {
     sums
 }
 
-/// Operations of one step, in order: what is the same however they were seen. Those that the backend fused into a neighbour have only
-/// their names when the graph is not cut.
+/// Operations of one step, in order: what is the same however they were seen. Those that the backend fused into a
+/// neighbour have only their names when the graph is not cut.
 fn operations(all: &[Value], step: u64) -> Vec<(String, Value)> {
     let fields =
         ["operation", "component_type", "layer_id", "input_tensors", "output_shape", "precision", "backend", "device"];
@@ -49,7 +50,8 @@ fn ready() -> Option<(PathBuf, PathBuf)> {
 fn preloaded(folder: &Folder, program: &Path, log: &Path, level: &str) -> Command {
     let mut c = Command::new(program);
     c.current_dir(&folder.0);
-    // `run` takes our settings out of the environment that it inherits, not those that are set here: it goes by env_remove first.
+    // `run` takes our settings out of the environment that it inherits, not those that are set here: it goes
+    // by env_remove first.
     c.env("LD_PRELOAD", folder.path("libllama_resource_instrumentation.so.1"));
     c.env("LLAMA_RESOURCE_LOG_PATH", log)
         .env("LLAMA_RESOURCE_LOG_LEVEL", level)

@@ -1,5 +1,5 @@
-//! `bench --from`, `bench --check` and `compare` on results that are made here: real noise, resampled, with and without a slow-down, and
-//! files that are none. tests/server/test_bench.py measures real servers.
+//! `bench --from`, `bench --check` and `compare` on results that are made here: real noise, resampled, with and without
+//! a slow-down, and files that are none. tests/server/test_bench.py measures real servers.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a helper that fails is a test that fails")]
 
 use std::path::{Path, PathBuf};
@@ -15,7 +15,8 @@ use serde_json::Value;
 const MODES: [&str; 6] = ["plain", "disabled", "minimal", "detailed", "verbose", "capture"];
 const ROUNDS: u32 = 24;
 
-/// Slow-downs of a plain server against a plain server, per cent: [round][pair], measured (tests/data/bench-noise.json says where).
+/// Slow-downs of a plain server against a plain server, per cent: [round][pair], measured
+/// (tests/data/bench-noise.json says where).
 fn noise(phase: &str) -> Vec<Vec<f64>> {
     let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/bench-noise.json"));
     let all: Value = serde_json::from_str(&text.unwrap()).unwrap();

@@ -1,4 +1,5 @@
-//! The committed bindgen output equals what the pinned headers give. `UPDATE=1 cargo test --test bindings` writes it anew.
+//! The committed bindgen output equals what the pinned headers give. `UPDATE=1 cargo test --test bindings`
+//! writes it anew.
 //!
 //! Needs libclang (`make test` takes it from a Python wheel and sets LIBCLANG_PATH) and the submodule.
 

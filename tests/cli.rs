@@ -1,4 +1,5 @@
-//! The companion program as a user meets it: on the golden log, on every damage that can be done to it, on broken command lines.
+//! The companion program as a user meets it: on the golden log, on every damage that can be done to it, on
+//! broken command lines.
 #![expect(clippy::unwrap_used, reason = "a helper that fails is a test that fails")]
 
 #[path = "cli/sample.rs"]

@@ -1,5 +1,5 @@
-//! Capturing from the command line: the flags of `run`, and `doctor --tensors` on a stand-in for a server (a script that writes the list
-//! as the library would; tests/server asks a real one).
+//! Capturing from the command line: the flags of `run`, and `doctor --tensors` on a stand-in for a server (a script
+//! that writes the list as the library would; tests/server asks a real one).
 #![expect(clippy::unwrap_used, reason = "a helper that fails is a test that fails")]
 
 use std::os::unix::fs::PermissionsExt;

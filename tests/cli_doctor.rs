@@ -1,5 +1,5 @@
-//! `llama-resource doctor` on MOCK builds of llama.cpp, laid out as distributions and official packages lay theirs out: the CPU backend lies
-//! in a folder of its own, which only a text in libggml names.
+//! `llama-resource doctor` on MOCK builds of llama.cpp, laid out as distributions and official packages lay theirs out:
+//! the CPU backend lies in a folder of its own, which only a text in libggml names.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a helper that fails is a test that fails")]
 
 use std::fs;

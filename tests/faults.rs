@@ -1,5 +1,5 @@
-//! Every call of the library that can fail, made to fail in turn, in a host that is the MOCK of llama.cpp: the host says and does what it
-//! does alone, the log has whole lines, and the stream's account adds up or its end is missing.
+//! Every call of the library that can fail, made to fail in turn, in a host that is the MOCK of llama.cpp: the host
+//! says and does what it does alone, the log has whole lines, and the stream's account adds up or its end is missing.
 //!
 //! A few hundred of the allocations by default; LRI_FAULTS=all for each of them.
 

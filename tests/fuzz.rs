@@ -1,9 +1,10 @@
-//! A deterministic fuzzer of everything that reads what others wrote: streams, logs, single lines, selections, settings.
+//! A deterministic fuzzer of everything that reads what others wrote: streams, logs, single
+//! lines, selections, settings.
 //!
-//! Inputs are made from a small corpus (the golden files) by a seed, with the structure kept, so that they come behind checksums and
-//! parsers. A case may be refused; it may not panic, hang, take memory beyond what its bytes can ask for, lose count, or give a terminal
-//! what it acts on. `cargo test` runs some seconds of it; LRI_FUZZ_SECONDS is the time for each target, LRI_FUZZ_SEED the first seed, and
-//! `LRI_FUZZ_CASES=1` with the seed of a failure repeats it.
+//! Inputs are made from a small corpus (the golden files) by a seed, with the structure kept, so that they come behind
+//! checksums and parsers. A case may be refused; it may not panic, hang, take memory beyond what its bytes can ask for,
+//! lose count, or give a terminal what it acts on. `cargo test` runs some seconds of it; LRI_FUZZ_SECONDS is the time
+//! for each target, LRI_FUZZ_SEED the first seed, and `LRI_FUZZ_CASES=1` with the seed of a failure repeats it.
 #![expect(unsafe_code, reason = "an allocator that counts")]
 #![expect(
     clippy::panic,

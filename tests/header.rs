@@ -1,5 +1,5 @@
-//! The committed C header is what cbindgen makes of src/abi.rs and its parts, and compiles without a warning as C99, C11, C++11 and
-//! C++17 with every compiler that is installed, with and without ggml's headers before it or behind it.
+//! The committed C header is what cbindgen makes of src/abi.rs and its parts, and compiles without a warning as C99,
+//! C11, C++11 and C++17 with every compiler that is installed, with and without ggml's headers before it or behind it.
 //! `UPDATE=1 cargo test --test header` writes it anew.
 #![allow(clippy::print_stdout, reason = "says what is not tested here, and figures")]
 

@@ -1,5 +1,6 @@
-//! Who may use whom in src/, and what every source file must look like. The table says exactly what the code does: an edge that is not
-//! in it fails, and so does one that nobody needs any more. A room uses only rooms that stand above it in the list, so there is no circle.
+//! Who may use whom in src/, and what every source file must look like. The table says exactly what the code does: an
+//! edge that is not in it fails, and so does one that nobody needs any more. A room uses only rooms that stand above it
+//! in the list, so there is no circle.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -8,7 +9,8 @@ use std::{env, fs};
 /// A room of src/, the rooms that it uses, and why.
 type Room = (&'static str, &'static [&'static str], &'static str);
 
-/// Rooms from the bottom up: what both sides stand on, the host's side, the reader's side. The two sides share nothing but `format`.
+/// Rooms from the bottom up: what both sides stand on, the host's side, the reader's side. The two sides share
+/// nothing but `format`.
 const ROOMS: &[Room] = &[
     ("error", &[], "one type"),
     ("queue", &[], "rings of anything"),
@@ -105,7 +107,8 @@ const ROOMS: &[Room] = &[
     ),
 ];
 
-/// Modules that may contain unsafe code: those whose `mod` line in src/lib.rs says so, one function and one module of the program.
+/// Modules that may contain unsafe code: those whose `mod` line in src/lib.rs says so, one function and one module
+/// of the program.
 const UNSAFE: &[&str] = &[
     "abi",
     "capture",
@@ -257,8 +260,8 @@ fn file_of(from: &str, path: &[String], files: &BTreeSet<String>) -> Option<Stri
     })
 }
 
-/// Every path of the `use` lines and of the text that begins with `crate`, `super` or `self`, with braces opened. Re-exports are the face
-/// of a folder, and no use of theirs.
+/// Every path of the `use` lines and of the text that begins with `crate`, `super` or `self`, with braces opened.
+/// Re-exports are the face of a folder, and no use of theirs.
 fn paths(code: &str) -> Vec<Vec<String>> {
     fn open(prefix: &[String], text: &str, out: &mut Vec<Vec<String>>) -> usize {
         let mut path = prefix.to_vec();

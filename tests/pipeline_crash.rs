@@ -1,6 +1,8 @@
-//! `kill -9` at random moments, and resuming: what was flushed is there, and the end is that of a run nobody interrupted.
+//! `kill -9` at random moments, and resuming: what was flushed is there, and the end is that of a
+//! run nobody interrupted.
 //!
-//! Forty kills by default; LRI_KILLS=500 for as many. LRI_SEED repeats a run (the moments of the kills differ all the same).
+//! Forty kills by default; LRI_KILLS=500 for as many. LRI_SEED repeats a run (the moments of the kills differ
+//! all the same).
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "a test")]
 
@@ -117,8 +119,9 @@ fn disturb(path: &Path, how: u64) -> bool {
     true
 }
 
-/// How often the stream will have been resumed when it is resumed now: its own last checkpoint counts, whatever the file beside it says, which
-/// is at most one checkpoint behind. A stream that was killed before its first checkpoint begins anew.
+/// How often the stream will have been resumed when it is resumed now: its own last checkpoint counts, whatever the
+/// file beside it says, which is at most one checkpoint behind. A stream that was killed before its first
+/// checkpoint begins anew.
 fn resumes_next(path: &Path) -> u64 {
     let stream = read(path);
     let own: Vec<u64> = stream.checkpoints.iter().filter_map(|c| c["packets"].as_u64()).collect();
@@ -297,7 +300,8 @@ fn an_older_checkpoint_file_undoes_no_newer_checkpoint_and_what_is_cut_off_is_sa
     let own = checkpoints(&path);
     assert!(own.len() > 3, "{own:?}");
     let last = own[own.len() - 1].1;
-    // The file as it was at each checkpoint: what a disk that was full since then has kept. The packet says all but its own place.
+    // The file as it was at each checkpoint: what a disk that was full since then has kept. The packet says all but
+    // its own place.
     for (body, end) in read(&path).checkpoints.iter().zip(&own) {
         let mut saved = body.clone();
         saved["stream_offset"] = end.2.into();

@@ -1,4 +1,5 @@
-//! The pipeline as a guest in a process: memory within the budget, threads that sleep, limits of the process. Each in a child of its own.
+//! The pipeline as a guest in a process: memory within the budget, threads that sleep, limits of the process. Each in a
+//! child of its own.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test")]
 

@@ -1,7 +1,8 @@
 //! docs/events.schema.json and docs/EVENTS.md are what the types of src/format say. Both are generated here;
 //! `UPDATE=1 cargo test --features schema --test schema` writes them anew.
 //!
-//! The examples in docs/EVENTS.md are lines of real logs, kept in docs/examples.jsonl (`UPDATE=1 pytest tests/server/test_schema.py`).
+//! The examples in docs/EVENTS.md are lines of real logs, kept in docs/examples.jsonl
+//! (`UPDATE=1 pytest tests/server/test_schema.py`).
 #![cfg(feature = "schema")]
 
 mod text;
@@ -137,8 +138,7 @@ order, fastest dimension first.
     # where is the memory?
     jq 'select(.event=="memory_allocation") | {layer_id, allocation_size_mb, memory_type}' server.jsonl
     # which operations compute most?
-    jq -s 'map(select(.event=="compute_execution") | {layer_id, compute_intensity_gflops}) |
-    sort_by(.compute_intensity_gflops)' server.jsonl
+    jq -s 'map(select(.event=="compute_execution") | {layer_id, compute_intensity_gflops}) | sort_by(.compute_intensity_gflops)' server.jsonl
     # what do the feed-forward blocks keep in memory at once?
     jq 'select(.event=="mlp_operation") | {layer_id, mlp_operation, activation_memory_peak_mb}' server.jsonl
     # how did each request fare?

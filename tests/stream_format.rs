@@ -1,5 +1,5 @@
-//! The stream's bytes: the golden file, the older system's file, and files cut, flipped and spliced in every way. Whatever was done to a
-//! file, no panic, and no packet that is not one of those written.
+//! The stream's bytes: the golden file, the older system's file, and files cut, flipped and spliced in every way.
+//! Whatever was done to a file, no panic, and no packet that is not one of those written.
 
 #[path = "stream/sample.rs"]
 mod sample;

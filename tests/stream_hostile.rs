@@ -1,6 +1,6 @@
-//! Streams that somebody made to do harm: a few hundred bytes that claim to be gigabytes, packets in packets, names with escape sequences.
-//! Every tool gets each of them, with little memory and little time; it may refuse, and must not crash, hang, or write to the terminal
-//! what the file tells it to.
+//! Streams that somebody made to do harm: a few hundred bytes that claim to be gigabytes, packets in packets, names
+//! with escape sequences. Every tool gets each of them, with little memory and little time; it may refuse, and must not
+//! crash, hang, or write to the terminal what the file tells it to.
 #![expect(clippy::unwrap_used, reason = "a helper that fails is a test that fails")]
 
 #[path = "stream/sample.rs"]

@@ -1,5 +1,5 @@
-//! Streams too long to be read for what they say of themselves: `stream info` and `ls` pass over the values. The long file is sparse, and its
-//! checksums are wrong on purpose: whoever reads the values finds damage.
+//! Streams too long to be read for what they say of themselves: `stream info` and `ls` pass over the values. The long
+//! file is sparse, and its checksums are wrong on purpose: whoever reads the values finds damage.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by them")]
 
 #[path = "stream/sample.rs"]

@@ -1,5 +1,6 @@
-//! `llama-resource stream` as a user meets it: help, answers on the golden stream, exit statuses, damage of every kind, and streams of the
-//! capture's own pipeline. tests/server/test_stream_export.py has the exports and the figures beside numpy, safetensors and DuckDB.
+//! `llama-resource stream` as a user meets it: help, answers on the golden stream, exit statuses, damage of every kind,
+//! and streams of the capture's own pipeline. tests/server/test_stream_export.py has the exports and the figures beside
+//! numpy, safetensors and DuckDB.
 #![expect(clippy::unwrap_used, reason = "a helper that fails is a test that fails")]
 
 #[path = "pipeline/feed.rs"]

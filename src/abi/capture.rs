@@ -7,7 +7,8 @@ use crate::boundary::{self, catching};
 use crate::mark::Refusal;
 use crate::{capture, clock, log, mark, session};
 
-/// What became of the activations that the selection wanted. Once the stream is closed, `seen` is the sum of the other three.
+/// What became of the activations that the selection wanted. Once the stream is closed, `seen` is the sum of
+/// the other three.
 #[repr(C)]
 #[allow(non_camel_case_types, reason = "the name that C sees")]
 #[derive(Clone, Copy, Debug, Default)]
@@ -32,9 +33,10 @@ pub struct llama_resource_instrumentation_capture_statistics {
     pub file_bytes: u64,
 }
 
-/// Sets a setting for the next init, by the name of its environment variable ("LLAMA_RESOURCE_CAPTURE", "LLAMA_RESOURCE_TENSORS", ...; all of
-/// docs/CONFIGURATION.md), ahead of the environment. NULL as value takes it back. A recording that is on keeps the settings that it began
-/// with: the answer is then ALREADY_RUNNING, and the setting holds for the next init.
+/// Sets a setting for the next init, by the name of its environment variable ("LLAMA_RESOURCE_CAPTURE",
+/// "LLAMA_RESOURCE_TENSORS", ...; all of docs/CONFIGURATION.md), ahead of the environment. NULL as value takes it back.
+/// A recording that is on keeps the settings that it began with: the answer is then ALREADY_RUNNING, and the setting
+/// holds for the next init.
 ///
 /// # Safety
 /// `name` is NULL or a NUL-terminated string; so is `value`.
@@ -75,8 +77,9 @@ pub unsafe extern "C" fn llama_resource_instrumentation_set(
     })
 }
 
-/// The running account of the stream, all zero before the first step. Writes at most `size` bytes, so that an older program gets what it
-/// knows. NOT_RUNNING while no activations are captured. `seen` is the sum of the others after a flush, if no other thread computes.
+/// The running account of the stream, all zero before the first step. Writes at most `size` bytes, so that an older
+/// program gets what it knows. NOT_RUNNING while no activations are captured. `seen` is the sum of the others after a
+/// flush, if no other thread computes.
 ///
 /// # Safety
 /// `statistics` is NULL or points to `size` writable bytes.
@@ -118,8 +121,9 @@ pub unsafe extern "C" fn llama_resource_instrumentation_get_capture_statistics(
     })
 }
 
-/// Writes a token that the caller chose into the stream and its tokens file: for hosts whose sampling the hooks do not see. `text` is NULL
-/// or its text, `position` its position in sequence `seq_id` (negative: not known), `probability` negative where not known.
+/// Writes a token that the caller chose into the stream and its tokens file: for hosts whose sampling the hooks do not
+/// see. `text` is NULL or its text, `position` its position in sequence `seq_id` (negative: not known), `probability`
+/// negative where not known.
 ///
 /// # Safety
 /// `text` is NULL or a NUL-terminated string.

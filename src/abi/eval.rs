@@ -36,9 +36,10 @@ const DEFAULT: llama_resource_eval_params = llama_resource_eval_params {
     user_data: std::ptr::null_mut(),
 };
 
-/// For `llama_context_params.cb_eval`, with `cb_eval_user_data` NULL or a `struct llama_resource_eval_params *`. Records every operation that
-/// runs, with its own time; each node then runs alone, which costs speed. Where the hooks see the graphs it asks for nothing and only
-/// serves the caller's callback. Never cancels a graph, unless the caller's callback does.
+/// For `llama_context_params.cb_eval`, with `cb_eval_user_data` NULL or a `struct llama_resource_eval_params *`.
+/// Records every operation that runs, with its own time; each node then runs alone, which costs speed. Where the hooks
+/// see the graphs it asks for nothing and only serves the caller's callback. Never cancels a graph, unless the
+/// caller's callback does.
 ///
 /// # Safety
 /// Called by ggml with a node of a running graph; `user_data` is NULL or a live `struct llama_resource_eval_params`.

@@ -24,7 +24,8 @@ unsafe fn checked(t: *const ggml_tensor) -> Result<TensorPtr, Refusal> {
     unsafe { tensor::checked(t.cast()) }
 }
 
-/// Names the events that follow, on all threads, until the session ends. An open session is ended first, with WRONG_ORDER.
+/// Names the events that follow, on all threads, until the session ends. An open session is ended
+/// first, with WRONG_ORDER.
 ///
 /// # Safety
 /// `session_id` is NULL or a NUL-terminated string: UTF-8, 1 to 255 bytes. Copied.
@@ -48,7 +49,8 @@ pub extern "C" fn llama_resource_instrumentation_begin_layer(layer_id: i32) -> l
     marked("llama_resource_instrumentation_begin_layer", || spans::begin_layer(layer_id))
 }
 
-/// Ends the innermost layer of this number on the calling thread. What is open inside it is ended too, with WRONG_ORDER.
+/// Ends the innermost layer of this number on the calling thread. What is open inside it is ended
+/// too, with WRONG_ORDER.
 #[unsafe(no_mangle)]
 pub extern "C" fn llama_resource_instrumentation_end_layer(layer_id: i32) -> llama_resource_instrumentation_status {
     marked("llama_resource_instrumentation_end_layer", || spans::end_layer(layer_id))
@@ -66,7 +68,8 @@ pub unsafe extern "C" fn llama_resource_instrumentation_begin_component(
     marked("llama_resource_instrumentation_begin_component", || spans::begin_component(unsafe { name(component) }?))
 }
 
-/// Ends the innermost component of this name on the calling thread. What is open inside it is ended too, with WRONG_ORDER.
+/// Ends the innermost component of this name on the calling thread. What is open inside it is ended
+/// too, with WRONG_ORDER.
 ///
 /// # Safety
 /// As for `llama_resource_instrumentation_begin_component`.
@@ -78,8 +81,9 @@ pub unsafe extern "C" fn llama_resource_instrumentation_end_component(
     marked("llama_resource_instrumentation_end_component", || spans::end_component(unsafe { name(component) }?))
 }
 
-/// Memory was given to `tensor`. If `resource_id` is not NULL, the event's id is written there, cut to `resource_id_size` bytes with its
-/// NUL (300 are always enough), for `llama_resource_instrumentation_log_memory_deallocation`.
+/// Memory was given to `tensor`. If `resource_id` is not NULL, the event's id is
+/// written there, cut to `resource_id_size` bytes with its NUL (300 are always
+/// enough), for `llama_resource_instrumentation_log_memory_deallocation`.
 ///
 /// # Safety
 /// `tensor` is NULL or a live tensor; `resource_id` is NULL or points to `resource_id_size` writable bytes.
@@ -125,8 +129,8 @@ pub unsafe extern "C" fn llama_resource_instrumentation_log_memory_deallocation(
     })
 }
 
-/// `operation` of `component` made `output` out of `n_inputs` tensors (0 to 1024; `inputs` may be NULL for 0). Shapes, types, sizes and
-/// device are read from the tensors during the call; the graph need not have run.
+/// `operation` of `component` made `output` out of `n_inputs` tensors (0 to 1024; `inputs` may be NULL for 0). Shapes,
+/// types, sizes and device are read from the tensors during the call; the graph need not have run.
 ///
 /// # Safety
 /// `inputs` points to `n_inputs` pointers; each of them and `output` is NULL or a live tensor.
@@ -157,7 +161,8 @@ pub unsafe extern "C" fn llama_resource_instrumentation_log_compute_operation(
     })
 }
 
-/// A matrix multiplication of a feed-forward block ("gate_proj", "up_proj", "down_proj") made `activations` with `weights`.
+/// A matrix multiplication of a feed-forward block ("gate_proj", "up_proj", "down_proj") made
+/// `activations` with `weights`.
 ///
 /// # Safety
 /// Each tensor is NULL or live.
@@ -177,7 +182,8 @@ pub unsafe extern "C" fn llama_resource_instrumentation_log_mlp_operation(
     })
 }
 
-/// The KV cache of a layer (negative: of all) changed ("allocate", "update", "evict"); `cache_size_bytes` is the caller's number.
+/// The KV cache of a layer (negative: of all) changed ("allocate", "update", "evict"); `cache_size_bytes` is
+/// the caller's number.
 ///
 /// # Safety
 /// `operation` is NULL or a NUL-terminated string.
@@ -193,7 +199,8 @@ pub unsafe extern "C" fn llama_resource_instrumentation_log_kv_cache_operation(
     })
 }
 
-/// One component hands over to another. Its size is that of the last result that was logged in `from` on the calling thread.
+/// One component hands over to another. Its size is that of the last result that was logged in `from` on
+/// the calling thread.
 ///
 /// # Safety
 /// Each name is NULL or a NUL-terminated string.
@@ -209,7 +216,8 @@ pub unsafe extern "C" fn llama_resource_instrumentation_log_component_handoff(
     })
 }
 
-/// A token was generated for sequence `seq_id`. Its id is written only with LLAMA_RESOURCE_LOG_TEXT=1; the event is of level VERBOSE.
+/// A token was generated for sequence `seq_id`. Its id is written only with LLAMA_RESOURCE_LOG_TEXT=1; the event is
+/// of level VERBOSE.
 #[unsafe(no_mangle)]
 pub extern "C" fn llama_resource_instrumentation_record_token(
     seq_id: i32,

@@ -1,4 +1,5 @@
-//! What a llama-server that was built with patches/ tells: which task a slot works on and how it ends. No other program needs these.
+//! What a llama-server that was built with patches/ tells: which task a slot works on and how it ends. No other
+//! program needs these.
 
 use std::ffi::{CStr, c_char, c_void};
 
@@ -10,8 +11,8 @@ use crate::session::{self, Started};
 use crate::{clock, log};
 use llama_resource_instrumentation_status as Status;
 
-/// What the server knows of a task when its slot is released. Made by `llama_resource_server_release_default`; fields are only ever added
-/// at the end. Times are microseconds of one clock of the server's; 0 for what never happened.
+/// What the server knows of a task when its slot is released. Made by `llama_resource_server_release_default`; fields
+/// are only ever added at the end. Times are microseconds of one clock of the server's; 0 for what never happened.
 #[repr(C)]
 #[allow(non_camel_case_types, reason = "the name that C sees")]
 #[derive(Clone, Copy, Debug)]
@@ -60,8 +61,9 @@ const DEFAULT: llama_resource_server_release = llama_resource_server_release {
     t_gen_last_us: 0,
 };
 
-/// Begins recording if the environment asks for it (LLAMA_RESOURCE_LOG_PATH or LLAMA_RESOURCE_CAPTURE is set): what a program calls first
-/// that is built to be switched on by its user. NOT_RUNNING if it asks for nothing, ALREADY_RUNNING if LD_PRELOAD has begun.
+/// Begins recording if the environment asks for it (LLAMA_RESOURCE_LOG_PATH or LLAMA_RESOURCE_CAPTURE is set): what a
+/// program calls first that is built to be switched on by its user. NOT_RUNNING if it asks for nothing, ALREADY_RUNNING
+/// if LD_PRELOAD has begun.
 #[unsafe(no_mangle)]
 pub extern "C" fn llama_resource_instrumentation_init_from_environment() -> llama_resource_instrumentation_status {
     catching(Status::Internal, || match session::start_linked() {
@@ -76,10 +78,12 @@ pub extern "C" fn llama_resource_instrumentation_init_from_environment() -> llam
     })
 }
 
-/// A slot of llama-server begins to work on a task, `queued_us` microseconds after the task was made. `ctx` is the slot's llama_context.
+/// A slot of llama-server begins to work on a task, `queued_us` microseconds after the task was made. `ctx` is
+/// the slot's llama_context.
 ///
 /// # Safety
-/// `ctx` is NULL or a live context; `completion_id`, the id of the response, is NULL or a NUL-terminated string. Copied.
+/// `ctx` is NULL or a live context; `completion_id`, the id of the response, is NULL or a
+/// NUL-terminated string. Copied.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn llama_resource_server_slot_launched(
     ctx: *const c_void,

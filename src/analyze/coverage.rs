@@ -68,13 +68,14 @@ pub struct Coverage {
     pub states: Vec<State>,
     /// The library's own totals; `null` when the log was not closed in order.
     pub declared: Option<Declared>,
-    /// Steps that the library counted but no summary in this file covers: lines are lost. `null` without [`Self::declared`].
+    /// Steps that the library counted but no summary in this file covers: lines are lost.
+    /// `null` without [`Self::declared`].
     pub unsummarized_steps: Option<u64>,
     /// The session's start is in the file.
     pub has_start: bool,
     /// The session's end is in the file.
     pub has_end: bool,
-    /// Events under ids that nobody announced.
+    /// Events under ids that no session line announced.
     pub foreign_ids: u64,
 }
 

@@ -1,4 +1,5 @@
-//! What each device did in a model that several share, and what was copied between them, from the totals of `step_summary`.
+//! What each device did in a model that several share, and what was copied between them, from the
+//! totals of `step_summary`.
 
 use std::collections::BTreeMap;
 
@@ -27,7 +28,8 @@ pub struct Device {
     pub timed_splits: u64,
     /// Those that the host was made to wait for.
     pub serialized_splits: u64,
-    /// Wall time of the timed ones as the host saw it, microseconds: an upper bound, never the time of kernels; `null` when none was.
+    /// Wall time of the timed ones as the host saw it, microseconds: an upper bound, never the time of kernels; `null`
+    /// when none was.
     pub split_us: Option<f64>,
 }
 

@@ -1,7 +1,8 @@
-//! What a log says: one file a question, each a fold over the events whose result is a plain struct. The structs are the `--json` output.
+//! What a log says: one file a question, each a fold over the events whose result is a plain struct. The structs are
+//! the `--json` output.
 //!
-//! Before it: `read` (files to events). After it: `export` (results to text, JSON, HTML). Pure: no clock, no files, no environment.
-//! What the log does not say stays `null`; sums saturate, since a damaged log may hold any number.
+//! Before it: `read` (files to events). After it: `export` (results to text, JSON, HTML). Pure: no clock, no files, no
+//! environment. What the log does not say stays `null`; sums saturate, since a damaged log may hold any number.
 
 pub mod bench;
 pub mod coverage;
@@ -31,7 +32,8 @@ use crate::read::{Error, Log};
 /// Version of the `--json` output. Fields are only ever added; it counts the additions.
 pub const REPORT_VERSION: u32 = 1;
 
-/// Sessions that one report is about, at most: the newest ones. A session takes a few kilobytes, and a file may hold any number of them.
+/// Sessions that one report is about, at most: the newest ones. A session takes a few kilobytes, and a file may hold
+/// any number of them.
 pub const MOST_SESSIONS: usize = 1000;
 
 /// Which sessions of a file are wanted.
@@ -162,7 +164,8 @@ fn holds(session: &SessionAccount, id: &String) -> bool {
     session.session_id == *id || session.tracked.contains(id)
 }
 
-/// Reads the whole log and answers every question about the wanted sessions. Memory grows with requests and samples, not with the file.
+/// Reads the whole log and answers every question about the wanted sessions. Memory grows with requests and samples,
+/// not with the file.
 ///
 /// # Errors
 /// When the file cannot be read on.

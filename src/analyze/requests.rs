@@ -97,7 +97,8 @@ pub struct Totals {
     pub tokens_per_second: Option<Distribution>,
     /// Mean time between tokens, over all tokens: exact, from the requests' own means.
     pub inter_token_mean_ms: Option<f64>,
-    /// Times between tokens, over all tokens whose `request_token` is in the log (VERBOSE); percentiles of percentiles would be invented.
+    /// Times between tokens, over all tokens whose `request_token` is in the log (VERBOSE); percentiles of percentiles
+    /// would be invented.
     pub inter_token_ms: Option<Distribution>,
     /// Whether every token of every ended request is in [`Self::inter_token_ms`].
     pub inter_token_complete: bool,

@@ -2,7 +2,8 @@
 
 use serde::Serialize;
 
-/// Distribution of some values. Percentiles are nearest rank, as in the log itself: each is a value that really occurred.
+/// Distribution of some values. Percentiles are nearest rank, as in the log itself: each is a value
+/// that really occurred.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Distribution {
     /// Values.

@@ -69,7 +69,8 @@ pub struct Interval {
 pub struct Time {
     /// `step_summary` lines found. With none, everything here is empty.
     pub summaries: u64,
-    /// Parts of graphs that a device computed after the call had returned. With any, `graph_us` is no time of computing.
+    /// Parts of graphs that a device computed after the call had returned. With any, `graph_us` is no
+    /// time of computing.
     pub unseen_parts: u64,
     /// Prompt processing.
     pub prefill: Phase,

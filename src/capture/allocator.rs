@@ -1,11 +1,14 @@
-//! The host's allocator, brought to keep what is wanted of a graph - and back again, where its memory has no room for that.
+//! The host's allocator, brought to keep what is wanted of a graph - and back again, where its memory has no
+//! room for that.
 //!
-//! ggml's allocator places a graph by a plan that it has made of an earlier one, and only a plan heeds flags. So while a scheduler allocates a
-//! graph of which something is flagged, and before it is placed, we have the allocator plan that very graph, as the scheduler does itself where a
-//! plan does not fit. Where that fails, the flags are taken back and it plans again, with its buffers in the sizes that they had: the host then has
-//! what it would have had without us, and the graph is read by another route.
+//! ggml's allocator places a graph by a plan that it has made of an earlier one, and only a plan heeds flags. So while
+//! a scheduler allocates a graph of which something is flagged, and before it is placed, we have the allocator plan
+//! that very graph, as the scheduler does itself where a plan does not fit. Where that fails, the flags are taken back
+//! and it plans again, with its buffers in the sizes that they had: the host then has what it would have had without
+//! us, and the graph is read by another route.
 //!
-//! Before it: `hook::capture`, which calls the host's functions, and `hook::buffer`. After it: `run`, which asks how it went.
+//! Before it: `hook::capture`, which calls the host's functions, and `hook::buffer`. After it: `run`, which asks
+//! how it went.
 
 use std::cell::{Cell, RefCell};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,26 +19,28 @@ use parking_lot::{Mutex, MutexGuard};
 use crate::ggml::api::{self, Ptr};
 use crate::ggml::view::TensorPtr;
 
-/// In a forked child nobody may be there to unlock.
+/// How long a lock is waited for: in a forked child the thread that holds it may be gone.
 const PATIENCE: Duration = Duration::from_millis(10);
 
 /// The arrays in which a scheduler says to its allocator which buffer each node and each leaf of the graph goes to.
 #[derive(Clone, Copy, Debug)]
 pub struct Buffers {
-    /// Of the nodes.
+    /// Buffers of the nodes.
     pub nodes: Ptr,
-    /// Of the leafs.
+    /// Buffers of the leafs.
     pub leafs: Ptr,
 }
 
 /// What is known of a live allocator.
 struct Known {
     allocator: usize,
-    /// [`Buffers`], as addresses. A scheduler has two of each array and swaps them for every graph. Where it has its graph placed without planning
-    /// it anew, it has just found that both name the same kinds of buffers, so the one seen last is as good as the other.
+    /// [`Buffers`], as addresses. A scheduler has two of each array and swaps them for every graph. Where it has its
+    /// graph placed without planning it anew, it has just found that both name the same kinds of buffers, so the one
+    /// seen last is as good as the other.
     nodes: usize,
     leafs: usize,
-    /// They are what its scheduler goes by. One with a single kind of buffer may plan by itself, and then goes by none (null).
+    /// They are what its scheduler goes by. One with a single kind of buffer may plan by itself, and then goes
+    /// by none (null).
     usable: bool,
     /// It plans graphs for us: its plan may be too small for a graph that would have fitted the host's own.
     ours: bool,
@@ -105,7 +110,8 @@ impl Drop for Allocating {
     }
 }
 
-/// Whether any allocator was seen at work. One works before the first graph runs, since llama.cpp has it plan when a context is made.
+/// Whether any allocator was seen at work. One works before the first graph runs, since llama.cpp has it plan when a
+/// context is made.
 #[must_use]
 pub fn is_seen() -> bool {
     SEEN.load(Ordering::Relaxed)
@@ -136,7 +142,8 @@ pub fn outcome() -> Outcome {
     })
 }
 
-/// `allocator` is about to place a graph: by what it must plan it before. `None`: it need not, or we do not know, and its scheduler will.
+/// `allocator` is about to place a graph: by what it must plan it before. `None`: it need not, or we do not know, and
+/// its scheduler will.
 #[must_use]
 pub fn must_plan(allocator: Ptr) -> Option<Buffers> {
     SEEN.store(true, Ordering::Relaxed);
@@ -156,8 +163,9 @@ pub fn must_plan(allocator: Ptr) -> Option<Buffers> {
     })
 }
 
-/// `allocator` has refused to place a graph: by what it may plan it, if its own plan was replaced by one of ours before. Its scheduler would do the
-/// same, but in some builds it aborts if that happens where it has never happened without us.
+/// `allocator` has refused to place a graph: by what it may plan it, if its own plan was replaced by one of ours
+/// before. Its scheduler would do the same, but in some builds it aborts if that happens where it has never
+/// happened without us.
 #[must_use]
 pub fn may_plan(allocator: Ptr) -> Option<Buffers> {
     CALL.with_borrow(|call| {
@@ -178,7 +186,8 @@ fn known() -> Option<MutexGuard<'static, Vec<Known>>> {
     KNOWN.try_lock_for(PATIENCE)
 }
 
-/// Planning may move what a backend still works on. Backend by backend, as the scheduler does it there: its own synchronisation would count.
+/// Planning may move what a backend still works on. Backend by backend, as the scheduler does it there: its own
+/// synchronisation would count.
 fn synchronize(sched: Ptr) {
     // SAFETY: a scheduler that is in the middle of a call, so a live one.
     let n = unsafe { api::ggml_backend_sched_get_n_backends(sched) };
@@ -216,7 +225,8 @@ pub fn plan_begins(allocator: Ptr, buffers: Buffers) {
     }
 }
 
-/// Planning has failed. True if that may be because of what was to be kept: nothing is any more, and it is to be tried again.
+/// Planning has failed. True if that may be because of what was to be kept: nothing is any more, and it is to
+/// be tried again.
 #[must_use]
 pub fn plan_failed() -> bool {
     CALL.with_borrow_mut(|call| {
@@ -273,8 +283,8 @@ pub unsafe fn buffer_freed(buffer: Ptr) {
     });
 }
 
-/// A buffer of this kind and size is about to be made. Gives the size of the one in whose place it comes, if that was larger: planning for what
-/// did not fit has freed it, and the host counts on its size.
+/// A buffer of this kind and size is about to be made. Gives the size of the one in whose place it comes, if that was
+/// larger: planning for what did not fit has freed it, and the host counts on its size.
 #[must_use]
 pub fn size_before(buft: Ptr, size: usize) -> Option<usize> {
     with_planning(|p| {

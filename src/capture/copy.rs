@@ -65,7 +65,8 @@ pub enum Read {
 /// The tensor's values where they are, if the host can read them there and they are packed: `bytes` of them.
 ///
 /// # Safety
-/// `t` has its memory. What is read there is only worth something while it is computed and its memory still holds its values, and only as long.
+/// `t` has its memory. What is read there is only worth something while it is computed and its memory still holds its
+/// values, and only as long.
 pub unsafe fn in_place<'a>(t: TensorPtr, bytes: usize) -> Option<&'a [u8]> {
     let buffer = t.buffer();
     if t.data().is_null() || buffer.is_null() || t.span_bytes() != bytes {
@@ -101,7 +102,8 @@ pub unsafe fn read(t: TensorPtr, w: &Wanted, kept: Kept<'_>, sched: Ptr, to: &mu
     let whole = kept.is_none() && w.spec.slice.is_none() && span == to.len();
     // SAFETY: the buffer of a live tensor.
     if unsafe { api::ggml_backend_buffer_is_host(buffer) }.unwrap_or(false) {
-        // SAFETY: ggml: a host buffer can be read at the tensor's address for its span; the caller says that it is computed.
+        // SAFETY: ggml: a host buffer can be read at the tensor's address for its span; the caller says that
+        // it is computed.
         let from = unsafe { std::slice::from_raw_parts(t.data().cast::<u8>().cast_const(), span) };
         if whole {
             to.copy_from_slice(from);

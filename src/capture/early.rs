@@ -1,9 +1,10 @@
-//! Rows that the host's compute threads encode while the step runs, a little after they were computed: nothing is copied first, and most
-//! are still in the caches.
+//! Rows that the host's compute threads encode while the step runs, a little after they were computed: nothing is
+//! copied first, and most are still in the caches.
 //!
-//! Before it: `share`, on each of those threads, when an operation begins at which a stretch of the graph ends. After it: `step`, which hands the
-//! encoded rows on when the graph is over, and reads everything else then. Only tensors that the allocator keeps, only codecs whose rows stand
-//! alone, only small ubatches: a prompt's rows would hold the host for long.
+//! Before it: `share`, on each of those threads, when an operation begins at which a stretch of the graph ends. After
+//! it: `step`, which hands the encoded rows on when the graph is over, and reads everything else then. Only tensors
+//! that the allocator keeps, only codecs whose rows stand alone, only small ubatches: a prompt's rows would hold the
+//! host for long.
 //!
 //! ```text
 //!   operations   ▁▁▁▁▁▁▁▁▁▁  ▁▁▁▁▁▁▁▁▁▁  ▁▁▁▁▁▁▁▁▁▁
@@ -38,7 +39,8 @@ const MOST_STEP: usize = 8 << 20;
 /// Memory that is asked for beyond what a tensor's rows are expected to take.
 const MARGIN: usize = 256;
 
-/// How long a step that is timed waits for the other threads at a stretch's end, so that the operation behind it is timed without that.
+/// How long a step that is timed waits for the other threads at a stretch's end, so that the operation behind it is
+/// timed without that.
 const MOST_WAIT: Duration = Duration::from_millis(1);
 
 /// The step that runs.
@@ -55,7 +57,8 @@ pub struct Plan {
     bytes: usize,
 }
 
-/// One tensor. Everything about it stands together: what is looked up elsewhere for each of hundreds is not in the caches.
+/// One tensor. Everything about it stands together: what is looked up elsewhere for each of hundreds is not
+/// in the caches.
 #[derive(Debug)]
 struct Item {
     /// Number of the wanted node.
@@ -139,7 +142,8 @@ pub struct Work {
     sinks: Vec<Mutex<Option<Sink>>>,
 }
 
-/// The items of a stretch that the thread of one sink begins with; others take what it leaves. In a line of the cache of its own.
+/// The items of a stretch that the thread of one sink begins with; others take what it leaves. In a line of the cache
+/// of its own.
 #[derive(Debug)]
 #[repr(align(64))]
 struct Share {
@@ -205,7 +209,8 @@ impl Drop for Working {
 }
 
 impl Work {
-    /// Prepares for a step of `live`, all of whose rows are wanted. `None` if nothing of it can be encoded while it runs, or no memory is free now.
+    /// Prepares for a step of `live`, all of whose rows are wanted. `None` if nothing of it can be encoded while it
+    /// runs, or no memory is free now.
     #[must_use]
     pub fn new(live: &Arc<Live>, pipeline: &Pipeline, threads: usize) -> Option<Arc<Self>> {
         let n = threads.min(pipeline.helpers());
@@ -297,7 +302,8 @@ impl Work {
     }
 
     fn encode(&self, item: &Item, sink: &mut Sink) {
-        // SAFETY: an operation behind it begins on this thread, so all threads are through with it; the allocator keeps its memory.
+        // SAFETY: an operation behind it begins on this thread, so all threads are through with it; the allocator
+        // keeps its memory.
         let values = unsafe { copy::still_in_place(item.tensor, item.data, item.bytes) };
         let Some(values) = values else { return };
         // Where its rows will go: it comes while they are encoded, which makes a third of the values.
@@ -317,8 +323,8 @@ impl Work {
     }
 }
 
-/// Called by each of the host's threads that is about to run the operation `at`, at which a stretch ends. `waits`: until the others have
-/// encoded what they began as well. Never waits otherwise.
+/// Called by each of the host's threads that is about to run the operation `at`, at which a stretch ends. `waits`:
+/// until the others have encoded what they began as well. Never waits otherwise.
 pub fn stretch_ends(at: *mut c_void, waits: bool) {
     let work = WORK.try_read().and_then(|w| w.clone());
     if let Some(work) = work {

@@ -90,7 +90,8 @@ pub struct Wish {
     pub elements: Option<u32>,
 }
 
-/// Makes the plan; `n_layer`: blocks of the model whose graph it is, where known. `None` if the graph processes no tokens.
+/// Makes the plan; `n_layer`: blocks of the model whose graph it is, where known. `None` if the graph
+/// processes no tokens.
 #[must_use]
 pub fn plan(nodes: &[TensorPtr], wish: &Wish, n_layer: Option<i32>, memory: &mut Memory) -> Option<GraphPlan> {
     let uses_flag = nodes.iter().any(TensorPtr::has_compute_flag);
@@ -194,7 +195,8 @@ pub fn plan(nodes: &[TensorPtr], wish: &Wish, n_layer: Option<i32>, memory: &mut
     Some(out)
 }
 
-/// Names for nodes that ggml named itself, from their views: the attention core has none of its own, and its reshaped view is `kqv_out-3`.
+/// Names for nodes that ggml named itself, from their views: the attention core has none of its own, and its reshaped
+/// view is `kqv_out-3`.
 fn good_names(nodes: &[TensorPtr], uses_flag: bool) -> HashMap<*const c_void, &str> {
     let mut names = HashMap::new();
     for view in nodes.iter().filter(|t| class::is_view_op(t.op())) {
@@ -276,8 +278,8 @@ pub(super) fn hit(
 }
 
 impl Memory {
-    /// The name of a tensor whose rows are so long: a second length gets a name of its own, since a stream holds one array for each name
-    /// (attention scores grow with the cache). `None` if there are [`MOST_NAMES`] already.
+    /// The name of a tensor whose rows are so long: a second length gets a name of its own, since a stream holds one
+    /// array for each name (attention scores grow with the cache). `None` if there are [`MOST_NAMES`] already.
     pub(super) fn of_width(&mut self, store: String, width: u32) -> Option<String> {
         let first = match self.widths.get(&store) {
             Some(&first) => first,

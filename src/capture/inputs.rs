@@ -1,8 +1,8 @@
 //! The inputs of a graph that say which row is whose: token ids, positions, and the rows that have an output.
 //!
-//! Found by what the graph does with them, since llama.cpp has named them in some versions and not in others: ids look rows up in the table of
-//! token embeddings, positions turn (`ROPE`) or are looked up themselves, and the rows with an output are chosen among those of all tokens before the
-//! model goes on with them. A name that is there decides.
+//! Found by what the graph does with them, since llama.cpp has named them in some versions and not in others: ids look
+//! rows up in the table of token embeddings, positions turn (`ROPE`) or are looked up themselves, and the rows with an
+//! output are chosen among those of all tokens before the model goes on with them. A name that is there decides.
 
 use std::collections::HashSet;
 use std::ffi::c_void;
@@ -51,7 +51,8 @@ pub struct Input {
 /// Inputs of node `t`.
 pub fn of_node(t: TensorPtr) -> impl Iterator<Item = Input> {
     (0..t.n_src()).filter_map(move |source| {
-        // A copy for another device (`CUDA0#inp_pos#0`) is filled only while the graph runs: the name, which has more, is none of these.
+        // A copy for another device (`CUDA0#inp_pos#0`) is filled only while the graph runs: the name, which has more,
+        // is none of these.
         let tensor = t.src(source).filter(|s| s.op() == "NONE" && s.view_src().is_none())?;
         let input = |role, named| Some(Input { role, source, tensor, named });
         match tensor.name() {
@@ -84,7 +85,8 @@ pub fn of_node(t: TensorPtr) -> impl Iterator<Item = Input> {
     })
 }
 
-/// Whether `ids`, by which node `t` chooses rows, chooses among the rows of `n_tokens` tokens, before the graph's results.
+/// Whether `ids`, by which node `t` chooses rows, chooses among the rows of `n_tokens` tokens, before
+/// the graph's results.
 #[must_use]
 pub fn is_choice_of_outputs(t: TensorPtr, ids: TensorPtr, n_tokens: usize) -> bool {
     let of_tokens = |s: TensorPtr| s.ne()[1..] == [n_tokens as i64, 1, 1];
@@ -105,8 +107,9 @@ pub struct Inputs {
 }
 
 impl Inputs {
-    /// Looks for them as sources of the nodes that are computed; a graph that has both a token path and an embedding path computes only one.
-    /// `of_a_model`: the graph is a model's, which processes tokens if it normalises anything in its first block. `None` if it processes none.
+    /// Looks for them as sources of the nodes that are computed; a graph that has both a token path and an embedding
+    /// path computes only one. `of_a_model`: the graph is a model's, which processes tokens if it normalises anything
+    /// in its first block. `None` if it processes none.
     #[must_use]
     pub fn find(nodes: &[TensorPtr], uses_flag: bool, of_a_model: bool) -> Option<Self> {
         let computed = || nodes.iter().copied().enumerate().filter(|(_, t)| t.is_computed(uses_flag));
@@ -156,8 +159,8 @@ pub fn behind(nodes: &[TensorPtr], ids: Option<TensorPtr>) -> HashSet<*const c_v
     behind
 }
 
-/// Whether the model goes on with the chosen rows. What pools results (the first or the last row of each sequence) chooses rows as well, and at
-/// most classifies them.
+/// Whether the model goes on with the chosen rows. What pools results (the first or the last row of each sequence)
+/// chooses rows as well, and at most classifies them.
 fn goes_on(nodes: &[TensorPtr], ids: TensorPtr) -> bool {
     let behind = behind(nodes, Some(ids));
     nodes.iter().filter(|t| class::is_matmul(t.op()) && behind.contains(&t.address())).any(|t| {

@@ -1,4 +1,5 @@
-//! How much of the memory budget the host's allocator takes to keep tensors for us: as much as it is asked to, and only that is left to it.
+//! How much of the memory budget the host's allocator takes to keep tensors for us: as much as it is asked to, and only
+//! that is left to it.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -13,7 +14,8 @@ pub struct Keeping {
     by_sched: HashMap<usize, usize>,
     /// The same before the last graph that needed more.
     before: HashMap<usize, usize>,
-    /// What the host's memory had no room for, by scheduler: its graphs that need as much are not asked to keep it again.
+    /// What the host's memory had no room for, by scheduler: its graphs that need as much are not asked to
+    /// keep it again.
     too_much: HashMap<usize, usize>,
     /// All of it; the pipeline has the rest of the budget.
     total: Arc<AtomicUsize>,
@@ -26,8 +28,8 @@ impl Keeping {
         Arc::clone(&self.total)
     }
 
-    /// A graph of `sched` is about to be planned that keeps so many bytes. False if that is more than `limit` together with what the others keep,
-    /// or if the pipeline, where it has started, uses the memory itself at this moment.
+    /// A graph of `sched` is about to be planned that keeps so many bytes. False if that is more than `limit` together
+    /// with what the others keep, or if the pipeline, where it has started, uses the memory itself at this moment.
     pub fn keep(&mut self, sched: usize, bytes: usize, limit: usize, pipeline: Option<&Pipeline>) -> bool {
         let kept = self.by_sched.get(&sched).copied().unwrap_or(0);
         if bytes <= kept {

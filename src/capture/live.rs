@@ -14,7 +14,7 @@ use crate::pipeline::{Piece, Pipeline, Reason, Table};
 /// How a wanted node is read in this graph.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Way {
-    /// So.
+    /// By this route.
     By(Route),
     /// Not at all, for this reason.
     Refused(Reason),
@@ -49,8 +49,8 @@ pub struct Live {
 }
 
 impl Live {
-    /// Puts `plan` on the nodes of a graph that is about to be allocated. `limit`: bytes that the allocator may keep for us.
-    /// `may_retain`: the flags come early enough.
+    /// Puts `plan` on the nodes of a graph that is about to be allocated. `limit`: bytes that the allocator may keep
+    /// for us. `may_retain`: the flags come early enough.
     #[must_use]
     pub fn new(
         graph: usize,
@@ -87,7 +87,8 @@ impl Live {
         }
     }
 
-    /// Flags what the allocator is to keep. Gives what was flagged, and the flags before, in the order in which they are to be put back.
+    /// Flags what the allocator is to keep. Gives what was flagged, and the flags before, in the order in which they
+    /// are to be put back.
     #[must_use]
     pub fn flag(&self, nodes: &[TensorPtr]) -> Vec<(TensorPtr, i32)> {
         let kept = self.plan.wanted.iter().zip(&self.ways).filter(|(_, way)| **way == Way::By(Route::Retain));
@@ -98,7 +99,8 @@ impl Live {
         flagged
     }
 
-    /// Tensors that are skipped because keeping them takes too much memory, and the bytes that it takes. `None` if there are none.
+    /// Tensors that are skipped because keeping them takes too much memory, and the bytes that it takes. `None` if
+    /// there are none.
     #[must_use]
     pub fn too_large_to_keep(&self) -> Option<(usize, usize)> {
         let n = self.ways.iter().filter(|w| **w == Way::Refused(Reason::RetainMemory)).count();

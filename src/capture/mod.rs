@@ -1,11 +1,12 @@
 //! Activations: finds the wanted nodes in the host's graphs, reads their values, and hands them to the pipeline.
 //!
-//! Before it: `hook` (graphs allocated, graphs run). After it: `pipeline` (codec workers, file). Two routes give the same bytes:
+//! Before it: `hook` (graphs allocated, graphs run). After it: `pipeline` (codec workers, file). Two routes give
+//! the same bytes:
 //!
-//! - **retain**: the nodes are flagged as outputs while the graph's memory is planned, so the allocator keeps them, and all are read
-//!   after one synchronise. The graph is not cut.
-//! - **callback**: the scheduler is given an eval callback that is shown each wanted node right after it was computed. That cuts the graph
-//!   at every one, and needs no memory.
+//! - **retain**: the nodes are flagged as outputs while the graph's memory is planned, so the allocator keeps them, and
+//!   all are read after one synchronise. The graph is not cut.
+//! - **callback**: the scheduler is given an eval callback that is shown each wanted node right after it was computed.
+//!   That cuts the graph at every one, and needs no memory.
 //!
 //! `auto` takes the first where it is safe and fits the memory budget, node by node.
 
@@ -127,7 +128,8 @@ pub fn is_on() -> bool {
 /// The capture that is on.
 #[must_use]
 pub fn current() -> Option<Arc<Capture>> {
-    // Recursive: a message that is told while it is read may lead here again, through the callback of whoever asked for messages.
+    // Recursive: a message that is told while it is read may lead here again, through the callback of whoever
+    // asked for messages.
     if is_on() { CURRENT.read_recursive().clone() } else { None }
 }
 
@@ -147,7 +149,7 @@ pub fn end() -> Option<Arc<Capture>> {
 
 /// The host sets its own callback on a scheduler (null: none). To be told whether or not anything is captured.
 pub fn theirs_set(sched: Ptr, callback: Option<EvalCallback>, user_data: Ptr) {
-    // In a forked child nobody may be there to unlock.
+    // In a forked child the thread that holds the lock may be gone.
     let Some(mut theirs) = THEIRS.try_lock_for(THEIRS_PATIENCE) else { return };
     let theirs = theirs.get_or_insert_default();
     match callback {

@@ -4,12 +4,13 @@ use std::collections::{HashMap, HashSet};
 
 use crate::graph::name;
 
-/// Names that a capture may have in all. Those of a model are some thousands, each again for every length that its rows take (attention scores
-/// grow with the cache); a host that makes up new ones for every graph must not fill the memory with them.
+/// Names that a capture may have in all. Those of a model are some thousands, each again for every length that its
+/// rows take (attention scores grow with the cache); a host that makes up new ones for every graph must not fill the
+/// memory with them.
 pub(super) const MOST_NAMES: usize = 1 << 16;
 
-/// The name to select and store a node by. ggml's own, unless ggml made it up (`node_17` changes with the graph): then after the weight
-/// that the node uses (`attn_output-3`), or its operation (`flash_attn_ext-3`).
+/// The name to select and store a node by. ggml's own, unless ggml made it up (`node_17` changes with the graph): then
+/// after the weight that the node uses (`attn_output-3`), or its operation (`flash_attn_ext-3`).
 #[must_use]
 pub fn stable(ggml_name: &str, op: &str, source: Option<&str>, layer: Option<i32>) -> String {
     let base = name::parse(ggml_name).base;
@@ -24,8 +25,8 @@ pub fn stable(ggml_name: &str, op: &str, source: Option<&str>, layer: Option<i32
     }
 }
 
-/// Makes `names` (with their operations, in graph order) unique: the last of equal ones keeps the name, since that is what the model goes on
-/// with; those before it get their operation, and a number where even that is equal.
+/// Makes `names` (with their operations, in graph order) unique: the last of equal ones keeps the name, since that is
+/// what the model goes on with; those before it get their operation, and a number where even that is equal.
 #[must_use]
 pub fn unique(names: &[(String, &str)]) -> Vec<String> {
     let mut last: HashMap<&str, usize> = HashMap::new();
@@ -51,7 +52,8 @@ pub fn unique(names: &[(String, &str)]) -> Vec<String> {
 /// Name, operation, and which of the graph's nodes with both it is.
 pub type Node = (String, &'static str, u32);
 
-/// The names that were given where a graph is seen in parts: a node keeps its first one in all graphs, and no two nodes have the same.
+/// The names that were given where a graph is seen in parts: a node keeps its first one in all graphs, and no two nodes
+/// have the same.
 #[derive(Debug, Default)]
 pub struct Given {
     by_node: HashMap<Node, String>,

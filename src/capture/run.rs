@@ -24,7 +24,8 @@ thread_local! {
     static THEIRS_ASKED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// A graph was built and is about to get its memory: flags what is to be kept. What it gives is to live until the graph has it.
+/// A graph was built and is about to get its memory: flags what is to be kept. What it gives is to live until the
+/// graph has it.
 #[must_use]
 pub fn graph_begins(sched: Ptr, graph: Ptr) -> Option<Allocating> {
     let capture = super::current()?;
@@ -180,7 +181,7 @@ fn step_begins(capture: &Arc<Capture>, live: Arc<Live>, sched: Ptr, number: Opti
     true
 }
 
-/// Why rows of this context are nobody's request.
+/// Why rows of this context belong to no request.
 fn not_a_request(ctx: Ptr) -> Option<Reason> {
     if ctx.is_null() {
         return None;

@@ -1,8 +1,9 @@
-//! Capture without the graph: `llama_resource_eval_callback` is shown one node after the other and never told where a graph begins or ends.
+//! Capture without the graph: `llama_resource_eval_callback` is shown one node after the other and never told where a
+//! graph begins or ends.
 //!
-//! For programs whose calls into ggml do not pass our hooks (statically linked ones). Values are copied when a node is shown; names, which
-//! need the whole graph, are given when it is over (the next one begins, or a flush). The sequence of a row is not known here; token and
-//! position are.
+//! For programs whose calls into ggml do not pass our hooks (statically linked ones). Values are copied when a node is
+//! shown; names, which need the whole graph, are given when it is over (the next one begins, or a flush). The sequence
+//! of a row is not known here; token and position are.
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::c_void;
@@ -265,7 +266,8 @@ impl State {
             return account.dropped(Reason::NoMemory, 1, bytes);
         }
         run.data.resize(at + len, 0);
-        // SAFETY: ggml shows a node right after its backend has computed it; without a backend the read is done when the call returns.
+        // SAFETY: ggml shows a node right after its backend has computed it; without a backend the read is done when
+        // the call returns.
         let read = unsafe { copy::read(t, &wanted, None, std::ptr::null_mut(), &mut run.data[at..]) };
         if read == Read::Failed {
             run.data.truncate(at);
@@ -294,7 +296,8 @@ impl State {
 }
 
 impl Run {
-    /// Whether node `t` looks up the tokens of this graph in a further table (embeddings of each block, as Gemma has them).
+    /// Whether node `t` looks up the tokens of this graph in a further table (embeddings of each block, as
+    /// Gemma has them).
     fn looks_up_more(&self, t: TensorPtr, ids: TensorPtr) -> bool {
         let [table, first] = self.begins;
         ids.address() as usize == first && t.src(0).is_none_or(|s| s.address() as usize != table)
@@ -397,7 +400,7 @@ impl Run {
             let store = memory.of_width(store, t.wanted.shape.ne[0]);
             let spec = store.and_then(|s| memory.spec(s, &t.hit, &t.tensor, old.occurrence, old.dtype, old.slice));
             let Some(spec) = spec else {
-                // It has its place in the buffer, and nobody looks there.
+                // It has its place in the buffer, which is not read.
                 pipeline.account().dropped(Reason::Full, 1, t.len as u64);
                 offset += t.len;
                 continue;

@@ -1,4 +1,5 @@
-//! Which dimension of a node counts the tokens of the ubatch, and whether its rows are all tokens or only those with an output.
+//! Which dimension of a node counts the tokens of the ubatch, and whether its rows are all tokens or only those
+//! with an output.
 
 use std::collections::HashMap;
 
@@ -18,7 +19,8 @@ pub enum Rows {
 /// A tensor's shape as it is stored, and what its rows are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shape {
-    /// ggml's shape; two neighbouring dimensions that count the tokens together (tokens of a sequence, sequences) are one.
+    /// ggml's shape; two neighbouring dimensions that count the tokens together (tokens of a sequence,
+    /// sequences) are one.
     pub ne: [u32; 4],
     /// The dimension that counts tokens, 0 if none does.
     pub token_dim: u8,
@@ -26,7 +28,8 @@ pub struct Shape {
     pub rows: Rows,
 }
 
-/// The dimension of each tensor that was once found beyond doubt: with as many tokens as heads, a shape alone does not tell.
+/// The dimension of each tensor that was once found beyond doubt: with as many tokens as heads, a shape alone
+/// does not tell.
 pub type Known = HashMap<Box<str>, u8>;
 
 /// Finds the tokens in `ne`. `selected`: the node lies behind the row selection, so its rows are outputs.
@@ -84,7 +87,8 @@ fn token_dim(name: &str, ne: [u32; 4], count: u64, known: &mut Known) -> Option<
     let fits = |d: &usize| u64::from(ne[*d]) == count;
     let mut candidates: Vec<usize> = (1..4).filter(fits).collect();
     if is_score(name) && ne[3] > 1 {
-        // Caches of their own: [cells, tokens of a sequence, heads, sequences]. One dimension counts the tokens only if each has one.
+        // Caches of their own: [cells, tokens of a sequence, heads, sequences]. One dimension counts the tokens only if
+        // each has one.
         candidates.retain(|&d| d == 3 && ne[1] == 1);
     }
     if let ([one], true) = (candidates.as_slice(), count > 1) {

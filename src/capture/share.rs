@@ -1,7 +1,8 @@
 //! The host's compute threads compress for a moment, all at once, where they fill every core (`pipeline::gang`).
 //!
-//! Before it: `hook::cpu`, on each of them, when the first operation of a step begins. What is measured stays the host's work alone: the first
-//! operation is timed from there on, the wait for the others behind it is left out, and a step that is written is not helped in.
+//! Before it: `hook::cpu`, on each of them, when the first operation of a step begins. What is measured stays the
+//! host's work alone: the first operation is timed from there on, the wait for the others behind it is left out, and a
+//! step that is written is not helped in.
 
 use std::ffi::c_void;
 use std::sync::OnceLock;
@@ -62,8 +63,8 @@ pub fn is_wanted(at: *mut c_void) -> bool {
     HOT.station.load(Ordering::Relaxed) == at || WANTED.load(Ordering::Relaxed)
 }
 
-/// A step of `n_tokens`, which the CPU alone computes, is about to run on the calling thread; its threads `may` help. `None` if they leave a
-/// core to spare: one that waits for a GPU is.
+/// A step of `n_tokens`, which the CPU alone computes, is about to run on the calling thread; its threads `may` help.
+/// `None` if they leave a core to spare: one that waits for a GPU is.
 #[must_use]
 pub fn begin(n_tokens: Option<u64>, may: bool) -> Option<Sharing> {
     let threads = threads(n_tokens?).filter(|&n| n >= cores())?;

@@ -1,4 +1,5 @@
-//! Begins and ends a capture: the settings are checked when recording starts, the stream begins with the first step, when the model is known.
+//! Begins and ends a capture: the settings are checked when recording starts, the stream begins with the first step,
+//! when the model is known.
 
 use std::cell::Cell;
 use std::path::PathBuf;
@@ -61,7 +62,8 @@ impl Start {
         if let Some(started) = self.pipeline.get() {
             return started.as_ref();
         }
-        // What the start has to say goes to the caller's callback, which may lead here again, and would wait for itself.
+        // What the start has to say goes to the caller's callback, which may lead here again, and would
+        // wait for itself.
         if STARTING.replace(true) {
             return None;
         }
@@ -74,8 +76,9 @@ impl Start {
     }
 }
 
-/// Bytes of the memory budget that may be kept outside of the pipeline, which has what is not: by the host's allocator for the route `retain`,
-/// and by us where the eval callback of the C API is all we have. A quarter, but what the pipeline needs comes first.
+/// Bytes of the memory budget that may be kept outside of the pipeline, which has what is not: by the host's allocator
+/// for the route `retain`, and by us where the eval callback of the C API is all we have. A quarter, but what the
+/// pipeline needs comes first.
 fn retained(config: &CaptureConfig) -> u64 {
     (config.max_memory / 4).min(config.max_memory.saturating_sub(LEAST_MEMORY))
 }
@@ -101,7 +104,8 @@ fn budget_to_keep(bytes: u64) -> u64 {
     bytes.saturating_mul(4).max(bytes.saturating_add(LEAST_MEMORY))
 }
 
-/// Tells, once for each capture, that a forced route finds no memory for a graph of so many tokens: `n` tensors, of `bytes`, are skipped.
+/// Tells, once for each capture, that a forced route finds no memory for a graph of so many tokens: `n` tensors, of
+/// `bytes`, are skipped.
 pub(super) fn tell_too_large_to_keep(capture: &Capture, n: usize, bytes: usize, tokens: usize) {
     if capture.start.told.swap(true, Ordering::Relaxed) {
         return;
@@ -169,7 +173,8 @@ fn options(capture: &Capture, start: &Start) -> Options {
     let config = &capture.config;
     let params = config.codec_params();
     let kept = match config.route {
-        // What only our own callback reads needs nothing kept, and what is kept of some graphs is set aside as they come (`keep`).
+        // What only our own callback reads needs nothing kept, and what is kept of some graphs is set aside as
+        // they come (`keep`).
         RouteChoice::Callback | RouteChoice::Auto if recording::seen_by_hooks() => 0,
         _ => retained(config),
     };

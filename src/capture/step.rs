@@ -1,6 +1,7 @@
 //! One step: its wanted tensors out of the host and into the pipeline.
 //!
-//! What the allocator keeps is read at once when the graph is over; what only the callback can read is read node by node while it runs.
+//! What the allocator keeps is read at once when the graph is over; what only the callback can read is read node by
+//! node while it runs.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -65,7 +66,8 @@ impl Filling {
         }
     }
 
-    /// Where in the buffer that is being filled so many bytes can go; `None` if there is none, or not so much room in it.
+    /// Where in the buffer that is being filled so many bytes can go; `None` if there is none, or not so much
+    /// room in it.
     fn offset_for(&self, bytes: usize) -> Option<usize> {
         let buffer = self.buffers.get(self.at?)?;
         place_behind(self.used, bytes, buffer.len())
@@ -220,8 +222,8 @@ impl Step {
         self.settle(i, |a, bytes| a.dropped(reason, 1, bytes));
     }
 
-    /// Reads node `i` into the buffer, or a `group` of its tokens: which ones, and of how many. False if that failed; the node is then
-    /// accounted for.
+    /// Reads node `i` into the buffer, or a `group` of its tokens: which ones, and of how many. False if that failed;
+    /// the node is then accounted for.
     ///
     /// # Safety
     /// As for [`Self::take`].
@@ -280,7 +282,8 @@ impl Step {
         let capture = self.capture.clone();
         let pipeline = capture.pipeline().ok_or(Refused::Failed)?;
         let ask = copy::padded(bytes).saturating_add(self.to_come).min(ENOUGH).min(pipeline.largest()).max(bytes);
-        // Beside what the host's threads have encoded, so that the tensors stay in order; else after it, because this may wait.
+        // Beside what the host's threads have encoded, so that the tensors stay in order; else after it, because
+        // this may wait.
         let beside = self.filling.as_ref().is_some_and(|f| f.at.is_none());
         let buffer = match if beside { pipeline.reserve_now(ask) } else { None } {
             Some(buffer) => buffer,
@@ -319,7 +322,8 @@ impl Step {
         }
     }
 
-    /// Hands on what the threads have encoded of node `i`, of which nothing was left out. False if there is nothing of it.
+    /// Hands on what the threads have encoded of node `i`, of which nothing was left out. False if there is
+    /// nothing of it.
     fn take_encoded(&mut self, live: &Live, i: usize) -> bool {
         let Some(place) = self.encoded.take(i) else { return false };
         let table = live.table();
@@ -418,8 +422,9 @@ impl From<Refused> for Reason {
     }
 }
 
-/// Where so many bytes go in a buffer of `size` of which `used` are taken: behind them, at a boundary of [`copy::ALIGNMENT`]. `None` if they do
-/// not fit. The gap before them may reach beyond the buffer's end, which is why nothing is subtracted here.
+/// Where so many bytes go in a buffer of `size` of which `used` are taken: behind them, at a boundary of
+/// [`copy::ALIGNMENT`]. `None` if they do not fit. The gap before them may reach beyond the buffer's end, which is why
+/// nothing is subtracted here.
 fn place_behind(used: usize, bytes: usize, size: usize) -> Option<usize> {
     let offset = used.checked_next_multiple_of(copy::ALIGNMENT)?;
     (offset.checked_add(bytes)? <= size).then_some(offset)

@@ -26,8 +26,8 @@ impl Anchor {
         self.mono_ns.saturating_add_signed((ticks as f64 * self.ns_per_tick) as i64)
     }
 
-    /// The next anchor, when the clock is found to show `mono_ns` at `raw`. It goes on where this one has arrived, and at such a pace that
-    /// both agree when as much time has passed again. Only behind a jump it jumps.
+    /// The next anchor, when the clock is found to show `mono_ns` at `raw`. It goes on where this one has arrived, and
+    /// at such a pace that both agree when as much time has passed again. Only behind a jump it jumps.
     pub fn corrected(self, raw: u64, mono_ns: u64) -> Self {
         let ticks = raw.wrapping_sub(self.raw).cast_signed() as f64;
         let ours = self.at(raw);

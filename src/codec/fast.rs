@@ -1,13 +1,13 @@
-//! `fast`: every block of 64 values with as many bits a value as the bound needs (10 for 1e-3), one step a block, nothing variable but
-//! blocks of zeros and blocks stored as they are.
+//! `fast`: every block of 64 values with as many bits a value as the bound needs (10 for 1e-3), one step a block,
+//! nothing variable but blocks of zeros and blocks stored as they are.
 
 use super::Undecodable;
 use super::measure::{self, Errors, Row};
 use super::pack::{self, BLOCK, Sink};
 use crate::ahead;
 
-/// How far before it is needed memory is asked for: some twelve blocks, which take longer than memory does. Values come from memory, not
-/// from a cache, where a capture runs at full speed.
+/// How far before it is needed memory is asked for: some twelve blocks, which take longer than memory does. Values come
+/// from memory, not from a cache, where a capture runs at full speed.
 const AHEAD: usize = 3072;
 
 /// First byte of a body.

@@ -7,7 +7,8 @@ use super::Undecodable;
 const MAGIC: [u8; 4] = [0x04, 0x22, 0x4D, 0x18];
 /// Version 1, independent blocks, no checksums, no content size.
 const FLAGS: u8 = 0x60;
-/// Largest block, its code in the header, and the header's checksum: the second byte of xxHash32 over the two bytes before it.
+/// Largest block, its code in the header, and the header's checksum: the second byte of xxHash32 over the two
+/// bytes before it.
 const SIZES: [(usize, u8, u8); 4] =
     [(64 << 10, 0x40, 0x82), (256 << 10, 0x50, 0xFB), (1 << 20, 0x60, 0x51), (4 << 20, 0x70, 0x73)];
 /// In a block's size: not compressed.
@@ -15,7 +16,8 @@ const STORED: u32 = 1 << 31;
 /// Bytes before the first block.
 const HEADER: usize = 7;
 
-/// Largest block of a frame of `len` bytes: the smallest that holds it all, so that readers need not set aside 4 MiB for a small packet.
+/// Largest block of a frame of `len` bytes: the smallest that holds it all, so that readers need not set aside 4 MiB
+/// for a small packet.
 fn class(len: usize) -> (usize, u8, u8) {
     SIZES.into_iter().find(|&(size, ..)| len <= size).unwrap_or(SIZES[3])
 }

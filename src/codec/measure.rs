@@ -1,4 +1,5 @@
-//! Magnitudes and errors of blocks, and rounding to steps. Sums run over 16 lanes in one fixed order: the same bits on every machine.
+//! Magnitudes and errors of blocks, and rounding to steps. Sums run over 16 lanes in one fixed order: the same bits
+//! on every machine.
 
 use super::pack::BLOCK;
 
@@ -59,7 +60,8 @@ pub(super) fn survey(values: &[f32; BLOCK]) -> (f32, Lanes) {
     (f32::from_bits(most.into_iter().fold(0, u32::max)), sums)
 }
 
-/// Rounds to whole steps (below 2^22 of them); the greatest error and sums of squared errors of what a decoder will give.
+/// Rounds to whole steps (below 2^22 of them); the greatest error and sums of squared errors of what a
+/// decoder will give.
 #[inline(always)]
 pub(super) fn quantise(values: &[f32; BLOCK], step: f32, steps: &mut [i32; BLOCK]) -> (f32, Lanes) {
     let inverse = 1.0 / step;

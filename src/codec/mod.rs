@@ -1,7 +1,9 @@
-//! Codecs of the activation stream: the values of one tensor to bytes and back. Pure functions on slices, the same bytes on every machine.
+//! Codecs of the activation stream: the values of one tensor to bytes and back. Pure functions on slices, the same
+//! bytes on every machine.
 //!
-//! Before it: `capture` (encodes) and `format::stream` (names the codec of a packet). After it: `read` (decodes). A bound that a lossy codec
-//! promises is checked while encoding: a row that would break it gets a finer step, and the error that was measured is reported.
+//! Before it: `capture` (encodes) and `format::stream` (names the codec of a packet). After it: `read` (decodes). A
+//! bound that a lossy codec promises is checked while encoding: a row that would break it gets a finer step, and the
+//! error that was measured is reported.
 
 mod bounded;
 mod fast;
@@ -142,7 +144,8 @@ impl DType {
 /// What to encode with.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Params {
-    /// The codec that was asked for; where it does not fit the type, [`Encoder::encode`] takes a lossless one and says so.
+    /// The codec that was asked for; where it does not fit the type, [`Encoder::encode`] takes a lossless one
+    /// and says so.
     pub codec: Codec,
     /// Bound of `bounded` (both norms) and of `fast` (block maximum).
     pub error_bound: f32,
@@ -197,10 +200,11 @@ impl Encoder {
         }
     }
 
-    /// Appends the encoded `data` (values of `dtype`, little-endian, rows of `row_len` values one after the other) to `out`.
+    /// Appends the encoded `data` (values of `dtype`, little-endian, rows of `row_len` values one after the
+    /// other) to `out`.
     ///
-    /// Lossy codecs take f32 only. Other types, rows that are too short for blocks, and a bound that leaves nothing to save are stored
-    /// with [`Codec::Zstd`] instead; [`Encoded::codec`] says what was used.
+    /// Lossy codecs take f32 only. Other types, rows that are too short for blocks, and a bound that leaves nothing to
+    /// save are stored with [`Codec::Zstd`] instead; [`Encoded::codec`] says what was used.
     pub fn encode(&mut self, params: &Params, dtype: DType, row_len: usize, data: &[u8], out: &mut Vec<u8>) -> Encoded {
         self.encode_with(simd::Isa::detect(), params, dtype, row_len, data, out)
     }
@@ -246,7 +250,8 @@ impl Encoder {
     }
 }
 
-/// Bounds that are worth a lossy codec: below, a float has too few bits more than what would be stored; above, nothing is left.
+/// Bounds that are worth a lossy codec: below, a float has too few bits more than what would be stored; above,
+/// nothing is left.
 const LEAST_BOUND: f32 = 4e-6;
 const MOST_BOUND: f32 = 0.5;
 
@@ -274,9 +279,9 @@ impl std::fmt::Display for Undecodable {
     }
 }
 
-/// Appends the values of a packet body to `out`, as [`Encoder::encode`] got them (narrowed ones widened again). `n_values` comes from the
-/// packet's metadata and is checked against the body; no bytes make this panic, or allocate more than twice what the values need. After an error `out`
-/// is as it was.
+/// Appends the values of a packet body to `out`, as [`Encoder::encode`] got them (narrowed ones widened again).
+/// `n_values` comes from the packet's metadata and is checked against the body; no bytes make this panic, or allocate
+/// more than twice what the values need. After an error `out` is as it was.
 ///
 /// # Errors
 /// If the body is not one of that codec with that many values.
@@ -346,7 +351,8 @@ fn decode_with(
 /// Bytes that a Zstandard block gives at most, and the fewest that it takes: three of its header, one that is repeated.
 const ZSTD_BLOCK: (usize, usize) = (128 << 10, 4);
 
-/// Whether a body of `bytes` can hold so many values: what each codec makes of zeros, the shortest there is. Memory is set aside only if so.
+/// Whether a body of `bytes` can hold so many values: what each codec makes of zeros, the shortest there is. Memory is
+/// set aside only if so.
 #[must_use]
 pub const fn can_hold(codec: Codec, dtype: DType, row_len: usize, n_values: usize, bytes: usize) -> bool {
     let Some(size) = n_values.checked_mul(dtype.size()) else { return false };

@@ -1,4 +1,5 @@
-//! f32 to half precision and bfloat16 and back, in integer arithmetic: the same bits on every machine, whatever its rounding or flush mode.
+//! f32 to half precision and bfloat16 and back, in integer arithmetic: the same bits on every machine, whatever its
+//! rounding or flush mode.
 
 use super::measure::{self, Errors, Row};
 use super::pack::BLOCK;
@@ -10,8 +11,8 @@ const HALF_OVERFLOW: u32 = 0x477F_F000;
 /// Smallest normal half.
 const HALF_NORMAL: u32 = 0x3880_0000;
 
-/// Nearest half, ties to even; finite values that are too large become the largest half, infinities stay, a NaN stays one and keeps its
-/// upper payload bits.
+/// Nearest half, ties to even; finite values that are too large become the largest half, infinities stay, a NaN stays
+/// one and keeps its upper payload bits.
 #[inline(always)]
 pub(super) fn to_half(value: u32) -> u16 {
     let sign = (value >> 16) & 0x8000;

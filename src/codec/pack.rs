@@ -1,5 +1,5 @@
-//! The lowest bits of 64 values to bytes and back. Halves are merged by shifts until eight words are left, which takes a few vector
-//! instructions in plain integer arithmetic: bits of eight values side by side in each word.
+//! The lowest bits of 64 values to bytes and back. Halves are merged by shifts until eight words are left, which takes
+//! a few vector instructions in plain integer arithmetic: bits of eight values side by side in each word.
 
 /// Values of a block.
 pub(super) const BLOCK: usize = 64;
@@ -7,7 +7,8 @@ pub(super) const BLOCK: usize = 64;
 /// Most bits that are merged at a time: eight of them fill a word.
 const MOST: usize = 8;
 
-/// Distances, in bits, of the halves merged first, second and third: a block of few values has no upper halves to make room for.
+/// Distances, in bits, of the halves merged first, second and third: a block of few values has no upper halves to
+/// make room for.
 #[inline(always)]
 const fn distances(n: usize, width: usize) -> [u32; 3] {
     let width = width as u32;
@@ -51,8 +52,8 @@ impl Sink {
         self.bytes.get(..self.len).unwrap_or_default()
     }
 
-    /// Writes the first `keep` bytes (at most 8) of each word. Straight to where they belong: reading back what was just written in other
-    /// pieces stalls processors.
+    /// Writes the first `keep` bytes (at most 8) of each word. Straight to where they belong: reading back what was
+    /// just written in other pieces stalls processors.
     #[inline(always)]
     fn put_words(&mut self, words: &[u64; 8], keep: usize) {
         self.words = *words;

@@ -1,5 +1,5 @@
-//! Codecs whose rows stand alone: rows can be encoded where they are made, and put behind each other later. The body is the one that
-//! [`Encoder::encode`] makes of all of them at once, byte by byte.
+//! Codecs whose rows stand alone: rows can be encoded where they are made, and put behind each other later. The body is
+//! the one that [`Encoder::encode`] makes of all of them at once, byte by byte.
 
 use super::{Codec, DType, Encoder, Params, bounded, fast, fitting, simd};
 

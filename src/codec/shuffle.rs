@@ -1,4 +1,5 @@
-//! Byte shuffle: plane `k` holds the `k`-th byte of every value, least significant first, so that bytes of one meaning lie together.
+//! Byte shuffle: plane `k` holds the `k`-th byte of every value, least significant first, so that bytes of one
+//! meaning lie together.
 
 /// Writes the planes of `data` (values of `size` bytes) over `out`.
 pub(super) fn shuffle(size: usize, data: &[u8], out: &mut Vec<u8>) {

@@ -1,5 +1,5 @@
-//! The same code compiled once more for processors with AVX2 and for those with AVX-512, chosen when it is called. It is plain Rust
-//! without reordering or fused operations, so all give the same bytes.
+//! The same code compiled once more for processors with AVX2 and for those with AVX-512, chosen when it is called. It
+//! is plain Rust without reordering or fused operations, so all give the same bytes.
 
 use super::measure::Errors;
 use super::pack::Sink;

@@ -1,4 +1,5 @@
-//! Every codec on hostile values: bounds on every row and block, reported errors, exact bits, and no trust in what is decoded.
+//! Every codec on hostile values: bounds on every row and block, reported errors, exact bits, and no trust in
+//! what is decoded.
 
 use super::*;
 
@@ -131,7 +132,8 @@ fn isas() -> Vec<simd::Isa> {
     all
 }
 
-/// Encodes with every instruction set, which must give the same, and decodes with every one; the body and the decoded values.
+/// Encodes with every instruction set, which must give the same, and decodes with every one; the body and
+/// the decoded values.
 fn round_trip(
     encoder: &mut Encoder,
     params: &Params,
@@ -307,8 +309,8 @@ fn nonsense_bounds_are_stored_without_loss() {
 
 #[test]
 fn the_bytes_of_a_packet_stay_what_they_are() {
-    // Files hold them: a change here is a new version of a body. What lz4 and zstd write may change with their versions; what they wrote
-    // must stay readable.
+    // Files hold them: a change here is a new version of a body. What lz4 and zstd write may change with their
+    // versions; what they wrote must stay readable.
     let mut values: Vec<f32> =
         (0..100_i16).map(|i| f32::from(i * i % 37 - 18) * if i < 64 { 0.25 } else { 1e-3 }).collect();
     (values[3], values[20], values[21]) = (21.5, -0.0, 1e-3);

@@ -1,4 +1,5 @@
-//! Small numbers as runs of zero bits ended by a one. 64 of them are merged pairwise into eight words by shifts, without a loop over bits.
+//! Small numbers as runs of zero bits ended by a one. 64 of them are merged pairwise into eight words by shifts,
+//! without a loop over bits.
 
 use super::pack::BLOCK;
 
@@ -71,7 +72,8 @@ impl BitSink {
 /// Appends the first `n` numbers (each at most [`ESCAPE`]).
 #[inline(always)]
 pub(super) fn put(numbers: &[u32; BLOCK], n: usize, out: &mut BitSink) {
-    // Codes and their lengths, 16 bits at most. Shift counts are masked to what they are anyway, which makes them one instruction.
+    // Codes and their lengths, 16 bits at most. Shift counts are masked to what they are anyway, which makes
+    // them one instruction.
     let (mut code, mut len) = ([0_u32; BLOCK], [0_u32; BLOCK]);
     for i in 0..BLOCK {
         code[i] = 1 << (numbers[i] & 31);
@@ -103,7 +105,8 @@ pub(super) fn put(numbers: &[u32; BLOCK], n: usize, out: &mut BitSink) {
         len16[i] = len8[i] + len8[i + 4];
         most = most.max(len16[i]);
     }
-    // Sixteen numbers nearly always fit into a word. If not, the words above may be wrong, and fours, which always fit, are written.
+    // Sixteen numbers nearly always fit into a word. If not, the words above may be wrong, and fours, which always
+    // fit, are written.
     if most <= 64 {
         for i in 0..4 {
             out.push(code16[i], len16[i]);

@@ -1,4 +1,5 @@
-//! The settings: one table of environment variables, parsed once when recording starts. Pure: the environment comes in as a closure.
+//! The settings: one table of environment variables, parsed once when recording starts. Pure: the environment comes in
+//! as a closure.
 
 pub mod capture;
 mod path;
@@ -87,8 +88,8 @@ pub fn check(name: &str, value: &str) -> Result<(), String> {
 }
 
 impl Config {
-    /// Reads the settings out of `(name, value)` pairs. A bad value keeps the default and an unknown name with our prefix is told,
-    /// since it is most likely a typing error; both come back as warnings.
+    /// Reads the settings out of `(name, value)` pairs. A bad value keeps the default and an unknown name with our
+    /// prefix is told, since it is most likely a typing error; both come back as warnings.
     pub fn parse(variables: impl IntoIterator<Item = (String, String)>) -> (Self, Vec<String>) {
         let (mut config, mut warnings) = (Self::default(), Vec::new());
         for (name, value) in variables {

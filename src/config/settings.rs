@@ -24,8 +24,8 @@ pub struct Setting {
 }
 
 impl Setting {
-    /// Puts a value into the settings; one that is not understood leaves them as they were. The error is what was wrong with it,
-    /// where more is to be said than that it is none of `values`.
+    /// Puts a value into the settings; one that is not understood leaves them as they were. The error is what was wrong
+    /// with it, where more is to be said than that it is none of `values`.
     pub(super) fn set(&self, config: &mut Config, value: &str) -> Result<(), String> {
         let before = config.clone();
         (self.apply)(config, value).inspect_err(|_| *config = before)

@@ -1,7 +1,7 @@
 //! Results as something to look at: text for a terminal, JSON for programs, one self-contained HTML page.
 //!
-//! Before it: `analyze`. Everything that came out of the log is foreign text: control characters are taken out for terminals, markup
-//! is escaped for HTML.
+//! Before it: `analyze`. Everything that came out of the log is foreign text: control characters are taken out for
+//! terminals, markup is escaped for HTML.
 
 mod devices;
 pub mod gaps;

@@ -44,7 +44,8 @@ pub fn count(n: u64) -> String {
     text
 }
 
-/// Milliseconds in the unit that leaves one to three digits before the point: `850 µs`, `12.5 ms`, `3.20 s`, `4m 05s`, `2h 03m`.
+/// Milliseconds in the unit that leaves one to three digits before the point: `850 µs`, `12.5 ms`, `3.20 s`,
+/// `4m 05s`, `2h 03m`.
 #[must_use]
 pub fn milliseconds(ms: f64) -> String {
     if !ms.is_finite() {
@@ -95,7 +96,8 @@ pub fn label(word: &str) -> String {
     word.replace('_', " ")
 }
 
-/// What a terminal acts on. The bidirectional overrides are no control characters, but they too make text look like other text.
+/// What a terminal acts on. The bidirectional overrides are no control characters, but they too make text look
+/// like other text.
 fn is_unsafe(c: char) -> bool {
     c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
@@ -112,8 +114,8 @@ pub fn printable_lines(text: &str) -> String {
     text.chars().map(|c| if is_unsafe(c) && c != '\n' { '\u{fffd}' } else { c }).collect()
 }
 
-/// The same for JSON, which stays what it says: JSON may hold some of these characters as they are, within its strings, where they become
-/// escapes.
+/// The same for JSON, which stays what it says: JSON may hold some of these characters as they are, within its strings,
+/// where they become escapes.
 #[must_use]
 pub fn printable_json(json: &str) -> String {
     let mut out = String::with_capacity(json.len());

@@ -49,7 +49,7 @@ macro_rules! lines {
 pub struct Envelope<'a> {
     /// `timestamp`.
     pub timestamp: &'a mut String,
-    /// `session_id`; empty until somebody names a session.
+    /// `session_id`; empty until the host names a session.
     pub session_id: &'a mut String,
 }
 

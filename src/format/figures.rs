@@ -2,8 +2,8 @@
 
 const MIB: f64 = 1024.0 * 1024.0;
 
-/// A measured value with the three decimals that a line holds: a nanosecond where the unit is a microsecond, a microwatt, a microjoule.
-/// More would only be length.
+/// A measured value with the three decimals that a line holds: a nanosecond where the unit is a microsecond, a
+/// microwatt, a microjoule. More would only be length.
 #[must_use]
 pub fn round(x: f64) -> f64 {
     (x * 1e3).round() / 1e3

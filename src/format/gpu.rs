@@ -1,10 +1,12 @@
-//! GPU events: what a device says of itself, over time and for a request. Every value that its driver does not give is `null`.
+//! GPU events: what a device says of itself, over time and for a request. Every value that its driver does not
+//! give is `null`.
 
 use serde::{Deserialize, Serialize};
 
 /// What a GPU, or a MIG instance of one, says of itself.
 ///
-/// The values are those of the last reading, the mean and largest ones in `since_last` those of all readings since the line before.
+/// The values are those of the last reading, the mean and largest ones in `since_last` those of all readings since
+/// the line before.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct GpuSample {
@@ -34,7 +36,8 @@ pub struct GpuSample {
     pub memory_total_bytes: Option<u64>,
     /// Device memory of this process, read once a second; `null` where the driver does not say.
     pub process_memory_bytes: Option<u64>,
-    /// Share of the driver's last sampling period in which a kernel ran at all, percent. It does not say how full the device was.
+    /// Share of the driver's last sampling period in which a kernel ran at all, percent. It does not say how full
+    /// the device was.
     pub gpu_busy_percent: Option<f64>,
     /// Share of the driver's last sampling period in which device memory was read or written, percent.
     pub memory_busy_percent: Option<f64>,
@@ -42,8 +45,8 @@ pub struct GpuSample {
     pub sm_utilization_percent: Option<f64>,
     /// Power draw in milliwatts, as the driver averages it.
     pub power_mw: Option<f64>,
-    /// The driver's energy counter in millijoules: only differences mean something. Read once a second and when a request begins or ends,
-    /// `null` in between.
+    /// The driver's energy counter in millijoules: only differences mean something. Read once a second and when a
+    /// request begins or ends, `null` in between.
     pub energy_mj: Option<u64>,
     /// Temperature in degrees Celsius.
     pub temperature_c: Option<f64>,
@@ -51,8 +54,8 @@ pub struct GpuSample {
     pub sm_clock_mhz: Option<u32>,
     /// Clock of the memory in MHz.
     pub memory_clock_mhz: Option<u32>,
-    /// PCIe traffic out of the device in KB/s since the reading before (NVML GPM, Hopper and newer); else over 20 ms of the driver's choice,
-    /// read every ten seconds and `null` in between.
+    /// PCIe traffic out of the device in KB/s since the reading before (NVML GPM, Hopper and newer); else over 20 ms of
+    /// the driver's choice, read every ten seconds and `null` in between.
     pub pcie_tx_kb_per_s: Option<u64>,
     /// The same into the device.
     pub pcie_rx_kb_per_s: Option<u64>,
@@ -60,8 +63,8 @@ pub struct GpuSample {
     pub pcie_link_gen: Option<u32>,
     /// Lanes of the link at the moment.
     pub pcie_link_width: Option<u32>,
-    /// What holds the clocks down: `gpu_idle`, `applications_clocks`, `sw_power_cap`, `hw_slowdown`, `sync_boost`, `sw_thermal`,
-    /// `hw_thermal`, `hw_power_brake`, `display_clocks`; empty if nothing does.
+    /// What holds the clocks down: `gpu_idle`, `applications_clocks`, `sw_power_cap`, `hw_slowdown`, `sync_boost`,
+    /// `sw_thermal`, `hw_thermal`, `hw_power_brake`, `display_clocks`; empty if nothing does.
     pub throttle_reasons: Option<Vec<String>>,
     /// `P0` (fastest) to `P15`.
     pub performance_state: Option<String>,
@@ -91,7 +94,8 @@ pub struct GpuInterval {
     pub memory_peak_bytes: Option<u64>,
 }
 
-/// What a device did during a request. It is the device's, whoever kept it busy: overlapping requests are each given all of it.
+/// What a device did during a request. It is all that the device did, for other processes too: overlapping requests are
+/// each given all of it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct GpuUse {
@@ -103,7 +107,8 @@ pub struct GpuUse {
     pub power_mean_mw: Option<f64>,
     /// Largest power in milliwatts.
     pub power_max_mw: Option<f64>,
-    /// Energy in millijoules, read off between the readings around start and end; `null` if there is none on both sides.
+    /// Energy in millijoules, read off between the readings around start and end; `null` if there is none
+    /// on both sides.
     pub energy_mj: Option<f64>,
     /// `counter` (difference of the driver's energy counter) or `power` (integral of its power readings).
     pub energy_source: Option<String>,

@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[repr(u8)]
 pub enum Level {
-    /// Sessions, model, buffers, allocations over 1 MiB, requests, interval summaries, matrix multiplications of sampled steps.
+    /// Sessions, model, buffers, allocations over 1 MiB, requests, interval summaries, matrix multiplications
+    /// of sampled steps.
     Minimal = 0,
     /// Adds batches, components, layers, MLP operations, norms, activations, hand-offs, KV-cache operations.
     Detailed = 1,

@@ -1,5 +1,5 @@
-//! The documented resource events: memory, compute, hand-off, MLP, KV cache. Names and meaning of the documented fields are kept;
-//! the fields from `session_id` on are ours. What cannot be measured in this process is `null`.
+//! The documented resource events: memory, compute, hand-off, MLP, KV cache. Names and meaning of the documented fields
+//! are kept; the fields from `session_id` on are ours. What cannot be measured in this process is `null`.
 
 use serde::{Deserialize, Serialize};
 
@@ -43,7 +43,8 @@ pub struct MemoryAllocation {
     pub tensor: String,
     /// `weights`, `kv_cache`, `compute`, `output` or `other`.
     pub usage: String,
-    /// Bytes between elements of each dimension of `tensor_shape`, for allocations that the caller marked; `null` otherwise.
+    /// Bytes between elements of each dimension of `tensor_shape`, for allocations that the caller
+    /// marked; `null` otherwise.
     pub tensor_strides: Option<Vec<u64>>,
 }
 
@@ -83,10 +84,11 @@ pub struct ComputeExecution {
     pub input_tensors: Vec<String>,
     /// Shape of the result, ggml order, trailing ones left out.
     pub output_shape: Vec<i64>,
-    /// Floating-point operations of this execution in 10^9, from the real shapes; `null` for an operation that the caller named and
-    /// ggml does not know.
+    /// Floating-point operations of this execution in 10^9, from the real shapes; `null` for an operation that the
+    /// caller named and ggml does not know.
     pub compute_intensity_gflops: Option<f64>,
-    /// Estimate: what this operation would take at the best rate seen for its kind in this process. `null` until a rate is known.
+    /// Estimate: what this operation would take at the best rate seen for its kind in this process. `null` until a
+    /// rate is known.
     pub estimated_duration_us: Option<f64>,
     /// Threads that computed the operation; `null` where it is not known.
     pub parallelism_factor: Option<u32>,
@@ -108,7 +110,8 @@ pub struct ComputeExecution {
     pub tensor: String,
     /// ggml type of the result.
     pub precision: String,
-    /// Measured duration in microseconds on compute thread 0; `null` where the backend cannot be timed without splitting the graph.
+    /// Measured duration in microseconds on compute thread 0; `null` where the backend cannot be timed without
+    /// splitting the graph.
     pub duration_us: Option<f64>,
     /// Wait at the barrier that followed, microseconds.
     pub barrier_us: Option<f64>,
@@ -122,12 +125,14 @@ pub struct ComputeExecution {
     pub gbps: Option<f64>,
     /// Further nodes that the backend computed in the same call (fusion).
     pub fused_with: Vec<String>,
-    /// Who saw it. `mark`: the caller (operation and component are the caller's words). `eval_callback`: our eval callback (the graph was cut
-    /// at this node, so `duration_us` is that of the node alone, with its start and synchronisation). `null`: the hooks.
+    /// Who saw it. `mark`: the caller (operation and component are the caller's words). `eval_callback`: our eval
+    /// callback (the graph was cut at this node, so `duration_us` is that of the node alone, with its start and
+    /// synchronisation). `null`: the hooks.
     pub source: Option<String>,
     /// Memory of the device that ran it: `vram` or `ram`; `null` where it is not known.
     pub memory_type: Option<String>,
-    /// `serialized`: the host was made to wait for this operation alone, so `duration_us` holds its start and the wait; `null` otherwise.
+    /// `serialized`: the host was made to wait for this operation alone, so `duration_us` holds its start and the
+    /// wait; `null` otherwise.
     pub timing: Option<String>,
 }
 
@@ -165,11 +170,11 @@ pub struct SplitExecution {
     pub calls: u32,
     /// What the calls took, microseconds. Most backends only queue the work; the CPU has done it by then.
     pub submit_us: f64,
-    /// From `t_ns` until the host knew that the work was done, microseconds: wall time with transport and queue, an upper bound, never the
-    /// time of kernels. `null` where the scheduler did not wait for the device within the step.
+    /// From `t_ns` until the host knew that the work was done, microseconds: wall time with transport and queue, an
+    /// upper bound, never the time of kernels. `null` where the scheduler did not wait for the device within the step.
     pub duration_us: Option<f64>,
-    /// `serialized`: the host was made to wait for the part (`LLAMA_RESOURCE_SPLIT_TIMES`), which changes the speed. `null`: nothing was
-    /// forced; the CPU had done it, or the scheduler itself waited.
+    /// `serialized`: the host was made to wait for the part (`LLAMA_RESOURCE_SPLIT_TIMES`), which changes the speed.
+    /// `null`: nothing was forced; the CPU had done it, or the scheduler itself waited.
     pub timing: Option<String>,
 }
 
@@ -187,9 +192,11 @@ pub struct ComponentHandoff {
     pub to_component: String,
     /// Layer of the taking operation.
     pub layer_id: Option<i32>,
-    /// Size of the tensor in MiB; `null` for a hand-off that the caller marked without a result of `from_component` before it.
+    /// Size of the tensor in MiB; `null` for a hand-off that the caller marked without a result of
+    /// `from_component` before it.
     pub data_size_mb: Option<f64>,
-    /// Measured rate of the copy; `null` when both sides share memory and nothing is copied, or where `duration_us` holds more than the copy.
+    /// Measured rate of the copy; `null` when both sides share memory and nothing is copied, or where `duration_us`
+    /// holds more than the copy.
     pub transfer_bandwidth_gbps: Option<f64>,
     /// `null`: nothing measures it per hand-off. Pressure of the whole host is on `host_sample`.
     pub memory_pressure: Option<String>,
@@ -205,15 +212,17 @@ pub struct ComponentHandoff {
     pub device: Option<String>,
     /// Tensor that was handed over; `null` where it is not known.
     pub tensor: Option<String>,
-    /// Device whose memory it was copied from; `null` when both sides share memory and nothing is copied. `device` is where it went.
+    /// Device whose memory it was copied from; `null` when both sides share memory and nothing is copied. `device` is
+    /// where it went.
     pub from_device: Option<String>,
     /// Bytes handed over; of a copy: those that were copied.
     pub bytes: Option<u64>,
-    /// Wall time of the call that copied, microseconds; `null` when nothing is copied, or where the backend copied by itself, unseen. A
-    /// backend may take what it is given into a queue of its own and return before it has arrived.
+    /// Wall time of the call that copied, microseconds; `null` when nothing is copied, or where the backend copied
+    /// by a function that is not seen. A backend may take what it is given into a queue of its own and return before
+    /// it has arrived.
     pub duration_us: Option<f64>,
-    /// The source's device was still computing when the copy began, so that `duration_us` may hold a wait for it; `null` where
-    /// that is `null`.
+    /// The source's device was still computing when the copy began, so that `duration_us` may hold a wait for it;
+    /// `null` where that is `null`.
     pub waited: Option<bool>,
 }
 
@@ -289,6 +298,7 @@ pub struct KvCacheOperation {
     pub backend: Option<String>,
     /// Device of the cache.
     pub device: Option<String>,
-    /// Size that the caller gave with its mark, keys and values together, MiB; `null` for operations that the hooks saw.
+    /// Size that the caller gave with its mark, keys and values together, MiB; `null` for operations that
+    /// the hooks saw.
     pub cache_size_mb: Option<f64>,
 }

@@ -16,7 +16,8 @@ pub struct ModelLoad {
     pub t_ns: u64,
     /// Path as the host gave it; `null` when it loaded from something else than a path.
     pub path: Option<String>,
-    /// `load` for a real load, `probe` for one that reads no weights (`--fit`), `vocabulary` for one of the vocabulary only, `failed`.
+    /// `load` for a real load, `probe` for one that reads no weights (`--fit`), `vocabulary` for one of the
+    /// vocabulary only, `failed`.
     pub outcome: String,
     /// Time the load took.
     pub duration_ms: f64,
@@ -114,8 +115,8 @@ pub struct RequestStart {
     pub seq_id: i32,
     /// Number of the context within the session, from 1.
     pub context_id: u64,
-    /// `launch` (llama-server gave a slot), `copy` (a further completion of the same prompt), `derived` (from the tokens alone), `server`
-    /// (a server that was built with `patches/` said so).
+    /// `launch` (llama-server gave a slot), `copy` (a further completion of the same prompt), `derived` (from the
+    /// tokens alone), `server` (a server that was built with `patches/` said so).
     pub source: String,
 }
 
@@ -175,8 +176,8 @@ pub struct RequestEnd {
     pub prompt_tokens: u64,
     /// Prompt tokens that were in the KV cache already.
     pub cached_tokens: u64,
-    /// Tokens sampled. Those of a draft that a server has verified and then drops, because its context is full, are among them, unless the
-    /// server is patched to tell.
+    /// Tokens sampled. Those of a draft that a server has verified and then drops, because its context is full, are
+    /// among them, unless the server is patched to tell.
     pub generated_tokens: u64,
     /// From the start to the first sampled token; `null` when none was sampled.
     pub ttft_ms: Option<f64>,
@@ -186,31 +187,35 @@ pub struct RequestEnd {
     pub wait_ms: Option<f64>,
     /// Times between tokens; `null` with fewer than two.
     pub inter_token_ms: Option<InterToken>,
-    /// (generated - 1) / (last token - first token), as llama-server's `predicted_per_second`; `null` with fewer than two.
+    /// (generated - 1) / (last token - first token), as llama-server's `predicted_per_second`; `null` with
+    /// fewer than two.
     pub tokens_per_second: Option<f64>,
     /// Processed prompt tokens over `prompt_ms`; `null` when no token was sampled.
     pub prompt_tokens_per_second: Option<f64>,
     /// From the start to the end.
     pub duration_ms: f64,
-    /// `eog` (the model ended it), `stopped` (limit, stop word or cancelled, which look the same from outside), `no_tokens`
-    /// (embedding, or ended before the first token), `superseded`, `context_freed`, `unfinished` (the log was closed first).
+    /// `eog` (the model ended it), `stopped` (limit, stop word or cancelled, which look the same from outside),
+    /// `no_tokens` (embedding, or ended before the first token), `superseded`, `context_freed`, `unfinished` (the log
+    /// was closed first).
     pub outcome: String,
     /// Positions shifted out by context shift during the request.
     pub shifted_tokens: u64,
-    /// The server's number of the task. This and the next five come from a server that was built with `patches/`, and are `null` from
-    /// any other.
+    /// The server's number of the task. This and the next five come from a server that was built with `patches/`, and
+    /// are `null` from any other.
     pub task_id: Option<i32>,
     /// The `id` of the response; `null` for embeddings, which have none.
     pub completion_id: Option<String>,
     /// From the creation of the task to its launch in a slot, which is the start.
     pub queue_ms: Option<f64>,
-    /// The server's `stop_type`: `eos`, `word`, `limit`, `none` (embeddings); or `cancelled` (the client went away), `error`.
+    /// The server's `stop_type`: `eos`, `word`, `limit`, `none` (embeddings); or `cancelled` (the client
+    /// went away), `error`.
     pub stop_reason: Option<String>,
     /// Tokens drafted by speculative decoding.
     pub drafted: Option<u64>,
     /// Those of them that the model accepted.
     pub accepted: Option<u64>,
-    /// What each GPU did during the request, but for those on which this process is known to hold no memory; `null` where no GPU is read.
+    /// What each GPU did during the request, but for those on which this process is known to hold no memory; `null`
+    /// where no GPU is read.
     pub gpu: Option<Vec<GpuUse>>,
 }
 
@@ -244,7 +249,7 @@ pub struct Batch {
     pub status: i32,
     /// How long the call took. On an asynchronous backend this is submission, not compute.
     pub duration_us: f64,
-    /// Until the backends were known to be idle; `null` when nobody synchronised before the next call.
+    /// Until the backends were known to be idle; `null` when the host did not synchronise before the next call.
     pub synchronized_us: Option<f64>,
 }
 
@@ -260,7 +265,8 @@ pub struct KvCacheUsage {
     pub t_ns: u64,
     /// Number of the context within the session, from 1.
     pub context_id: u64,
-    /// Cells that hold a token, shared cells counted once; `null` for caches without one cell a token (recurrent models).
+    /// Cells that hold a token, shared cells counted once; `null` for caches without one cell a
+    /// token (recurrent models).
     pub used_cells: Option<u64>,
     /// Cells of the cache.
     pub size_cells: u64,

@@ -1,4 +1,5 @@
-//! Session, layer and component events. Their `timestamp` is local time, `YYYY-MM-DD HH:MM:SS.mmm`, from the clock that also gives `t_ns`.
+//! Session, layer and component events. Their `timestamp` is local time, `YYYY-MM-DD HH:MM:SS.mmm`, from the clock that
+//! also gives `t_ns`.
 
 use serde::{Deserialize, Serialize};
 
@@ -154,7 +155,8 @@ pub struct ComponentEnd {
     pub component_type: String,
     /// Layer, `null` outside the layers.
     pub layer_id: Option<i32>,
-    /// From the first operation's start to the last one's end of this run of operations; `null` where they cannot be timed.
+    /// From the first operation's start to the last one's end of this run of operations; `null` where they
+    /// cannot be timed.
     pub duration_us: Option<f64>,
     /// Session.
     pub session_id: String,

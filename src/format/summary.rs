@@ -130,12 +130,14 @@ pub struct StepSummary {
     pub prefill: PhaseTotals,
     /// Ubatches with one token a sequence.
     pub decode: PhaseTotals,
-    /// Wall time of the timed graphs, microseconds: operations + barriers + `other_us`. Graphs without tokens (an encoder of pictures or of
-    /// speech, a shift of keys) are no steps, but their time is in here as in the totals by operation, component and layer.
+    /// Wall time of the timed graphs, microseconds: operations + barriers + `other_us`. Graphs without tokens (an
+    /// encoder of pictures or of speech, a shift of keys) are no steps, but their time is in here as in the totals by
+    /// operation, component and layer.
     pub timed_graph_us: f64,
     /// Time of compute thread 0 at barriers between operations, microseconds.
     pub barrier_us: f64,
-    /// The rest of the timed graphs: starting the threads, scheduling, copies between backends, what the host compresses for a capture.
+    /// The rest of the timed graphs: starting the threads, scheduling, copies between backends, what the host
+    /// compresses for a capture.
     pub other_us: f64,
     /// Hand-offs between components in all steps.
     pub component_flows: u64,
@@ -183,7 +185,8 @@ pub struct HostSample {
     pub t_ns: u64,
     /// Resident memory of the process.
     pub rss_bytes: Option<u64>,
-    /// CPU time of the process over wall time, in percent of one core, since the last sample; `null` if that is less than 50 ms ago.
+    /// CPU time of the process over wall time, in percent of one core, since the last sample; `null` if that is less
+    /// than 50 ms ago.
     pub cpu_percent: Option<f64>,
     /// CPU time of this library's own threads over wall time, in percent of one core.
     pub own_cpu_percent: Option<f64>,
@@ -343,7 +346,8 @@ pub struct InstrumentationState {
     pub session_id: String,
     /// Monotonic clock in nanoseconds.
     pub t_ns: u64,
-    /// Part of the library: `hooks`, `layout`, `op_times`, `requests`, `capture`, `memory`, `gpu`, `log`, `config`, `process`, `internal`.
+    /// Part of the library: `hooks`, `layout`, `op_times`, `requests`, `capture`, `memory`, `gpu`, `log`,
+    /// `config`, `process`, `internal`.
     pub component: String,
     /// `ok`, `warning`, `degraded`, `unavailable`.
     pub state: String,

@@ -1,4 +1,5 @@
-//! The functions of ggml and llama that we call ourselves. Each may be missing: builds differ, and we never link against one.
+//! The functions of ggml and llama that we call ourselves. Each may be missing: builds differ, and we never
+//! link against one.
 
 use std::ffi::{CStr, c_char, c_void};
 

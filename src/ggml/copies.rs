@@ -1,13 +1,14 @@
-//! Which copy of ggml and llama a call belongs to. A process may hold several (two Python packages, two Node.js addons), and the
-//! real function behind a hook is always the caller's own.
+//! Which copy of ggml and llama a call belongs to. A process may hold several (two Python packages, two Node.js
+//! addons), and the real function behind a hook is always the caller's own.
 //!
 //! ```text
 //!   a call arrives ──► return address ──► object of the caller ──► definition that this object sees ──► copy of that definition
 //!                                         (kept, one entry for each hook and object: [`Hooked::of`])
 //! ```
 //!
-//! What is known of a copy - its functions, how its tensors lie - is kept with it, and [`api`] asks the copy whose call is
-//! being served ([`enter`]). Nothing here waits for a lock: the loader's own is held around a library's constructors, which may call us.
+//! What is known of a copy (its functions, how its tensors lie) is kept with it, and [`api`] asks the copy whose call
+//! is being served ([`enter`]). Nothing here waits for a lock: the loader's own is held around a library's
+//! constructors, which may call us.
 
 use std::cell::Cell;
 use std::ffi::{CStr, CString, c_void};
@@ -25,8 +26,8 @@ pub const MOST_COPIES: usize = 4;
 /// Counts what makes known addresses doubtful: each time the host closes a library.
 static EPOCH: AtomicU64 = AtomicU64::new(1);
 
-/// The address that a call of the host returns to. It travels in a floating-point register, since no function that we hook takes a
-/// floating-point argument and every integer register may be one of the host's arguments.
+/// The address that a call of the host returns to. It travels in a floating-point register, since no function that we
+/// hook takes a floating-point argument and every integer register may be one of the host's arguments.
 #[derive(Clone, Copy, Debug)]
 #[repr(transparent)]
 pub struct Caller(f64);
@@ -71,7 +72,8 @@ pub(crate) struct OneCopy {
     pub(crate) layout: Layout,
 }
 
-/// Libraries of one copy that are remembered: ggml-base, ggml-cpu, ggml, llama, and what else may define one of our functions.
+/// Libraries of one copy that are remembered: ggml-base, ggml-cpu, ggml, llama, and what else may define one
+/// of our functions.
 const MOST_LIBRARIES: usize = 8;
 
 static COPIES: [OneCopy; MOST_COPIES] = [const { OneCopy::new() }; MOST_COPIES];
@@ -133,7 +135,8 @@ pub(crate) fn current() -> &'static OneCopy {
     COPIES.get(CURRENT.get().0 as usize).unwrap_or(&COPIES[0])
 }
 
-/// Address of the current copy's function number `index`, null while it has none. A miss is not kept: the host may load more later.
+/// Address of the current copy's function number `index`, null while it has none. A miss is not kept: the host may
+/// load more later.
 #[inline]
 pub(crate) fn function(index: usize, name: &CStr) -> *mut c_void {
     let copy = current();
@@ -228,8 +231,8 @@ impl Hooked {
         let epoch = EPOCH.load(Ordering::Acquire);
         let mut address = object.as_ref().map_or(std::ptr::null_mut(), |o| symbol::seen_from(o, self.name));
         if address.is_null() {
-            // The caller has its pointer from `dlsym`: Python's ctypes calls through libffi, which sees nothing of ggml, and code that is
-            // made at run time (LuaJIT, a Node.js FFI) lies in no object at all.
+            // The caller has its pointer from `dlsym`: Python's ctypes calls through libffi, which sees nothing of
+            // ggml, and code that is made at run time (LuaJIT, a Node.js FFI) lies in no object at all.
             address = handed_out(self.name).unwrap_or_else(|| symbol::anywhere(self.name));
         }
         let copy = if address.is_null() { CopyId::LEFT_ALONE } else { copy_of(address) };
@@ -315,7 +318,8 @@ pub enum News {
     OneTooMany,
 }
 
-/// The function that writes news down, with the path of the library; registered by `session`, which this room must not know.
+/// The function that writes news down, with the path of the library; registered by `session`, which this room
+/// must not know.
 static ON_NEWS: OnceLock<fn(News, &str)> = OnceLock::new();
 
 /// From now on, `listener` is called for every further copy.
@@ -353,8 +357,9 @@ fn handed_out(name: &CStr) -> Option<*mut c_void> {
     None
 }
 
-/// Whether `dlsym` may answer with our hook where it has found `definition`: who calls it then cannot be told by where the call comes
-/// from, so it is one definition of each name, and none that hides another one in the global scope.
+/// Whether `dlsym` may answer with our hook where it has found `definition`. The address that such a call comes from
+/// does not say which copy is meant. So this is allowed for one definition of each name, and for none that hides
+/// another one in the global scope.
 #[must_use]
 pub fn may_stand_for(name: &CStr, definition: *mut c_void) -> bool {
     let global = symbol::dlsym(libc::RTLD_NEXT, name.as_ptr());
@@ -369,7 +374,7 @@ pub fn may_stand_for(name: &CStr, definition: *mut c_void) -> bool {
             match place.compare_exchange(std::ptr::null_mut(), new, Ordering::AcqRel, Ordering::Acquire) {
                 Ok(_) => return true,
                 Err(theirs) => {
-                    // SAFETY: made above, seen by nobody.
+                    // SAFETY: made above, not shared with another thread yet.
                     drop(unsafe { Box::from_raw(new) });
                     known = theirs;
                 }

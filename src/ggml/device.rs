@@ -1,7 +1,8 @@
 //! A device of ggml's: its name and kind, if it has been given functions that say so.
 //!
-//! `ggml_backend_dev_name` calls the device's own `get_name` without a look. Devices that a registry gives have one; a host that makes a
-//! backend of its own (llama.cpp's `test-alloc` does) may hand the scheduler a device with hardly any function in it.
+//! `ggml_backend_dev_name` calls the device's own `get_name` without a look. Devices that a registry gives have one; a
+//! host that makes a backend of its own (llama.cpp's `test-alloc` does) may hand the scheduler a device with hardly any
+//! function in it.
 
 use super::api::{self, Ptr};
 

@@ -1,7 +1,8 @@
-//! The self-calibrating layout probe: builds a few tensors through the host's own ggml and finds every offset that we read.
+//! The self-calibrating layout probe: builds a few tensors through the host's own ggml and finds every offset
+//! that we read.
 //!
-//! The committed bindings describe the pinned version. They are used only if each offset found here is the same; otherwise what
-//! needs tensors is refused with one line that says which field differs, and everything else goes on.
+//! The committed bindings describe the pinned version. They are used only if each offset found here is the same;
+//! otherwise what needs tensors is refused with one line that says which field differs, and everything else goes on.
 
 use std::ffi::c_void;
 use std::mem::{offset_of, size_of};
@@ -35,7 +36,7 @@ impl Layout {
             let new = Box::into_raw(Box::new(probe()));
             let first = self.0.compare_exchange(std::ptr::null_mut(), new, Ordering::AcqRel, Ordering::Acquire);
             if first.is_err() {
-                // SAFETY: made above, seen by nobody: another thread has probed at the same time.
+                // SAFETY: made above, not shared with another thread yet: another thread has probed at the same time.
                 drop(unsafe { Box::from_raw(new) });
             }
             // SAFETY: a result that one of the two threads has put there, which is never freed.
@@ -45,7 +46,8 @@ impl Layout {
     }
 }
 
-/// Whether tensors of the copy of ggml whose call is served can be read. Probes at the first call; call it only when ggml is loaded.
+/// Whether tensors of the copy of ggml whose call is served can be read. Probes at the first call; call it only when
+/// ggml is loaded.
 pub fn check() -> Result<(), &'static str> {
     copies::current().layout.check()
 }
@@ -89,7 +91,7 @@ fn probe() -> Result<(), String> {
     .filter(|c| !c.is_null())
     .ok_or_else(missing)?;
     let found = in_context(ctx, size).ok_or_else(missing);
-    // SAFETY: the context made above, used by nobody any more.
+    // SAFETY: the context made above, not used any more.
     unsafe { api::ggml_free(ctx) };
     let wrong: Vec<String> = found?
         .into_iter()

@@ -40,7 +40,8 @@ pub(crate) fn dlsym(handle: *mut c_void, name: *const c_char) -> *mut c_void {
     unsafe { real(handle, name) }
 }
 
-/// The C library's `dlclose`, called past our own (hook::lookup), which takes every call for one of the host's. 0: done.
+/// The C library's `dlclose`, called past our own (hook::lookup), which takes every call for one of the
+/// host's. 0: done.
 pub(crate) fn close(handle: *mut c_void) -> c_int {
     static REAL: AtomicPtr<c_void> = AtomicPtr::new(std::ptr::null_mut());
     let mut real = REAL.load(Ordering::Relaxed);
@@ -57,19 +58,23 @@ pub(crate) fn close(handle: *mut c_void) -> c_int {
     unsafe { real(handle) }
 }
 
-/// Objects that the process started with, 0 before our constructor has run. They are the first of the loader's list, and none of them goes.
+/// Objects that the process started with, 0 before our constructor has run. They are the first of the loader's list,
+/// and none of them goes.
 static STARTED_WITH: AtomicUsize = AtomicUsize::new(0);
 
-/// Our constructor runs: what is loaded now are the program and everything it is linked with, if we are preloaded or linked ourselves.
+/// Our constructor runs: what is loaded now are the program and everything it is linked with, if we are preloaded
+/// or linked ourselves.
 pub(crate) fn note_start() {
     STARTED_WITH.store(crate::host::loaded_objects(), Ordering::Relaxed);
 }
 
-/// The definition of `name` that a call from `caller` would reach if we were not here; null if the loader gives that place none.
+/// The definition of `name` that a call from `caller` would reach if we were not here; null if the loader gives
+/// that place none.
 ///
-/// What the process started with sees the global scope alone; ours is a place in it, and the definition wanted is the next one. (A preload
-/// before us defines the same names: it must not be given itself.) What was loaded later sees that scope first, and then what it was
-/// loaded with - but a definition that came into the global scope after the caller is not what the caller was bound to.
+/// Objects that the process started with see the global scope alone. This library has a place in that scope, and the
+/// wanted definition is the next one. (A preload before us defines the same names: it must not be given itself.)
+/// Objects that were loaded later see that scope first, and then what they were loaded with. But a definition that came
+/// into the global scope after the caller is not what the caller was bound to.
 #[must_use]
 pub(crate) fn seen_from(caller: &LoadedObject, name: &CStr) -> *mut c_void {
     let global = dlsym(libc::RTLD_NEXT, name.as_ptr());
@@ -84,19 +89,22 @@ pub(crate) fn seen_from(caller: &LoadedObject, name: &CStr) -> *mut c_void {
     if own.is_null() { global } else { own }
 }
 
-/// The first definition of `name` that any object has, the global scope first: for a caller that we cannot place. Null if there is none.
+/// The first definition of `name` that any object has, the global scope first: for a caller that we cannot place. Null
+/// if there is none.
 #[must_use]
 pub(crate) fn anywhere(name: &CStr) -> *mut c_void {
     let found = dlsym(libc::RTLD_NEXT, name.as_ptr());
     if !found.is_null() {
         return found;
     }
-    // Loaded RTLD_LOCAL (a Node.js addon, Python's ctypes, a wheel with everything in one extension module): RTLD_NEXT searches the
-    // global scope only, and a hook that trusted its null would crash the host. So every other loaded object is asked by handle.
+    // Loaded RTLD_LOCAL (a Node.js addon, Python's ctypes, a wheel with everything in one extension module): RTLD_NEXT
+    // searches the global scope only, and a hook that trusted its null would crash the host. So every other loaded
+    // object is asked by handle.
     other_objects().iter().map(|path| in_object(path, name)).find(|found| !found.is_null()).unwrap_or_default()
 }
 
-/// The definition of `name` in the loaded object at `path` or in what it was linked with, ours excluded; null if there is none.
+/// The definition of `name` in the loaded object at `path` or in what it was linked with, ours excluded; null if
+/// there is none.
 #[must_use]
 pub(crate) fn in_object(path: &CStr, name: &CStr) -> *mut c_void {
     // SAFETY: RTLD_NOLOAD never loads: it only gives a handle to an object that is loaded already.
@@ -123,7 +131,8 @@ fn other_objects() -> Vec<CString> {
         // SAFETY: dl_iterate_phdr passes a valid info for the length of the call.
         let name = unsafe { (*info).dlpi_name };
         if !name.is_null() {
-            // SAFETY: dlpi_name is a NUL-terminated string of the loader; `data` is the Vec below, ours alone during the iteration.
+            // SAFETY: dlpi_name is a NUL-terminated string of the loader; `data` is the Vec below, ours alone
+            // during the iteration.
             unsafe { (*data.cast::<Vec<CString>>()).push(CStr::from_ptr(name).to_owned()) };
         }
         0

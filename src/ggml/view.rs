@@ -57,11 +57,13 @@ pub fn keep(text: &str) -> &'static str {
     new
 }
 
-/// A live tensor of the host. Made only when [`super::layout::agreed`], valid for the length of the hook that got the pointer.
+/// A live tensor of the host. Made only when [`super::layout::agreed`], valid for the length of the hook that
+/// got the pointer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TensorPtr(*const ggml_tensor);
 
-// SAFETY: a pointer value; it is only followed inside hooks of the host's own compute, where the tensor is alive (see `new`).
+// SAFETY: a pointer value; it is only followed inside hooks of the host's own compute, where the tensor is
+// alive (see `new`).
 unsafe impl Send for TensorPtr {}
 // SAFETY: as above; nothing is written through it.
 unsafe impl Sync for TensorPtr {}
@@ -166,7 +168,8 @@ impl TensorPtr {
         unsafe { api::ggml_nbytes(self.0) }.unwrap_or(0)
     }
 
-    /// Marks it as an output, so that the allocator keeps its memory until the graph is over. Gives the flags that it had.
+    /// Marks it as an output, so that the allocator keeps its memory until the graph is over. Gives the flags
+    /// that it had.
     #[must_use]
     pub fn set_output(self) -> i32 {
         let before = self.raw().flags;
@@ -177,7 +180,8 @@ impl TensorPtr {
 
     /// Gives it back the flags that it had before [`Self::set_output`].
     pub fn restore_flags(self, flags: i32) {
-        // SAFETY: a live tensor of a graph that the host is in the middle of allocating, on this thread; the place of `flags` was probed.
+        // SAFETY: a live tensor of a graph that the host is in the middle of allocating, on this thread; the place of
+        // `flags` was probed.
         unsafe { (&raw mut (*self.0.cast_mut()).flags).write(flags) };
     }
 

@@ -81,7 +81,8 @@ impl Amd {
         let sensor = |name: &str| number::<f64>(&self.sensors.as_ref()?.join(name));
         let megahertz = |name: &str| sensor(name).map(|hz| (hz / 1e6) as u32);
         let file = |name: &str| self.folder.join(name);
-        // Microwatts, thousandths of a degree, hertz. `power1_input` is the momentary value of drivers that have no average.
+        // Microwatts, thousandths of a degree, hertz. `power1_input` is the momentary value of drivers that
+        // have no average.
         r.power_mw = sensor("power1_average").or_else(|| sensor("power1_input")).map(|uw| uw / 1e3);
         r.temperature_c = sensor("temp1_input").map(|t| t / 1e3);
         r.sm_clock_mhz = megahertz("freq1_input");

@@ -1,9 +1,11 @@
-//! A device's readings over time, in bounded memory: what a request used is asked when it ends, however long ago it began.
+//! A device's readings over time, in bounded memory: what a request used is asked when it ends, however long
+//! ago it began.
 //!
-//! Energy is kept as a running total, so that its difference between two moments is exact whatever lies between them. The counter is not
-//! in every reading (asking for it may cost milliseconds); between two of its values the total grows as the power did. Peaks and sums are
-//! kept by segment. When there are too many segments, the older half is merged two by two: the further back a request began, the
-//! coarser is the edge of its peaks and means, by a small share of its length.
+//! Energy is kept as a running total, so that its difference between two moments is exact whatever lies between them.
+//! The counter is not in every reading (asking for it may cost milliseconds); between two of its values the total
+//! grows as the power did. Peaks and sums are kept by segment. When there are too many segments, the older half is
+//! merged two by two: the further back a request began, the coarser is the edge of its peaks and means, by a small
+//! share of its length.
 
 use super::reading::Reading;
 use crate::format::figures::round;
@@ -157,7 +159,8 @@ impl History {
         }
     }
 
-    /// The counter grew by so much over the last `n` segments: each has a share as its power had, or its time where that is not known.
+    /// The counter grew by so much over the last `n` segments: each has a share as its power had, or its time where
+    /// that is not known.
     fn spread(&mut self, n: usize, grown_mj: f64) {
         let Some(first) = self.segments.len().checked_sub(n + 1) else { return };
         let Some([base, rest @ ..]) = self.segments.get_mut(first..) else { return };
@@ -213,7 +216,7 @@ impl History {
         let end = self.segments.partition_point(|s| s.end_ns <= to_ns);
         let mut all = self.segments.get(first..end).unwrap_or_default().iter();
         let sum = all.next().map(|s| all.fold(s.clone(), |mut sum, s| (sum.gather(s), sum).1));
-        // What this process holds is told once a second: of a short request, by the reading around it.
+        // The memory of this process is read once a second: for a short request, the reading around it counts.
         let around = self.segments.get(first.min(end)..(end + 1).min(self.segments.len())).unwrap_or_default();
         let process_unknown = around.is_empty() || around.iter().any(|s| s.process_unknown);
         let process_peak = around.iter().filter_map(|s| s.process_peak).max();
@@ -251,7 +254,8 @@ impl History {
         (start.power_gaps == end.power_gaps).then(|| (difference(|s| s.integral_mj), "power"))
     }
 
-    /// The segment that ends at or before `t_ns`, and how far `t_ns` lies on the way to the end of the next; `None` outside the history.
+    /// The segment that ends at or before `t_ns`, and how far `t_ns` lies on the way to the end of the next; `None`
+    /// outside the history.
     fn place(&self, t_ns: u64) -> Option<(usize, f64)> {
         let i = self.segments.partition_point(|s| s.end_ns <= t_ns).checked_sub(1)?;
         let here = self.segments.get(i)?.end_ns;

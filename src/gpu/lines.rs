@@ -1,5 +1,5 @@
-//! Readings to lines: every one at VERBOSE, one a second and device at DETAILED, one a summary interval at MINIMAL. What is not written
-//! itself is in the next line's means and peaks.
+//! Readings to lines: every one at VERBOSE, one a second and device at DETAILED, one a summary interval at MINIMAL.
+//! What is not written itself is in the next line's means and peaks.
 
 use super::history::Mean;
 use super::reading::{Identity, Reading};

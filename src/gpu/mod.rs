@@ -1,7 +1,9 @@
-//! GPUs: a thread of ours asks the driver for figures, keeps their history for requests, and has them ready for the writer.
+//! GPUs: a thread of ours asks the driver for figures, keeps their history for requests, and has them ready
+//! for the writer.
 //!
-//! Before it: NVML (`nvidia`, `mig`) and the kernel's files (`amd`, `rapl`). After it: `record`, whose writer asks [`Gpus`] as one of its
-//! sources: it has lines of its own and completes the events that happened while a device was read. A machine without a GPU keeps no thread.
+//! Before it: NVML (`nvidia`, `mig`) and the kernel's files (`amd`, `rapl`). After it: `record`, whose writer asks
+//! [`Gpus`] as one of its sources: it has lines of its own and completes the events that happened while a device was
+//! read. A machine without a GPU keeps no thread.
 
 mod amd;
 mod history;
@@ -40,7 +42,7 @@ struct Shared {
     overflowed: u64,
     /// Facts to be told in the log, with the time they were found.
     facts: Vec<Fact>,
-    /// Up to when the devices are read; `None` while nobody reads them.
+    /// Up to when the devices are read; `None` while they are not read.
     horizon_ns: Option<u64>,
     /// The same with their energy counters.
     energy_horizon_ns: Option<u64>,
@@ -113,8 +115,8 @@ impl Shared {
     }
 }
 
-/// Whether what happened up to `t_ns` can be completed now, or never will be more complete: the devices were read behind it, nobody
-/// reads them, or they have not been read for long.
+/// Whether what happened up to `t_ns` can be completed now, or never will be more complete: the devices were read
+/// behind it, nobody reads them, or they have not been read for long.
 #[must_use]
 pub fn is_settled(t_ns: u64, now_ns: u64) -> bool {
     let shared = SHARED.lock();
@@ -135,8 +137,8 @@ pub fn mark_energy() {
     SHARED.lock().energy_wanted = true;
 }
 
-/// What each device did between two moments. Devices on which this process is known to have held no memory all that time are left out.
-/// `None` where no device was ever read.
+/// What each device did between two moments. Devices on which this process is known to have held no memory all that
+/// time are left out. `None` where no device was ever read.
 #[must_use]
 pub fn use_between(from_ns: u64, to_ns: u64, tokens: u64) -> Option<Vec<GpuUse>> {
     let shared = SHARED.lock();
@@ -165,8 +167,8 @@ pub fn measures_sm() -> bool {
     SHARED.lock().devices.iter().any(|d| d.history.measures_sm())
 }
 
-/// SM activity around the moment `t_ns` on the device that ggml calls `device`, where there is no doubt which one that is: the
-/// process has a single NVIDIA GPU. (CUDA numbers devices as it likes.)
+/// SM activity around the moment `t_ns` on the device that ggml calls `device`, where there is no doubt which one that
+/// is: the process has a single NVIDIA GPU. (CUDA numbers devices as it likes.)
 #[must_use]
 pub fn sm_utilization(device: Option<&str>, t_ns: u64) -> Option<f64> {
     device.filter(|d| d.starts_with("CUDA"))?;

@@ -1,7 +1,7 @@
 //! NVIDIA GPUs and their MIG instances, through NVML.
 //!
-//! The library is the driver's (`libnvidia-ml.so.1`), loaded at run time. What a device does not support is asked once; what it
-//! fails to tell now and then is asked again.
+//! The library is the driver's (`libnvidia-ml.so.1`), loaded at run time. What a device does not support is asked once;
+//! what it fails to tell now and then is asked again.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -28,7 +28,8 @@ const LIBRARY: &str = "libnvidia-ml.so.1";
 /// Failures in a row, of any kind, after which a value is not asked for any more.
 const MOST_FAILURES: u8 = 20;
 
-/// How many slow readings lie between two of PCIe traffic where GPM does not tell it: the call alone takes 40 ms of a core.
+/// How many slow readings lie between two of PCIe traffic where GPM does not tell it: the call alone takes 40 ms
+/// of a core.
 const PCIE_EVERY: u32 = 10;
 
 /// Readings in a row without any answer after which a device counts as lost.

@@ -1,4 +1,5 @@
-//! Energy of the CPU packages, from the kernel's powercap files (Intel's RAPL; AMD's processors have it too). Mostly readable by root alone.
+//! Energy of the CPU packages, from the kernel's powercap files (Intel's RAPL; AMD's processors have it too). Mostly
+//! readable by root alone.
 
 use std::fs;
 use std::path::Path;
@@ -48,7 +49,8 @@ impl Packages {
 fn counters(zones: &Path) -> Option<Vec<Counter>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(zones).ok()?.flatten() {
-        // `intel-rapl:0` is a package or the whole platform, `intel-rapl:0:1` a part of one; `intel-rapl-mmio:0` the same once more.
+        // `intel-rapl:0` is a package or the whole platform, `intel-rapl:0:1` a part of one; `intel-rapl-mmio:0` the
+        // same once more.
         let zone = entry.file_name().to_string_lossy().into_owned();
         if zone.strip_prefix("intel-rapl:").is_none_or(|n| n.parse::<u32>().is_err()) {
             continue;

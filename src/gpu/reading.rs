@@ -40,7 +40,7 @@ pub struct Reading {
     pub power_mw: Option<f64>,
     /// Energy counter, millijoules.
     pub energy_mj: Option<u64>,
-    /// The counter was left alone this time: where it is slow, it is read when somebody needs it.
+    /// The counter was not read this time: where it is slow, it is read only when it is needed.
     pub energy_left: bool,
     /// Temperature, degrees Celsius.
     pub temperature_c: Option<f64>,

@@ -14,8 +14,8 @@ use super::{Device, PATIENCE, SHARED, Shared, mark_energy};
 use crate::format::summary::Condition;
 use crate::{boundary, clock, host, log};
 
-/// How often what takes the driver long is read: the energy counter 3 ms of a core on an H100. A little less than a second, so that the
-/// lines that are written every second have it.
+/// How often what takes the driver long is read: the energy counter 3 ms of a core on an H100. A little less than a
+/// second, so that the lines that are written every second have it.
 const SLOW: Duration = Duration::from_millis(950);
 
 /// What the thread can be told.
@@ -27,7 +27,8 @@ enum Command {
     Stop(Sender<()>),
 }
 
-/// How long the thread outlives a recording that ended without a word, as after an I/O error. The end of one in order takes less.
+/// How long the thread outlives a recording that ended without a word, as after an I/O error. The end of one in
+/// order takes less.
 const AFTERLIFE: Duration = Duration::from_secs(10);
 
 /// CPU time of the thread.

@@ -43,7 +43,7 @@ pub fn classify(node: &Node<'_>) -> Class {
     class
 }
 
-/// Classifies a tensor by itself: a weight, a cache, an input, or a node whose sources are not at hand.
+/// Classifies a tensor by itself: a weight, a cache, an input, or a node whose sources are not available.
 #[must_use]
 pub fn classify_tensor(name: &str, op: &str) -> Class {
     let parsed = name::parse(name);

@@ -115,7 +115,8 @@ pub fn rule(op: &str) -> Option<Rule> {
 
         "SSM_CONV" => Formula(|n| product(&[2, n.source(1).dim(0), n.out.elements()])),
         "SSM_SCAN" => Formula(ssm_scan),
-        // For each element of a head's S x S state and each token: k*v; times u, plus state, times r, added; state*w, plus k*v.
+        // For each element of a head's S x S state and each token: k*v; times u, plus state, times r, added;
+        // state*w, plus k*v.
         "RWKV_WKV6" => Formula(|n| product(&[7, n.source(0).dim(0), n.source(0).elements()])),
         // a*state added; k*v; state*w plus k*v plus sa*b; times r, added.
         "RWKV_WKV7" => Formula(|n| product(&[9, n.source(0).dim(0), n.source(0).elements()])),
@@ -131,7 +132,8 @@ pub fn rule(op: &str) -> Option<Rule> {
             let per_head = product(&[2, n.source(0).dim(0)]).saturating_add(2);
             product(&[per_head, n.source(0).dim(1), n.out.elements()]).saturating_add(n.out.elements())
         }),
-        // Scale and shift, softmax, eps, columns normalised once; further rounds (2 each) are a parameter: a lower bound.
+        // Scale and shift, softmax, eps, columns normalised once; further rounds (2 each) are a parameter:
+        // a lower bound.
         "DSV4_HC_COMB" => Result(9),
         // A weighted sum over the streams, scaled; the sigmoid of gated weights is counted when they are per element.
         "DSV4_HC_PRE" => Formula(|n| {
@@ -185,8 +187,8 @@ fn softmax_per_score(mask: bool) -> u64 {
     4 + u64::from(mask)
 }
 
-/// q [Dk, tokens, heads, batch], k [Dk, n_kv, ..], v [Dv, n_kv, ..], mask. Counted: q*k (2*Dk a score), the softmax of the
-/// scores (4, and 1 with a mask), scores*v (2*Dv a score), one division for each element of the result. All n_kv
+/// q [Dk, tokens, heads, batch], k [Dk, n_kv, ..], v [Dv, n_kv, ..], mask. Counted: q*k (2*Dk a score), the softmax of
+/// the scores (4, and 1 with a mask), scores*v (2*Dv a score), one division for each element of the result. All n_kv
 /// positions of the view count, those behind the mask and the padding of n_kv too. Not counted: ALiBi, soft cap, sinks.
 fn flash_attention(n: &Node<'_>) -> u64 {
     let (q, k, v) = (n.source(0), n.source(1), n.source(2));
@@ -206,8 +208,8 @@ fn ssm_scan(n: &Node<'_>) -> u64 {
     product(&[5, states]).saturating_add(x).saturating_add(product(&[3, dt])).saturating_add(product(&[2, decays]))
 }
 
-/// q, k, v [S, heads, tokens, seqs], g [1 or S, ..]. For each head and token: decay S*S and its exp, state*k (2*S*S), subtract
-/// from v and scale by beta (2*S), add the outer product (2*S*S), state*q (2*S*S), scale (S).
+/// q, k, v [S, heads, tokens, seqs], g [1 or S, ..]. For each head and token: decay S*S and its exp, state*k (2*S*S),
+/// subtract from v and scale by beta (2*S), add the outer product (2*S*S), state*q (2*S*S), scale (S).
 fn gated_delta_net(n: &Node<'_>) -> u64 {
     let (v, g) = (n.source(2), n.source(3));
     let per_element = product(&[7, v.dim(0)]).saturating_add(3);

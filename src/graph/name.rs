@@ -1,8 +1,8 @@
 //! Takes a tensor name apart: which key, which layer. Borrowed from the name, nothing allocated.
 //!
-//! llama.cpp writes `<key>-<layer>` for graph nodes, `blk.<layer>.<key>.weight` for weights and `cache_<kind>_l<layer>` for
-//! its caches; ggml appends ` (view)`, ` (cont)`, ... and the scheduler wraps the copies between devices in
-//! `<backend>#<name>#<copy>`.
+//! llama.cpp writes `<key>-<layer>` for graph nodes, `blk.<layer>.<key>.weight` for weights and
+//! `cache_<kind>_l<layer>` for its caches; ggml appends ` (view)`, ` (cont)`, ... and the scheduler wraps the copies
+//! between devices in `<backend>#<name>#<copy>`.
 
 /// The parts of a tensor name that say what the tensor is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,7 +1,8 @@
 //! The class of a node whose names, sources and operation say nothing: that of the data it works on.
 //!
-//! llama.cpp names the results that matter; what lies between (a scale, a sigmoid, the choice of the rows that have an output) is
-//! called `node_17`, and so are its sources, often over several nodes. Before it: `class`, which looks at one node alone.
+//! llama.cpp names the results that matter; what lies between (a scale, a sigmoid, the choice of the rows that have an
+//! output) is called `node_17`, and so are its sources, often over several nodes. Before it: `class`, which looks at
+//! one node alone.
 
 use super::class::{Class, classify};
 use super::component::Component;
@@ -22,8 +23,8 @@ pub trait Origin: Copy + PartialEq {
     fn source(&self, i: usize) -> Option<Self>;
 }
 
-/// Classifies a graph node by itself and, where that says nothing, by the nearest of what it was made from that is known. `t` is the
-/// node again: most nodes are known at once, and their sources are not read a second time.
+/// Classifies a graph node by itself and, where that says nothing, by the nearest of what it was made from that is
+/// known. `t` is the node again: most nodes are known at once, and their sources are not read a second time.
 #[must_use]
 pub fn classify_by_origin(node: &Node<'_>, t: impl Origin) -> Class {
     match classify(node) {
@@ -36,8 +37,8 @@ pub fn classify_by_origin(node: &Node<'_>, t: impl Origin) -> Class {
 fn trace<T: Origin>(op: &str, class: Class, t: T) -> Class {
     let mut queue = [t; MOST_LOOKED_AT];
     let (mut next, mut end) = (0, 1);
-    // Inputs and caches are no part of the model that computes: what is made of a mask alone steers sparse attention, and what is read
-    // from a cache alone serves attention.
+    // Inputs and caches are no part of the model that computes: what is made of a mask alone steers sparse attention,
+    // and what is read from a cache alone serves attention.
     let (mut weak, mut layer) = (None, None);
     while next < end {
         let at = queue[next];
@@ -72,7 +73,8 @@ fn trace<T: Origin>(op: &str, class: Class, t: T) -> Class {
         next += 1;
     }
     let component = weak.unwrap_or(match op {
-        // Constants: llama.cpp counts positions with the one, and makes empty masks for sparse attention with the other.
+        // Constants: llama.cpp counts positions with the one, and makes empty masks for sparse attention
+        // with the other.
         "ARANGE" => Component::Attention,
         "FILL" => Component::AttentionIndex,
         _ => Component::Other,

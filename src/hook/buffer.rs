@@ -27,7 +27,8 @@ fn kind_of(ctx: Ptr) -> Option<Kind> {
 }
 
 hooks! {
-    /// A buffer is made for the tensors of a context. ggml allocates it by the call below, which is not seen in every build.
+    /// A buffer is made for the tensors of a context. ggml allocates it by the call below, which is not seen
+    /// in every build.
     fn ggml_backend_alloc_ctx_tensors_from_buft(ctx: Ptr, buft: Ptr) -> Ptr;
     before { Some(observe::host().buffers.filling()) }
     after |filling, buffer| {
@@ -40,8 +41,9 @@ hooks! {
 }
 
 exported! {
-    /// A buffer is allocated. Its kind shows later; see `observe::buffers`. One that comes in the place of a larger one, which was given
-    /// up in vain for what we wanted kept, gets that one's size where there is room.
+    /// A buffer is allocated. Its kind is known later; see `observe::buffers`. Where the buffer replaces a larger
+    /// one, because an attempt to keep tensors for a capture has failed, it gets the size of the larger one if
+    /// there is room.
     fn ggml_backend_buft_alloc_buffer(buft: Ptr, size: usize) -> Ptr => allocate;
 }
 

@@ -1,4 +1,5 @@
-//! What capturing needs of ggml beyond the scheduler's own life: the allocator's plans, and the callback that the host has set.
+//! What capturing needs of ggml beyond the scheduler's own life: the allocator's plans, and the callback that the
+//! host has set.
 
 use super::Ptr;
 use crate::boundary::{guarded, tracked};
@@ -11,12 +12,13 @@ type Reserve = unsafe extern "C-unwind" fn(Ptr, Ptr, Ptr, Ptr) -> bool;
 type Place = unsafe extern "C-unwind" fn(Ptr, Ptr) -> bool;
 
 exported! {
-    /// Places a graph in memory by the plan that the allocator holds. That knows sizes, not flags: where nodes are to be kept, we have
-    /// this very graph planned first, as its scheduler would by the same function where the plan does not fit.
+    /// Places a graph in memory by the plan that the allocator holds. That plan knows sizes, not flags. So where
+    /// nodes are to be kept, this very graph is planned first, by the function that its scheduler calls where a plan
+    /// does not fit.
     fn ggml_gallocr_alloc_graph(allocator: Ptr, graph: Ptr) -> bool => place;
 
-    /// The allocator plans a graph, with the flags that it has now, and gets the memory for it. Where that fails with nodes that are to
-    /// be kept, they are not any more, and it plans once more.
+    /// The allocator plans a graph, with the flags that it has now, and gets the memory for it. Where that fails while
+    /// nodes are to be kept, their flags are taken back, and it plans once more.
     fn ggml_gallocr_reserve_n(allocator: Ptr, graph: Ptr, nodes: Ptr, leafs: Ptr) -> bool => reserve;
 }
 
@@ -86,7 +88,8 @@ hooks! {
     fn ggml_gallocr_free(allocator: Ptr);
     always { allocator::freed(allocator) }
 
-    /// The host's own callback: it keeps working when ours is in its place. The host may set it before anything is recorded.
+    /// The host's own callback: it keeps working when ours is in its place. The host may set it before
+    /// anything is recorded.
     fn ggml_backend_sched_set_eval_callback(sched: Ptr, callback: Option<EvalCallback>, user_data: Ptr);
     always { capture::theirs_set(sched, callback, user_data) }
 }

@@ -1,7 +1,8 @@
-//! The CPU backend from inside: which operation begins on this thread, and the barriers between operations. See `observe::timer`.
+//! The CPU backend from inside: which operation begins on this thread, and the barriers between
+//! operations. See `observe::timer`.
 //!
-//! These run for every operation on every compute thread, so they are written out: no guard but around `share::help` (nothing else in
-//! them can panic), and when no step is timed one line of the cache (`timer::HOT`) and two jumps.
+//! These run for every operation on every compute thread, so they are written out: no guard but around `share::help`
+//! (nothing else in them can panic), and when no step is timed one line of the cache (`timer::HOT`) and two jumps.
 
 use std::ffi::c_void;
 use std::sync::atomic::{AtomicPtr, Ordering};
@@ -17,7 +18,8 @@ type Forward = unsafe extern "C-unwind" fn(Ptr, Ptr) -> bool;
 type Fused = unsafe extern "C-unwind" fn(Ptr, Ptr, Ptr, Ptr, Ptr, Ptr);
 type Barrier = unsafe extern "C-unwind" fn(Ptr);
 
-/// The caller's own function, if it is known and there is nothing to do: no step is timed, and no operation told to the capture.
+/// The caller's own function, if it is known and there is nothing to do: no step is timed, and no operation told
+/// to the capture.
 #[inline]
 fn straight_on(function: &AtomicPtr<c_void>, told: bool, caller: Caller) -> Option<Ptr> {
     let real = function.load(Ordering::Relaxed);
@@ -52,8 +54,8 @@ exported! {
     /// ggml calls this first for every node that is not fused: the tensor tells which operation begins.
     fn ggml_cpu_extra_compute_forward(params: Ptr, tensor: Ptr) -> bool => forward;
 
-    /// The one function that computes nodes without the call above: a norm and the multiplication after it. Six integer registers are
-    /// handed on, so that a further argument in another version is not lost.
+    /// The one function that computes nodes without the call above: a norm and the multiplication after it. Six integer
+    /// registers are handed on, so that a further argument in another version is not lost.
     fn ggml_compute_forward_rms_norm_mul_fused(params: Ptr, tensor: Ptr, c: Ptr, d: Ptr, e: Ptr, f: Ptr) => fused;
 
     /// Threads meet: between two operations, and inside some.

@@ -1,4 +1,5 @@
-//! The calls that process a batch: `llama_process` (newer builds) and `llama_decode` / `llama_encode` (older ones and third parties).
+//! The calls that process a batch: `llama_process` (newer builds) and `llama_decode` / `llama_encode` (older ones
+//! and third parties).
 
 use super::{ByValue, Ptr};
 use crate::ggml::bindings::llama_batch;
@@ -12,8 +13,8 @@ type Batch = ByValue<16>;
 /// `LLAMA_PROCESS_TYPE_ENCODE`.
 const ENCODES: i32 = 0;
 
-/// What a hook begins with. Without a value, which is made at every call in case there is none, a child that was forked from a recording
-/// process says that it is not recorded.
+/// What a hook begins with. Its default is what a hook gets that does not record: a child that was forked from a
+/// recording process then says that it is not recorded.
 struct Begun(Option<batches::Call>);
 
 impl Default for Begun {
@@ -24,14 +25,14 @@ impl Default for Begun {
 }
 
 fn begin(ctx: Ptr, rows: Vec<Row>, encodes: bool) -> Begun {
-    // Builds whose loading we do not see.
+    // In some builds the loading of a model is not seen; a batch shows that there is one.
     session::is_no_router();
     Begun(Some(batches::begins(ctx, rows, encodes)))
 }
 
 fn rows_of(batch: &Batch) -> Vec<Row> {
-    // SAFETY: the host passes a llama_batch; the fields read here lie at the same offsets in every version of it (facts of the bindings'
-    // history: n_tokens .. logits never moved), within the bytes that we copied.
+    // SAFETY: the host passes a llama_batch; the fields read here lie at the same offsets in every version of it (facts
+    // of the bindings' history: n_tokens .. logits never moved), within the bytes that we copied.
     let b = unsafe { batch.bytes().cast::<llama_batch>().read_unaligned() };
     let n = usize::try_from(b.n_tokens).unwrap_or(0);
     (0..n)

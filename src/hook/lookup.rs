@@ -1,8 +1,10 @@
-//! Hosts that look functions up by handle - Python's `ctypes` does for every call - get ggml's own definition, past any preload. So
-//! `dlsym` is interposed too: asked for a function that we hook, it answers with our hook, as the linker would have.
+//! Hosts that look functions up by handle, as Python's `ctypes` does for every call, get ggml's own definition in spite
+//! of a preload. So `dlsym` is interposed too: asked for a function that we hook, it answers with our hook, as the
+//! linker would have.
 //!
-//! The real `dlsym` looks at its return address (RTLD_NEXT means "after the caller"), so the special handles are passed on by a jump,
-//! before any frame of ours exists. x86-64 only; elsewhere such hosts are seen through the calls inside ggml alone.
+//! The real `dlsym` looks at its return address (RTLD_NEXT means "after the caller"), so the special handles are passed
+//! on by a jump, before any frame of ours exists. This works on x86-64 only; elsewhere such hosts are seen through the
+//! calls inside ggml alone.
 
 use std::ffi::{CStr, c_char, c_int};
 use std::sync::OnceLock;

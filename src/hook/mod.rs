@@ -2,13 +2,16 @@
 //!
 //! Rules of everything below, since it runs inside somebody else's hot path:
 //!
-//! 1. The real function is called exactly once, with unchanged arguments, outside every guard: a C++ exception may pass through us. Only where an
-//!    allocator keeps what a capture wants, it plans once more (`capture`), and a buffer may be as large as the one before (`buffer`).
+//! 1. The real function is called exactly once, with unchanged arguments, outside every guard: a C++ exception may pass
+//!    through us. Only where an allocator keeps what a capture wants, it plans once more (`capture`), and a buffer may
+//!    be as large as the one before (`buffer`).
 //! 2. Only our own code runs inside `boundary::guarded`; what the hook does when that is off is said at each hook.
-//! 3. Nothing waits, allocates or formats per operation; per token and per batch it is a lock of our own decode thread and a push.
+//! 3. Nothing waits, allocates or formats per operation; per token and per batch it is a lock of our own decode thread
+//!    and a push.
 //! 4. Before or after the real call is part of correctness, and said.
 //!
-//! Before it: the host. After it: `observe`. One file for each part of the host's API, in the order of a request's life.
+//! Before it: the host. After it: `observe`. One file for each part of the host's API, in the order of
+//! a request's life.
 
 #[macro_use]
 mod table;
@@ -29,8 +32,8 @@ pub mod start;
 /// A pointer that we only pass on.
 pub(crate) type Ptr = *mut std::ffi::c_void;
 
-/// A C structure passed by value whose layout we do not know. On x86-64 a structure of more than 16 bytes is copied to the stack, so a
-/// larger one of ours carries it unchanged; on AArch64 it is a pointer to the caller's copy.
+/// A C structure passed by value whose layout we do not know. On x86-64 a structure of more than 16 bytes is copied to
+/// the stack, so a larger one of ours carries it unchanged; on AArch64 it is a pointer to the caller's copy.
 #[cfg(target_arch = "x86_64")]
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]

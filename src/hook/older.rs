@@ -1,5 +1,5 @@
-//! Models, contexts and the KV cache by the names that their functions had until January and until July 2025. Builds of some months have both:
-//! there the older call forwards to a newer one, and is told once.
+//! Models, contexts and the KV cache by the names that their functions had until January and until July 2025. Builds of
+//! some months have both: there the older call forwards to a newer one, and is told once.
 
 use std::ffi::c_char;
 

@@ -1,5 +1,5 @@
-//! Sampling: which token came from which row, and when. The launch and release of a slot too, which llama-server tells by
-//! `llama_set_sampler`. See `observe::sampling` for what the calls mean together.
+//! Sampling: which token came from which row, and when. The launch and release of a slot too, which llama-server tells
+//! by `llama_set_sampler`. See `observe::sampling` for what the calls mean together.
 
 use super::Ptr;
 use crate::capture;

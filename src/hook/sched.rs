@@ -61,8 +61,9 @@ hooks! {
 }
 
 hooks! {
-    /// A scheduler is freed; before the real call, so that its address is not taken for a new one's. Its callback is forgotten whether
-    /// or not anything is recorded now: a recording that begins later must not give it to another scheduler.
+    /// A scheduler is freed; before the real call, so that its address is not taken for a new one's. Its
+    /// callback is forgotten whether or not anything is recorded now: a recording that begins later must not
+    /// give it to another scheduler.
     fn ggml_backend_sched_free(sched: Ptr);
     always { capture::sched_freed(sched) }
     before { lives::scheduler_freed(sched) }
@@ -73,8 +74,8 @@ exported! {
     fn ggml_backend_sched_graph_compute_async(sched: Ptr, graph: Ptr) -> i32 => graph_compute;
 }
 
-/// Written out because the timer must run exactly while the real call does, and must stop when a C++ exception comes out of it (its guard
-/// is dropped then, since the hook is `C-unwind`).
+/// Written out because the timer must run exactly while the real call does, and must stop when a C++ exception comes
+/// out of it (its guard is dropped then, since the hook is `C-unwind`).
 ///
 /// # Safety
 /// As for the hook.

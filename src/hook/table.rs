@@ -1,6 +1,7 @@
 //! How a hook is made: the exported function, the look-up of the caller's own real one, and our code around it.
 
-/// Jumps to the body of a hook with the address that the call returns to in the first floating-point register. See [`Caller`].
+/// Jumps to the body of a hook with the address that the call returns to in the first floating-point
+/// register. See [`Caller`].
 ///
 /// [`Caller`]: crate::ggml::copies::Caller
 #[cfg(target_arch = "x86_64")]
@@ -37,9 +38,9 @@ macro_rules! exported {
 
 /// Defines interposed functions.
 ///
-/// `before { .. }` runs ahead of the real call and gives a value (its type's default when we are off); `after |value, ret| { .. }` gets
-/// it and the real result. Both run inside `boundary::guarded`. `always { .. }` runs ahead of both, also while nothing is recorded: for what
-/// a recording that begins later has to know.
+/// `before { .. }` runs ahead of the real call and gives a value (its type's default when we are off);
+/// `after |value, ret| { .. }` gets it and the real result. Both run inside `boundary::guarded`. `always { .. }` runs
+/// ahead of both, also while nothing is recorded: for what a recording that begins later has to know.
 macro_rules! hooks {
     ($($(#[$doc:meta])* fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)?;
        $(always $always:block)? $(before $before:block)? $(after |$value:pat_param, $result:pat_param| $after:block)?)*) => {
@@ -63,11 +64,13 @@ macro_rules! hooks {
                     let value = hooks!(@before copy, $($before)?);
                     let ret = if address.is_null() {
                         crate::observe::state::missing(stringify!($name));
-                        // SAFETY: integers, floats, booleans and pointers only: all-zero is a value of each. Null cannot be called; the host
-                        // linked against a definition that has gone since, and gets nothing rather than a crash.
+                        // SAFETY: integers, floats, booleans and pointers only: all-zero is a value of each. Null
+                        // cannot be called; the host linked against a definition that has gone since, and gets nothing
+                        // rather than a crash.
                         unsafe { std::mem::zeroed() }
                     } else {
-                        // SAFETY: the host calls this name with this signature, so the definition that the caller sees has it too.
+                        // SAFETY: the host calls this name with this signature, so the definition that the caller sees
+                        // has it too.
                         let real = unsafe { std::mem::transmute::<crate::hook::Ptr, unsafe extern "C-unwind" fn($($ty),*) $(-> $ret)?>(address) };
                         // SAFETY: the host's own arguments.
                         unsafe { real($($arg),*) }

@@ -9,7 +9,8 @@ use crate::format::Line;
 /// An event on its way to the writer.
 #[derive(Debug)]
 pub enum Event {
-    /// A complete line (rare events: the host's thread has filled it, but for the session id and the wall-clock strings).
+    /// A complete line (rare events: the host's thread has filled it, but for the session id and
+    /// the wall-clock strings).
     Line(Box<Line>),
     /// A token was sampled.
     Token(Token),
@@ -17,7 +18,8 @@ pub enum Event {
     Step(Box<dyn Sample>),
 }
 
-/// A step as its producer measured it. The journal only carries it: the [`Source`](super::Source) that knows its type makes lines of it.
+/// A step as its producer measured it. The journal only carries it: the [`Source`](super::Source) that knows its type
+/// makes lines of it.
 pub trait Sample: Any + Debug + Send {
     /// When it began, monotonic ns.
     fn t_ns(&self) -> u64;

@@ -1,8 +1,11 @@
-//! The inlet of the log: everybody pushes events here, at the level and the rate in force, and what is not written is counted.
+//! The inlet of the log: everybody pushes events here, at the level and the rate in force, and what is not
+//! written is counted.
 //!
-//! Before it: `observe`, `mark` and the C ABI push events. After it: `record`, whose writer takes them and asks the [`Source`]s.
+//! Before it: `observe`, `mark` and the C ABI push events. After it: `record`, whose writer takes them and
+//! asks the [`Source`]s.
 //!
-//! Statics are what every thread of the host asks at any time, recording or not; `session` sets all of them when a recording begins.
+//! Statics are what every thread of the host asks at any time, recording or not; `session` sets all of them when
+//! a recording begins.
 
 pub mod dropped;
 pub mod event;
@@ -79,8 +82,8 @@ pub fn recording() -> u64 {
     RECORDINGS.load(Ordering::Relaxed)
 }
 
-/// Pauses or goes on (`disable` and `enable` of the C API). While paused the host is observed, so that memory and cache stay right, but
-/// no event is written.
+/// Pauses or goes on (`disable` and `enable` of the C API). While paused the host is observed, so that memory and cache
+/// stay right, but no event is written.
 pub fn set_paused(on: bool) {
     PAUSED.store(on, Ordering::Relaxed);
 }
@@ -92,7 +95,8 @@ pub fn paused() -> bool {
     PAUSED.load(Ordering::Relaxed) || is_over()
 }
 
-/// The log cannot be written any more, and the hooks go on for a capture: nothing is pushed, nothing is timed. False: a new log begins.
+/// The log cannot be written any more, and the hooks go on for a capture: nothing is pushed, nothing is timed. False: a
+/// new log begins.
 pub fn set_over(on: bool) {
     OVER.store(on, Ordering::Relaxed);
     if on {

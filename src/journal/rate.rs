@@ -1,7 +1,8 @@
 //! The log's budget: which steps may be written event by event.
 //!
-//! The writer knows how many bytes a sampled step took and when that is paid off at the allowed rate; the host's thread only compares
-//! the clock with that moment. Prompts and decodes have a budget of their own, so that a busy server shows both.
+//! The writer knows how many bytes a sampled step took and when that is paid off at the allowed rate; the host's
+//! thread only compares the clock with that moment. Prompts and decodes have a budget of their own, so that a busy
+//! server shows both.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -11,8 +12,8 @@ use crate::clock;
 /// Share of the rate that sampled steps never give up to other events, so that there is always some detail.
 const LEAST_SHARE: f64 = 0.25;
 
-/// How long a gate stays closed behind a step that was lost on its way to the writer. Where it was lost because the writer cannot keep up,
-/// the next one would be, too.
+/// How long a gate stays closed behind a step that was lost on its way to the writer. Where it was lost because the
+/// writer cannot keep up, the next one would be, too.
 const AFTER_A_LOSS_NS: u64 = 100_000_000;
 
 /// A gate that is closed until the writer has seen a step.
@@ -24,8 +25,8 @@ const fn slot(prefill: bool) -> usize {
     if prefill { 0 } else { 1 }
 }
 
-/// A step may be written: travels with it to the writer. Wherever it goes instead - the host threw an exception through the step, its ring
-/// was full, it came to nothing - the gate that it has closed opens again.
+/// A step may be written: travels with it to the writer. Wherever it goes instead - the host threw an exception through
+/// the step, its ring was full, it came to nothing - the gate that it has closed opens again.
 #[derive(Debug)]
 pub struct Permit {
     slot: usize,
@@ -39,7 +40,8 @@ impl Permit {
     /// Opens the gate at `due_ns`, if it is this permit that holds it closed.
     fn open_at(&self, due_ns: u64) {
         if self.recording == recording() {
-            // Not after another recording has begun, whose gates are its own; nor without a limit, where it is never closed.
+            // Not after another recording has begun, whose gates are its own; nor without a limit, where it
+            // is never closed.
             _ = NEXT_NS[self.slot].compare_exchange(CLOSED, due_ns, Ordering::Relaxed, Ordering::Relaxed);
         }
     }
@@ -97,8 +99,8 @@ impl Budget {
         self.other_bytes += bytes;
     }
 
-    /// An interval ends: the next steps wait until what other events took in it is paid off too - up to the share that steps never give
-    /// up, so that the thousand lines of a model's load do not hold them back for a minute.
+    /// An interval ends: the next steps wait until what other events took in it is paid off too - up to the share that
+    /// steps never give up, so that the thousand lines of a model's load do not hold them back for a minute.
     pub fn interval(&mut self, now_ns: u64) {
         let seconds = now_ns.saturating_sub(self.interval_began_ns) as f64 / 1e9;
         let spent = std::mem::take(&mut self.other_bytes) as f64;
@@ -119,11 +121,12 @@ impl Budget {
         let owed = std::mem::take(&mut self.owed_ns[permit.slot]);
         let pays_off = (bytes as f64 / (rate / 2.0) * 1e9) as u64;
         permit.open_at(now_ns.saturating_add(pays_off).saturating_add(owed));
-        // Somebody may have closed the gate again, which is none of this one's business any more.
+        // Another step may have closed the gate again; this permit has nothing to do with that.
         permit.is_paid = true;
     }
 
-    /// Whether `bytes` of per-token events still fit (they are the only ones that a busy server could flood the log with).
+    /// Whether `bytes` of per-token events still fit (they are the only ones that a busy server could flood
+    /// the log with).
     #[must_use]
     pub fn token_events_fit(&self, written_in_interval: u64, interval_s: f64) -> bool {
         self.bytes_per_second.is_none_or(|rate| written_in_interval as f64 <= rate * interval_s / 2.0)
@@ -150,7 +153,8 @@ mod tests {
         budget.spent_on_step(first, 5_000, 1_000_000_000);
         assert!(may_sample(true, 1_900_000_000).is_none(), "5,000 bytes at 5,000 a second");
         let second = may_sample(true, 2_000_000_001).unwrap();
-        // 5,000 bytes of other events in a second: half a second more for whoever waits, also if its step is still being written.
+        // 5,000 bytes of other events in a second: half a second more for whoever waits, also if its step is
+        // still being written.
         budget.spent_on_step(other, 5_000, 3_000_000_000);
         budget.interval_began_ns = 2_000_000_000;
         budget.spent_otherwise(5_000);

@@ -12,13 +12,14 @@ pub struct Moment {
     pub now_ns: u64,
     /// The level in force.
     pub level: Level,
-    /// Somebody waits for what there is, or it is the end: nothing is kept back.
+    /// A flush waits, or the recording ends: nothing is kept back.
     pub all: bool,
     /// The recording ends.
     pub ends: bool,
 }
 
-/// Somebody with lines of its own. Lives on the writer's thread for one recording; the session says who there is, and in which order.
+/// A source of lines. It lives on the writer's thread for one recording; the session says which sources there are, and
+/// in which order.
 pub trait Source: Debug + Send {
     /// Hands over what has come in since the last call.
     fn drain(&mut self, _at: Moment, _out: &mut Vec<Event>) {}
@@ -31,12 +32,13 @@ pub trait Source: Debug + Send {
     /// Makes lines of a step, if it is one of this source's.
     fn expand(&mut self, _step: &dyn Sample, _level: Level, _out: &mut Vec<Line>) {}
 
-    /// Fills in what only this source knows of a line that is about to be written. What goes to `before` is written ahead of it.
+    /// Fills in what only this source knows of a line that is about to be written. What goes to `before` is written
+    /// ahead of it.
     fn complete(&mut self, _line: &mut Line, _before: &mut Vec<Line>) {}
 
     /// Adds what is told of an interval that ends, behind what the sources before this one have told.
     fn interval(&mut self, _at: Moment, _out: &mut Vec<Line>) {}
 
-    /// Adds last words of the recording.
+    /// Adds the last lines of the recording.
     fn close(&mut self, _now_ns: u64, _out: &mut Vec<Line>) {}
 }

@@ -1,5 +1,5 @@
-//! The log's budget for marks: a bucket that fills at half of the allowed rate and holds a first megabyte. What does not fit is left
-//! out in whole outermost spans, so that a layer in the log is always complete; totals still count it.
+//! The log's budget for marks: a bucket that fills at half of the allowed rate and holds a first megabyte. What does
+//! not fit is left out in whole outermost spans, so that a layer in the log is always complete; totals still count it.
 
 /// What may be written at once before the rate counts: programs that mark a few thousand events are never cut.
 const BURST: f64 = 1024.0 * 1024.0;

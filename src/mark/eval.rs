@@ -1,10 +1,13 @@
-//! The eval callback: handed to `llama_context_params.cb_eval`, it sees and times every node of every graph, without any hook.
+//! The eval callback: handed to `llama_context_params.cb_eval`, it sees and times every node of every graph,
+//! without any hook.
 //!
-//! The scheduler asks for each node whether it is wanted (`ask`), computes up to a wanted one, synchronises, and shows it. So each node runs
-//! alone and its time is its own, start and synchronisation included; that costs speed, and the events say `eval_callback`. Where the
-//! hooks see the graphs, they time operations without cutting: then this callback only passes on what the caller's own callback says.
+//! The scheduler asks for each node whether it is wanted (`ask`), computes up to a wanted one, synchronises, and shows
+//! it. So each node runs alone and its time is its own, start and synchronisation included; that costs speed, and the
+//! events say `eval_callback`. Where the hooks see the graphs, they time operations without cutting: then this callback
+//! only passes on what the caller's own callback says.
 //!
-//! What is answered: to `ask`, ours or theirs; after the node, theirs if they asked for it, otherwise "carry on". Never "cancel" of our own.
+//! What is answered: to `ask`, ours or theirs; after the node, theirs if they asked for it, otherwise "carry on". Never
+//! "cancel" of our own.
 
 use std::cell::RefCell;
 use std::ffi::c_void;
@@ -21,7 +24,7 @@ use crate::observe::recording;
 use crate::observe::sample::StepSample;
 use crate::{boundary, clock};
 
-/// A thread's graphs. Locked by that thread, and by whoever ends the recording.
+/// A thread's graphs. Locked by that thread, and by the thread that ends the recording.
 #[derive(Debug, Default)]
 struct State {
     run: Option<Run>,

@@ -1,5 +1,5 @@
-//! The writer's side of marks: words become lines, with the spans of each thread followed so that an end knows what it ends and a layer
-//! knows what ran inside it.
+//! The writer's side of marks: words become lines, with the spans of each thread followed so that an end knows what it
+//! ends and a layer knows what ran inside it.
 
 use std::collections::HashMap;
 
@@ -263,9 +263,9 @@ impl Marks {
         let output = Described::read(r);
         let inputs: Vec<Described> = (0..n).map(|_| Described::read(r)).collect();
         let own: Vec<Described> = (0..n_own).map(|_| Described::read(r)).collect();
-        // Where the caller speaks of the node that makes the output, that node is counted with all its sources; an operation of another
-        // name with the caller's inputs, if ggml has it. What is left ("attention" of a few tensors) may be anything: its arithmetic is
-        // not known.
+        // Where the caller speaks of the node that makes the output, that node is counted with all its sources; an
+        // operation of another name with the caller's inputs, if ggml has it. What is left ("attention" of a few
+        // tensors) may be anything: its arithmetic is not known.
         let named = ggml_name(&operation);
         let is_the_node = same || named == output.op;
         let op = if is_the_node { output.op.clone() } else { named };

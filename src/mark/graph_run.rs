@@ -1,9 +1,10 @@
 //! One run of a graph, as the eval callback sees it node by node: which plan it follows, or the plan that it makes.
 //!
-//! The callback is told nothing of graphs: a run begins with the embedding look-up after the blocks of the one before (or where the nodes
-//! of the one before come again) and is over when the next begins. A graph that ran before is recognised by the running fingerprint of
-//! its nodes; where it leaves the plan that it followed, the nodes so far are taken over and the rest is looked at anew. Nodes are read
-//! while they are computed, never later: their memory is used again for the next graph.
+//! The callback is told nothing of graphs: a run begins with the embedding look-up after the blocks of the one before
+//! (or where the nodes of the one before come again) and is over when the next begins. A graph that ran before is
+//! recognised by the running fingerprint of its nodes; where it leaves the plan that it followed, the nodes so far are
+//! taken over and the rest is looked at anew. Nodes are read while they are computed, never later: their memory is used
+//! again for the next graph.
 
 use std::collections::HashMap;
 use std::sync::Arc;

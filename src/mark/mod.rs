@@ -7,11 +7,12 @@
 //!   abi ──► eval (nodes of a running graph) ──► observe::steps ──► the same lines as under LD_PRELOAD
 //! ```
 //!
-//! On the caller's thread a mark is: one load (is recording on?), the clock, and a few words into the thread's own ring. Nothing
-//! locks, allocates (but for a thread's first mark) or formats; names are checked and copied. Lines are made on the writer's thread.
+//! On the caller's thread a mark is: one load (is recording on?), the clock, and a few words into the thread's own
+//! ring. Nothing locks, allocates (but for a thread's first mark) or formats; names are checked and copied. Lines are
+//! made on the writer's thread.
 //!
-//! Marks are the caller's own events and say so (`source` is `mark`); steps come from the hooks or from the eval callback, never
-//! from both, so nothing is told twice and no total counts a thing twice.
+//! Marks are the caller's own events and say so (`source` is `mark`); steps come from the hooks or from the eval
+//! callback, never from both, so nothing is told twice and no total counts a thing twice.
 //!
 //! Before it: `abi`. After it: `record`.
 

@@ -1,4 +1,5 @@
-//! One ring of words a thread: marks of any length, pushed whole or not at all, without waiting. The writer empties them.
+//! One ring of words a thread: marks of any length, pushed whole or not at all, without waiting. The
+//! writer empties them.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -81,7 +82,8 @@ impl Local {
     #[inline]
     pub fn push(&mut self, mark: &[u64], reserve: usize) -> bool {
         add(&self.counts.seen);
-        // Half full: the writer would otherwise sleep on. Asked before the push, so that it is asked once a crossing, mostly.
+        // Half full: the writer would otherwise sleep on. Asked before the push, so that it is asked once
+        // a crossing, mostly.
         let mut free = self.words.slots();
         if free < CAPACITY / 2 {
             journal::wake();
@@ -96,7 +98,8 @@ impl Local {
         fits
     }
 
-    /// Waits until the writer has made room, as the caller of `init` asked for; a second at most, for a disk may be dead.
+    /// Waits until the writer has made room, as the caller of `init` asked for; a second at most, for a disk
+    /// may be dead.
     #[cold]
     fn wait_for(&mut self, words: usize) -> usize {
         for _ in 0..5000 {
@@ -186,7 +189,8 @@ pub fn dropped_full() -> u64 {
     rings.ended.dropped + live + WITHOUT_RING.load(Ordering::Relaxed)
 }
 
-/// Starts counting anew. What is still in a ring belongs to a recording that is over and is thrown away when it is read.
+/// Starts counting anew. What is still in a ring belongs to a recording that is over and is thrown away when
+/// it is read.
 pub fn reset_counts() {
     let mut rings = RINGS.lock();
     rings.ended = Statistics::default();
@@ -200,7 +204,8 @@ pub fn reset_counts() {
     }
 }
 
-/// Hands all words of each ring, in order, to `each` with the ring's number, then tells through `gone` which rings are no more.
+/// Hands all words of each ring, in order, to `each` with the ring's number, then tells through `gone` which rings
+/// are no more.
 pub fn drain(buffer: &mut Vec<u64>, mut each: impl FnMut(u64, &[u64]), mut gone: impl FnMut(u64)) {
     // The lock is held for the copy alone: a thread that makes its first mark waits for that at most.
     let numbers: Vec<u64> = RINGS.lock().live.iter().map(|r| r.number).collect();

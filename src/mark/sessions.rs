@@ -1,7 +1,7 @@
 //! Named sessions: `begin_session` names the events that follow on all threads, until `end_session`.
 //!
-//! They are rare, so they live behind a lock; a mark only reads the number of the current one. The writer takes begins and ends from
-//! here and not from a ring, so that neither is ever lost to a full one.
+//! They are rare, so they live behind a lock; a mark only reads the number of the current one. The writer takes begins
+//! and ends from here and not from a ring, so that neither is ever lost to a full one.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -157,8 +157,8 @@ pub fn at(t_ns: u64) -> Option<Arc<str>> {
     table.named.values().rev().find(|n| (n.begin_ns..n.end_ns).contains(&t_ns)).map(|n| n.id.clone())
 }
 
-/// Takes the begins and ends since the last call, for the writer. To be called before the rings are read: whatever was marked before an
-/// end that is seen here is in its ring by then.
+/// Takes the begins and ends since the last call, for the writer. To be called before the rings are read: whatever was
+/// marked before an end that is seen here is in its ring by then.
 pub fn take() -> (Vec<Begun>, Vec<Ended>) {
     let mut table = TABLE.lock();
     (std::mem::take(&mut table.begun), std::mem::take(&mut table.ended))

@@ -1,4 +1,5 @@
-//! Marks as a source of the writer's: their lines, the names of sessions for the lines of others, and totals where no step is seen.
+//! Marks as a source of the writer's: their lines, the names of sessions for the lines of others, and totals where no
+//! step is seen.
 
 use super::expand::Marks;
 use super::sessions;

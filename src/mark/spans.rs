@@ -1,8 +1,9 @@
-//! The caller's side of a mark: which spans are open on this thread, whether the call is in order, and the words into the ring.
+//! The caller's side of a mark: which spans are open on this thread, whether the call is in order, and the words
+//! into the ring.
 //!
-//! An end is never lost: each open span that was recorded keeps room for its end in the ring, so what the log shows as begun it also
-//! shows as ended. A call in the wrong order changes as little as it can and repairs what it can: an end closes what was left open
-//! inside it, an end without a begin does nothing.
+//! An end is never lost: each open span that was recorded keeps room for its end in the ring, so what the log shows as
+//! begun it also shows as ended. A call in the wrong order changes as little as it can and repairs what it can: an end
+//! closes what was left open inside it, an end without a begin does nothing.
 
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -64,7 +65,8 @@ thread_local! {
     static THREAD: RefCell<Option<Thread>> = const { RefCell::new(None) };
 }
 
-/// Runs `f` with the thread's state. A thread that is being torn down, or a call out of our own (a log callback that marks), has none.
+/// Runs `f` with the thread's state. A thread that is being torn down, or a call out of our own (a log callback that
+/// marks), has none.
 #[inline]
 fn with(f: impl FnOnce(&mut Thread) -> Answer) -> Answer {
     THREAD
@@ -363,7 +365,8 @@ pub fn compute(
     })
 }
 
-/// Level from which an operation is written, as for the operations that the hooks see: the caller's word for it counts first.
+/// Level from which an operation is written, as for the operations that the hooks see: the caller's word for
+/// it counts first.
 fn least_of(operation: &str, op: &str) -> Level {
     let is = |names: &[&str]| names.iter().any(|n| operation.eq_ignore_ascii_case(n));
     if is(&["mul_mat", "mul_mat_id", "out_prod", "matmul", "gemm"])

@@ -1,5 +1,5 @@
-//! A tensor of the caller as words: shape, strides, type, size, address, and what its buffer says of memory and device. Read on the
-//! caller's thread, where the tensor is alive; the writer gets numbers and names only.
+//! A tensor of the caller as words: shape, strides, type, size, address, and what its buffer says of memory and device.
+//! Read on the caller's thread, where the tensor is alive; the writer gets numbers and names only.
 
 use std::cell::RefCell;
 
@@ -84,7 +84,8 @@ fn ask(buft: api::Ptr, buffer: api::Ptr) -> Place {
         () if is_host || is_cpu => "ram",
         () => "vram",
     };
-    // The buffer types that ggml-base has built in name no device; their memory is the CPU's, which ggml calls so everywhere.
+    // The buffer types that ggml-base has built in name no device; their memory is the CPU's, which ggml
+    // calls so everywhere.
     let device = device.map(|d| keep(&d)).or((is_host && is_cpu).then_some("CPU"));
     Place { buffer_type: Some(name), device, memory_type, is_cpu }
 }

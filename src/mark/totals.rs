@@ -1,4 +1,5 @@
-//! Exact totals of the marks of an interval, as a `step_summary`: what the report shows of a program whose steps nobody sees.
+//! Exact totals of the marks of an interval, as a `step_summary`: what the report shows of a program whose steps
+//! are not seen.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,5 @@
-//! Words of a mark in a ring: how names, numbers and tensors are laid out, written by the caller's thread and read by the writer's.
+//! Words of a mark in a ring: how names, numbers and tensors are laid out, written by the caller's thread and read
+//! by the writer's.
 //!
 //! ```text
 //!   word 0   kind (8 bits) | words of the whole mark (24 bits) | layer (32 bits)
@@ -19,8 +20,8 @@ pub enum Kind {
     ComponentBegin = 2,
     /// The innermost recorded span ends.
     End = 3,
-    /// An operation: name, component, number of inputs, number of the output's own sources behind them, whether the inputs are these
-    /// sources (then they are not there), output, inputs, sources.
+    /// An operation: name, component, number of inputs, number of the output's own sources behind them, whether the
+    /// inputs are these sources (then they are not there), output, inputs, sources.
     Compute = 4,
     /// Memory of a tensor: component, usage, tensor.
     Allocation = 5,

@@ -1,9 +1,10 @@
-//! Live backend buffers: who allocated how much for what. A buffer's kind shows only after its allocation (its usage is set, tensors
-//! are placed in it), so its event waits until then and carries the time of the allocation. What shows none is `other`.
+//! Live backend buffers: who allocated how much for what. A buffer's kind shows only after its allocation (its usage is
+//! set, tensors are placed in it), so its event waits until then and carries the time of the allocation. What shows
+//! none is `other`.
 //!
-//! Several threads of a host may build graphs, make contexts and load models at once. So what a thread is in the middle of is kept by
-//! thread, and a call that returns settles what its own thread has allocated. Of the tensors of a graph only addresses are kept: they
-//! are compared with those of the graph that runs, and read there.
+//! Several threads of a host may build graphs, make contexts and load models at once. So what a thread is in the middle
+//! of is kept by thread, and a call that returns settles what its own thread has allocated. Of the tensors of a graph
+//! only addresses are kept: they are compared with those of the graph that runs, and read there.
 
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -123,11 +124,13 @@ pub struct Buffer {
     /// Sum of all live buffers after this one's allocation.
     live_bytes: u64,
     told: bool,
-    /// Tensors placed before it showed what the buffer is for: weights that are not mapped are declared after they were placed.
+    /// Tensors placed before it showed what the buffer is for: weights that are not mapped are declared after
+    /// they were placed.
     early: Vec<Placement>,
 }
 
-/// The tensors that a scheduler has placed for the graph that it runs next: buffer and address of each, since every graph has hundreds.
+/// The tensors that a scheduler has placed for the graph that it runs next: buffer and address of each, since every
+/// graph has hundreds.
 #[derive(Debug, Default)]
 struct Graph {
     t_ns: u64,
@@ -230,7 +233,8 @@ impl Buffers {
         let thread = this_thread();
         let its = |b: &Buffer| b.thread == thread && b.number > filling.seen;
         if !self.live.contains_key(&(buffer as usize)) && !self.live.values().any(its) {
-            // ggml has allocated it by a call of its own that nobody else sees. Those of its graph allocator are bound like it.
+            // ggml has allocated it by a call of its own that passes no hook. Those of its graph allocator are
+            // bound like it.
             self.unseen = true;
             let reason = "ggml's calls within its own library are bound there in this build (-Bsymbolic, LTO or -fno-semantic-interposition)";
             state::tell(
@@ -261,8 +265,8 @@ impl Buffers {
         self.graphs.remove(&(sched as usize));
     }
 
-    /// A tensor was placed in the buffer. Gives its event if it is to be told now. Tensors of a graph are told with a sampled step
-    /// that runs it, see [`Self::graph_of`]: a busy server builds many graphs a second.
+    /// A tensor was placed in the buffer. Gives its event if it is to be told now. Tensors of a graph are told with a
+    /// sampled step that runs it, see [`Self::graph_of`]: a busy server builds many graphs a second.
     pub fn tensor_placed(&mut self, buffer: Ptr, t: TensorPtr, level: Level) -> Option<Placement> {
         let key = buffer as usize;
         if self.live.get(&key)?.kind.is_none()
@@ -287,8 +291,8 @@ impl Buffers {
         None
     }
 
-    /// The tensors of the graph that `sched` has just run and that were not told yet: those that were placed for it and that `nodes`, which
-    /// it has computed, are or read.
+    /// The tensors of the graph that `sched` has just run and that were not told yet: those that were placed for it and
+    /// that `nodes`, which it has computed, are or read.
     pub fn graph_of(&mut self, sched: usize, level: Level, nodes: &[TensorPtr]) -> Vec<Placement> {
         let Some(graph) = self.graphs.get_mut(&sched).filter(|g| !g.tensors.is_empty()) else { return Vec::new() };
         let mut alive: HashMap<usize, TensorPtr> = HashMap::with_capacity(nodes.len() * 2);
@@ -307,8 +311,8 @@ impl Buffers {
             .collect()
     }
 
-    /// A call of the calling thread's that allocates has returned. What it allocated within a context, and not for given tensors, nor with a
-    /// usage, is for the context's outputs; whatever else showed no kind has none.
+    /// A call of the calling thread's that allocates has returned. What it allocated within a context, and not for
+    /// given tensors, nor with a usage, is for the context's outputs; whatever else showed no kind has none.
     pub fn settle(&mut self, in_context: bool) {
         let thread = this_thread();
         self.settle_those(|b| b.thread == thread, in_context);
@@ -353,8 +357,8 @@ impl Buffers {
         (!self.unseen).then_some(self.peak_bytes)
     }
 
-    /// Bytes of the weights that the calling thread has allocated since then: 0 for a load that only placed holders of nothing (`--fit`),
-    /// `None` if no buffer for weights was seen.
+    /// Bytes of the weights that the calling thread has allocated since then: 0 for a load that only placed holders of
+    /// nothing (`--fit`), `None` if no buffer for weights was seen.
     #[must_use]
     pub fn weights_since(&self, t_ns: u64) -> Option<u64> {
         let thread = this_thread();

@@ -1,15 +1,17 @@
 //! Which steps are timed at DETAILED: all where that costs next to nothing, one in so many where a step is short.
 //!
-//! Timing takes about as long for a node of a small model as for one of a large one, so what it costs is a question of the step's length.
-//! Steps are taken at a steady pace, and `timed_steps` says how many there were: a total of times is of these, all other totals are whole.
+//! Timing takes about as long for a node of a small model as for one of a large one, so what it costs is a question of
+//! the step's length. Steps are taken at a steady pace, and `timed_steps` says how many there were: a total of times is
+//! of these, all other totals are whole.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// What timing takes a node, nanoseconds: two looks at the clock, and lines of the cache that the host's weights have pushed out
-/// (docs/OVERHEAD.md). It decides only how often.
+/// What timing takes a node, nanoseconds: two looks at the clock, and lines of the cache that the host's weights have
+/// pushed out (docs/OVERHEAD.md). It decides only how often.
 const NODE_NS: u64 = 80;
 
-/// One in so many of the host's nanoseconds may go to timing: 0.2 per cent, but for steps so short that [`MOST`] decides.
+/// One in so many of the host's nanoseconds may go to timing: 0.2 per cent, but for steps so short
+/// that [`MOST`] decides.
 const SHARE: u64 = 500;
 
 /// At least one step in so many is timed, however short.

@@ -47,7 +47,7 @@ pub struct Processed {
     pub encoded: bool,
 }
 
-/// Which context it is, for what outlives a call: an address alone may be another context's by then, or nobody's.
+/// Which context it is, for what outlives a call: an address alone may be another context's by then, or no context's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Serial(u64);
 
@@ -76,7 +76,7 @@ pub struct Context {
     n_seq_max: u32,
     unified: bool,
     has_cells: bool,
-    /// [`Self::kv`] is kept: for caches of cells, and where the build does not say whether it is one (then it shows what changes only).
+    /// [`Self::kv`] is kept: for caches of cells, and where the build does not say (it shows only changes then).
     shadowed: bool,
     /// What its first `llama_set_sampler` told; `None` before.
     serving: Option<bool>,
@@ -98,7 +98,7 @@ pub struct Context {
     told_usage_ns: u64,
 }
 
-/// Tokens of a vocabulary that have a text. A model without a vocabulary has tokens, but llama.cpp aborts where it is asked for one's text.
+/// Tokens of a vocabulary that have a text. llama.cpp aborts when a model without a vocabulary is asked for one.
 fn texts(vocab: Ptr) -> i32 {
     const NO_VOCABULARY: i32 = 0;
     if vocab.is_null() {
@@ -212,7 +212,7 @@ impl Context {
         self.running = Some(Running { begun_ns: clock::now_ns(), ..Running::default() });
     }
 
-    /// Rows without a position go on behind what the cache holds of their sequence, as llama.cpp has it, which is asked before it processes them.
+    /// Rows without a position follow what the cache holds of their sequence before llama.cpp processes them.
     fn fill_positions(&self, rows: &mut [Row]) {
         if rows.iter().all(|r| r.pos.is_some()) {
             return;
@@ -228,8 +228,8 @@ impl Context {
         }
     }
 
-    /// Whether a step of the running call may be written event by event. Not a warm-up: llama.cpp makes up to two batches before it
-    /// serves, and nothing says what they are; the budget of a long prompt would be gone.
+    /// Whether a step of the running call may be written event by event. Not a warm-up: llama.cpp makes up to two
+    /// batches before it serves, and nothing says what they are; the budget of a long prompt would be gone.
     #[must_use]
     pub fn may_be_sampled(&self, others_serve: bool) -> bool {
         const WARM_UPS: u64 = 2;
@@ -327,7 +327,7 @@ impl Context {
         self.flush_batch();
     }
 
-    /// Writes a call that nobody synchronised.
+    /// Writes a call that was not synchronised.
     pub fn flush_batch(&mut self) {
         if let Some(batch) = self.unsynchronized.take() {
             journal::push_line(Line::Batch(batch));
@@ -344,8 +344,8 @@ impl Context {
         outputs.len().checked_sub(i.unsigned_abs() as usize).map(|k| outputs[k])
     }
 
-    /// A token was sampled from row `i`: for which sequence. A row that several completions share serves them in order of their ids,
-    /// as llama-server goes through its slots.
+    /// A token was sampled from row `i`: for which sequence. A row that several completions share serves them in order
+    /// of their ids, as llama-server goes through its slots.
     pub fn sampled_from(&mut self, i: usize) -> Option<i32> {
         let own = self.rows.get(i)?.seq;
         let (seqs, taken) = self.samplers_of_row.entry(i).or_insert_with(|| (vec![own], 0));
@@ -354,7 +354,8 @@ impl Context {
         seq
     }
 
-    /// A sampler was applied to the candidates of row `row`. Gives back an older sample that was never accepted, if this is another row's.
+    /// A sampler was applied to the candidates of row `row`. Gives back an older sample that was never accepted, if
+    /// this is another row's.
     pub fn sampler_applied(&mut self, row: i32, now: u64) -> Option<(i32, u64)> {
         match self.applied {
             Some((old, _)) if old == row => None,
@@ -365,7 +366,7 @@ impl Context {
         }
     }
 
-    /// Takes a sample that was applied and not accepted: hosts with samplers of their own (node-llama-cpp) never accept.
+    /// Takes a sample that was applied and not accepted: hosts with their own samplers (node-llama-cpp) never accept.
     pub fn take_applied(&mut self) -> Option<(i32, u64)> {
         self.applied.take()
     }
@@ -406,7 +407,7 @@ impl Context {
         self.serving
     }
 
-    /// The vocabulary of its model, null if `token` is none of its own: llama.cpp throws where it is asked for the text of another.
+    /// The vocabulary of its model, null if `token` is not in it: llama.cpp throws when asked for such a text.
     #[must_use]
     pub fn vocab_with(&self, token: i32) -> Ptr {
         if (0..self.n_vocab).contains(&token) { self.vocab as Ptr } else { std::ptr::null_mut() }
@@ -468,8 +469,8 @@ impl Context {
         }
     }
 
-    /// Smallest and largest position of a sequence in the cache, -1 if it has none. `None` where llama.cpp must not be asked: it aborts
-    /// on a sequence that the context does not have.
+    /// Smallest and largest position of a sequence in the cache, -1 if it has none. `None` where llama.cpp must not be
+    /// asked: it aborts on a sequence that the context does not have.
     fn positions_of(&self, seq: i32) -> Option<(i32, i32)> {
         let has = self.memory != 0 && u32::try_from(seq).is_ok_and(|seq| seq < self.n_seq_max);
         // SAFETY: the memory of a live context (only the host's calls on it come here), and a sequence that it has.

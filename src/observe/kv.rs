@@ -1,7 +1,9 @@
-//! A shadow of the KV cache: which cells hold which sequence's positions, kept by replaying what the host does to its memory.
+//! A shadow of the KV cache: which cells hold which sequence's positions, kept by replaying what the host does
+//! to its memory.
 //!
-//! llama.cpp no longer exports the number of used cells. Positions alone do not give it, since sequences may share cells
-//! (`llama_memory_seq_cp` in a unified cache); so the shadow keeps cells, not positions. Tests compare it with LLAMA_KV_CACHE_DEBUG.
+//! llama.cpp no longer exports the number of used cells. Positions alone do not give it, since sequences may
+//! share cells (`llama_memory_seq_cp` in a unified cache); so the shadow keeps cells, not positions. Tests
+//! compare it with LLAMA_KV_CACHE_DEBUG.
 
 use std::collections::{BTreeSet, HashMap};
 use std::ops::Bound;

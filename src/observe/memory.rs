@@ -65,8 +65,9 @@ impl Of {
     }
 }
 
-/// Runs `f` on the context whose cache it is, and tells the operation if that context serves anything. Gives the context's number and
-/// whether cells changed hands. Nothing for a call that another one of ours has forwarded: that one tells.
+/// Runs `f` on the context whose cache it is, and tells the operation if that context serves anything. Gives the
+/// context's number and whether cells changed hands. Nothing for a call that another one of ours has forwarded:
+/// that one tells.
 fn on_cache(of: Of, op: &Operation, f: impl FnOnce(&mut Context)) -> Option<(u64, bool)> {
     if is_forwarded() {
         return None;

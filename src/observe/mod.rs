@@ -1,7 +1,8 @@
-//! What the host is doing, put together from single calls: plans of graphs, timed steps, buffers, contexts, requests, KV cells.
+//! What the host is doing, put together from single calls: plans of graphs, timed steps, buffers, contexts,
+//! requests, KV cells.
 //!
-//! Before it: `hook` (one function a call). After it: `journal` (events). Nothing here calls the host except through `ggml::api`,
-//! and nothing here blocks: the one lock, [`host`], is taken by the host's own decode thread.
+//! Before it: `hook` (one function a call). After it: `journal` (events). Nothing here calls the host except through
+//! `ggml::api`, and nothing here blocks: the one lock, [`host`], is taken by the host's own decode thread.
 
 pub mod batches;
 pub mod buffers;
@@ -58,8 +59,8 @@ pub struct Sampled {
 }
 
 impl Host {
-    /// A token was chosen from row `row` of the last batch; `token` is -1 where the host does not say which. For which request. Nothing
-    /// if the context was freed since its logits were read.
+    /// A token was chosen from row `row` of the last batch; `token` is -1 where the host does not say which. For which
+    /// request. Nothing if the context was freed since its logits were read.
     pub fn sampled(&mut self, ctx: Serial, row: i32, token: i32, t_ns: u64) -> Option<Sampled> {
         let others_serve = self.contexts.any_serving();
         let context = self.contexts.of_serial(ctx)?;
@@ -74,7 +75,8 @@ impl Host {
         Some(Sampled { request: self.requests.number(id, seq), seq, pos })
     }
 
-    /// A sample that was applied and never accepted was one all the same, now that the host goes on (a batch, a cut, the end).
+    /// A sample that was applied and never accepted was one all the same, now that the host goes on (a batch, a
+    /// cut, the end).
     pub fn settle_sample(&mut self, ctx: Serial) {
         if let Some((row, t_ns)) = self.contexts.of_serial(ctx).and_then(contexts::Context::take_applied) {
             self.sampled(ctx, row, -1, t_ns);

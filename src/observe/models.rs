@@ -25,7 +25,8 @@ pub fn begin(path: Option<&CStr>) -> Loading {
     Loading { path: path.map(|p| p.to_string_lossy().into_owned()), t_ns: clock::now_ns() }
 }
 
-/// Whether tensors can be read. What cannot is said: a build whose loading was not seen may come to it with its first graph.
+/// Whether tensors can be read. What cannot is said: a build whose loading was not seen may come to it with
+/// its first graph.
 pub(super) fn tell_layout() {
     match layout::check() {
         Ok(()) => super::state::tell(
@@ -132,9 +133,8 @@ impl About {
         // SAFETY: the caller's promise.
         let text = |k: &str| unsafe { meta(model, k) };
         let key = |k: &str| architecture.as_ref().and_then(|a| text(&format!("{a}.{k}"))?.parse().ok());
-        // A model that was loaded for its vocabulary only has no layers and no width, and llama.cpp aborts where it is asked for the heads
-        // of its first layer.
-        // SAFETY: the caller's promise.
+        // A model that was loaded for its vocabulary only has no layers and no width, and llama.cpp aborts where it is
+        // asked for the heads of its first layer. SAFETY: the caller's promise.
         let n_layer = unsafe { api::llama_model_n_layer(model) };
         let vocabulary_only = n_layer.is_some_and(|n| n <= 0);
         let n_layer = n_layer.filter(|&n| n > 0);

@@ -1,5 +1,5 @@
-//! A graph on several devices: which part each of them gets, and what is copied for it. Worked out with the plan; what a running step
-//! saw of it is in `splits`.
+//! A graph on several devices: which part each of them gets, and what is copied for it. Worked out with the plan; what
+//! a running step saw of it is in `splits`.
 
 use std::collections::HashSet;
 
@@ -59,7 +59,8 @@ pub fn parts(nodes: &[PlanNode]) -> Vec<Part> {
     parts
 }
 
-/// What is copied for `nodes`, whose tensors are `executed`. The scheduler has put the copies in the sources' place, under names of its own.
+/// What is copied for `nodes`, whose tensors are `executed`. The scheduler has put the copies in the sources' place,
+/// under names of its own.
 #[must_use]
 pub fn copies(executed: &[TensorPtr], nodes: &[PlanNode]) -> Vec<Copied> {
     let (mut seen, mut copies) = (HashSet::new(), Vec::new());

@@ -1,5 +1,5 @@
-//! The plan of a graph: for each node that a backend computes, what it is, what it costs, where its data came from - worked out once
-//! when a graph is built and shared by every step that runs it.
+//! The plan of a graph: for each node that a backend computes, what it is, what it costs, where its data came from -
+//! worked out once when a graph is built and shared by every step that runs it.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -61,7 +61,8 @@ struct NodeTime {
     ns: AtomicU64,
     /// The node that was timed in this one's place, because the backend fused them; itself otherwise.
     leader: AtomicU32,
-    /// [`PlanNode::counts_experts`], here because a running step must not touch the nodes themselves: each is some cache lines away.
+    /// [`PlanNode::counts_experts`], here because a running step must not touch the nodes themselves: each is some
+    /// cache lines away.
     counts_experts: bool,
 }
 
@@ -220,7 +221,8 @@ pub fn assemble(key: (usize, u64), nodes: Vec<PlanNode>, serialized: bool) -> Pl
     }
 }
 
-/// What node `t` is, that runs at `place`. `before` are the graph's nodes ahead of it, `index` their numbers by address.
+/// What node `t` is, that runs at `place`. `before` are the graph's nodes ahead of it, `index` their
+/// numbers by address.
 #[must_use]
 pub fn plan_node(
     place: Place,
@@ -234,8 +236,8 @@ pub fn plan_node(
     let out = t.view();
     let node = Node { out, src: &views };
     let mut class = origin::classify_by_origin(&node, *t);
-    // The last layer picks the rows that have an output from the residual of the layer before: unnamed, so its source gives it its layer,
-    // but it runs in the middle of the next.
+    // The last layer picks the rows that have an output from the residual of the layer before: unnamed, so its source
+    // gives it its layer, but it runs in the middle of the next.
     if let Some(last) = before.last().filter(|_| out.name.starts_with("node_"))
         && class.layer.is_some()
         && class.layer < last.class.layer

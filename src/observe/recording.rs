@@ -1,4 +1,5 @@
-//! What one recording has seen of steps: made when it starts, dropped when the next one does and the last step of it is over.
+//! What one recording has seen of steps: made when it starts, dropped when the next one does and the last step of
+//! it is over.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -73,7 +74,7 @@ impl Totals {
 pub struct Recording {
     /// Exact totals.
     pub totals: Totals,
-    /// Plans whose counters the writer reads; it forgets those that nobody can run any more.
+    /// Plans whose counters the writer reads; it forgets those that cannot run any more.
     pub plans: Mutex<Vec<Arc<Plan>>>,
     /// Which steps are timed: of prompts, of decodes.
     pub(super) cadence: [Cadence; 2],
@@ -86,7 +87,8 @@ pub struct Recording {
 }
 
 impl Recording {
-    /// The writer reads the counters of `plan` until nobody can run it any more; where there is no writer, nobody would forget it.
+    /// The writer reads the counters of `plan` until it cannot run any more; without a writer it would
+    /// never be forgotten.
     pub(crate) fn hand_to_the_writer(&self, plan: &Arc<Plan>) {
         if !journal::is_over() {
             self.plans.lock().push(plan.clone());
@@ -96,7 +98,8 @@ impl Recording {
 
 static CURRENT: RwLock<Option<Arc<Recording>>> = RwLock::new(None);
 
-/// A call of llama.cpp arrived. Asked at every call of the host, so it is no part of [`Recording`]; [`begin`] resets it.
+/// A call of llama.cpp arrived. Asked at every call of the host, so it is no part of [`Recording`];
+/// [`begin`] resets it.
 static CALL_SEEN: AtomicBool = AtomicBool::new(false);
 
 /// The hooks have seen a graph of this recording. Asked at every node of an eval callback; [`begin`] resets it.

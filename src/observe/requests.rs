@@ -6,9 +6,10 @@
 //!     └──────── tokens without a launch ────┘  (hosts that set no sampler: Python, Node.js, embeddings)
 //! ```
 //!
-//! In llama-server the sequence id is the slot id. A context whose first `llama_set_sampler` passes null is a serving one (the server
-//! resets each slot); a draft context's first call passes a sampler. Other hosts' requests are derived from the tokens alone and told
-//! only once an output is read, so that warm-up decodes never count. A patched server tells launch and release itself: [`served`].
+//! In llama-server the sequence id is the slot id. A context whose first `llama_set_sampler` passes null is a serving
+//! one (the server resets each slot); a draft context's first call passes a sampler. Other hosts' requests are derived
+//! from the tokens alone and told only once an output is read, so that warm-up decodes never count. A patched server
+//! tells launch and release itself: [`served`].
 
 mod positions;
 pub mod served;
@@ -21,8 +22,8 @@ use crate::journal::Token;
 use crate::journal::{self, Event};
 use crate::observe::contexts::Processed;
 
-/// A launch that lies longer in the past than this, not counting time in decode calls, belongs to nothing: llama-server starts a
-/// launched slot in the very next turn of its loop, so such a mark is an old release.
+/// A launch that lies longer in the past than this, not counting time in decode calls, belongs to nothing: llama-server
+/// starts a launched slot in the very next turn of its loop, so such a mark is an old release.
 const STALE_LAUNCH_NS: u64 = 20_000_000;
 
 /// A request on a sequence.
@@ -89,8 +90,8 @@ pub struct Requests {
 }
 
 impl Requests {
-    /// `llama_set_sampler` on a serving context: a release if the sequence has a request, a launch otherwise. True if a request that was
-    /// told has ended.
+    /// `llama_set_sampler` on a serving context: a release if the sequence has a request, a launch otherwise. True if a
+    /// request that was told has ended.
     pub fn sampler_set(&mut self, ctx: u64, seq: i32, busy_ns: u64, now: u64) -> bool {
         let s = self.sequences.entry((ctx, seq)).or_default();
         if s.request.as_ref().is_some_and(|r| r.served.is_some()) {
@@ -106,7 +107,8 @@ impl Requests {
         false
     }
 
-    /// The host removed positions of a sequence, from `from` on: before a prompt that is the cached-prefix cut, and work on the prompt begins.
+    /// The host removed positions of a sequence, from `from` on: before a prompt that is the cached-prefix cut, and
+    /// work on the prompt begins.
     pub fn touched(&mut self, ctx: u64, seq: i32, from: i32, serving: bool, changed: bool, now: u64) {
         let hit: Vec<i32> = if seq < 0 {
             self.sequences.keys().filter(|(c, _)| *c == ctx).map(|(_, s)| *s).collect()
@@ -121,8 +123,9 @@ impl Requests {
                 None => {
                     s.first_touch_ns.get_or_insert(now);
                 }
-                // A serving context says when a request ends; elsewhere, cutting a sequence that has generated begins the next one.
-                // (A cut that removes nothing begins nothing: llama-cpp-python makes one before every decode.)
+                // A serving context says when a request ends; elsewhere, cutting a sequence that has generated
+                // begins the next one. (A cut that removes nothing begins nothing: llama-cpp-python makes one
+                // before every decode.)
                 Some(r) if !serving && changed && r.generated > 0 && !refused => {
                     let at = r.last_ns;
                     self.end(ctx, seq, at, Some("superseded"));
@@ -133,7 +136,8 @@ impl Requests {
         }
     }
 
-    /// `llama_memory_seq_cp` of a whole sequence: a launched sequence that gets another's prompt is a further completion of it.
+    /// `llama_memory_seq_cp` of a whole sequence: a launched sequence that gets another's prompt is a further
+    /// completion of it.
     pub fn copied(&mut self, ctx: u64, from: i32, to: i32) -> bool {
         let Some(parent) = self.sequences.get(&(ctx, from)).and_then(|s| s.request.as_ref()) else { return false };
         if parent.generated > 0 {
@@ -166,8 +170,9 @@ impl Requests {
         s.last = first_pos.zip(end_pos).map(|(first, end)| positions::Last { first, end, verified, encoded });
         let goes_back = std::mem::take(&mut s.goes_back);
         if let Some(r) = s.request.as_ref().filter(|r| !serving && r.served.is_none()) {
-            // A prompt in a sequence that was generating, without a word from the host: the next request (several rows, one output;
-            // the verification of a draft asks for an output on every row). So is whatever goes back to where the sequence has been.
+            // A prompt in a sequence that was generating, without a word from the host: the next request (several rows,
+            // one output; the verification of a draft asks for an output on every row). So is whatever goes back to
+            // where the sequence has been.
             if goes_back || (r.generated > 0 && n > 1 && outputs <= 1) {
                 let at = if r.generated > 0 { r.last_ns } else { begun_ns };
                 self.end(ctx, seq, at, Some("superseded"));
@@ -238,8 +243,9 @@ impl Requests {
         self.sequences.get(&(ctx, seq)).and_then(|s| s.request.as_ref()).map_or(0, |r| r.id)
     }
 
-    /// Number that the request of a sequence has, or will have once it is told: its first rows are computed before that. `rows` and
-    /// `outputs` are the running batch's of this sequence, by which [`Self::processed`] will see a new request.
+    /// Number that the request of a sequence has, or will have once it is told: its first rows are computed before
+    /// that. `rows` and `outputs` are the running batch's of this sequence, by which [`Self::processed`] will see
+    /// a new request.
     pub fn upcoming(&mut self, ctx: u64, seq: i32, serving: bool, rows: usize, outputs: usize) -> u64 {
         let sequence = self.sequences.get(&(ctx, seq));
         let goes_back = sequence.is_some_and(|s| s.goes_back);
@@ -311,7 +317,7 @@ impl Requests {
         let Some(mut r) = s.request.take() else { return };
         s.first_touch_ns = None;
         s.launched = None;
-        // Never told: nobody read an output of it. A warm-up, or a probe of the cache.
+        // Never told, because no output of it was read: a warm-up, or a probe of the cache.
         if !r.told {
             return;
         }

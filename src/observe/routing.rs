@@ -1,5 +1,5 @@
-//! Mixture-of-experts routing, read where it is alive: when the CPU backend begins a `MUL_MAT_ID`, its ids are complete (the barrier
-//! before it has passed) and nothing has overwritten them. So no tensor is retained and no graph is cut.
+//! Mixture-of-experts routing, read where it is alive: when the CPU backend begins a `MUL_MAT_ID`, its ids are complete
+//! (the barrier before it has passed) and nothing has overwritten them. So no tensor is retained and no graph is cut.
 
 use std::collections::HashMap;
 
@@ -26,8 +26,8 @@ pub struct Layers(Mutex<HashMap<i32, Layer>>);
 /// More experts than any model has: beyond it a "number of experts" is a misread tensor.
 const MAX_EXPERTS: i64 = 65_536;
 
-/// Whether the choices of a layer are counted at the multiplication with these weights: one of the layer's two or three, since all use
-/// the same ids. Every mixture-of-experts model has an `up` or a joint `gate_up`.
+/// Whether the choices of a layer are counted at the multiplication with these weights: one of the layer's two or
+/// three, since all use the same ids. Every mixture-of-experts model has an `up` or a joint `gate_up`.
 #[must_use]
 pub fn counts(weights: &str) -> bool {
     weights.contains("ffn_up_exps") || weights.contains("ffn_gate_up_exps")
@@ -52,8 +52,8 @@ impl Layers {
         entry.used = used as u32;
         for token in 0..tokens as usize {
             for k in 0..used as usize {
-                // SAFETY: ggml: the ids tensor is I32 of shape [used, tokens] with these strides, in CPU memory (the CPU backend is about
-                // to read the same numbers), complete since the barrier before this operation.
+                // SAFETY: ggml: the ids tensor is I32 of shape [used, tokens] with these strides, in CPU memory (the
+                // CPU backend is about to read the same numbers), complete since the barrier before this operation.
                 let id = unsafe { data.add(token * nb[1] + k * nb[0]).cast::<i32>().read_unaligned() };
                 if let Some(c) = usize::try_from(id).ok().and_then(|i| entry.counts.get_mut(i)) {
                     *c += 1;

@@ -1,12 +1,13 @@
 //! Sampling: which token came from which row, and when.
 //!
-//! A token counts when, on one thread, the host reads the logits of a row, applies a sampler, and accepts. A grammar may read and apply
-//! twice before it accepts once; accepting a prompt's tokens (llama-server does, to fill a sampler's history) applies nothing before.
-//! Between these calls the host may free the context (it has its own copy of the logits by then), so what is remembered is the context's
-//! serial number: a freed one has none, and nothing is asked of it.
+//! A token counts when, on one thread, the host reads the logits of a row, applies a sampler, and accepts. A grammar
+//! may read and apply twice before it accepts once; accepting a prompt's tokens (llama-server does, to fill a
+//! sampler's history) applies nothing before. Between these calls the host may free the context (it has its own copy
+//! of the logits by then), so what is remembered is the context's serial number: a freed one has none, and nothing is
+//! asked of it.
 //!
-//! A host that never accepts (node-llama-cpp keeps samplers of its own) has chosen when it goes on: its samples count at the next
-//! batch, with the time of the apply.
+//! A host that never accepts (node-llama-cpp keeps samplers of its own) has chosen when it goes on: its samples count
+//! at the next batch, with the time of the apply.
 
 use std::cell::Cell;
 
@@ -92,7 +93,8 @@ pub fn chosen(candidates: Ptr) {
     CHOSEN.set((entry.id, entry.p));
 }
 
-/// The probability of the token that was chosen last. Greedy sampling computes none and leaves 0 or what was there before.
+/// The probability of the token that was chosen last. Greedy sampling computes none and leaves 0 or what
+/// was there before.
 fn probability_of(token: i32) -> Option<f32> {
     let (id, p) = CHOSEN.replace((-1, 0.0));
     (id == token && p > 0.0 && p <= 1.0).then_some(p)
@@ -145,8 +147,8 @@ pub fn embedding_read(ctx: Ptr, row: Option<i32>, seq: Option<i32>) {
     }
 }
 
-/// A slot is given a sampler, or (`is_null`) loses it: llama-server launches and releases slots so, and a draft context gets a sampler that the
-/// backend runs.
+/// A slot is given a sampler, or (`is_null`) loses it: llama-server launches and releases slots so, and a draft context
+/// gets a sampler that the backend runs.
 pub fn sampler_set(ctx: Ptr, seq: i32, is_null: bool) {
     let now = clock::now_ns();
     let mut host = super::host();

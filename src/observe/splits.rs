@@ -1,8 +1,10 @@
-//! A graph that runs on several devices: when each was given its part, when it was known to have done it, and what was copied for it.
+//! A graph that runs on several devices: when each was given its part, when it was known to have done it, and what was
+//! copied for it.
 //!
-//! ggml's scheduler hands a part to its backend and goes on; most backends only queue it. So a part's end shows where the scheduler
-//! itself has to wait for it: when it synchronises the backend, or copies a result. Nothing else is waited for, unless the setting
-//! `LLAMA_RESOURCE_SPLIT_TIMES` asks for it. What is measured is wall time as the host sees it, never the time of a kernel.
+//! ggml's scheduler hands a part to its backend and goes on; most backends only queue it. So a part's end shows where
+//! the scheduler itself has to wait for it: when it synchronises the backend, or copies a result. Nothing else is
+//! waited for, unless the setting `LLAMA_RESOURCE_SPLIT_TIMES` asks for it. What is measured is wall time as the host
+//! sees it, never the time of a kernel.
 
 use std::cell::{Cell, RefCell};
 use std::sync::Arc;
@@ -108,13 +110,15 @@ impl Splits {
         }
     }
 
-    /// Makes this the calling thread's running step until the guard goes - also when a C++ exception goes through the hook.
+    /// Makes this the calling thread's running step until the guard goes - also when a C++ exception goes
+    /// through the hook.
     #[must_use]
     pub fn run(&self) -> Running<'_> {
         Running { outer: CURRENT.replace(self), _splits: self }
     }
 
-    /// What was seen, and the copies of the plan that were not: some devices copy among themselves by calls that nobody sees.
+    /// What was seen, and the copies of the plan that were not: some devices copy among themselves by calls that
+    /// are not seen.
     #[must_use]
     pub fn finish(&self) -> (Vec<PartRun>, Vec<Transfer>) {
         let (runs, mut transfers) = (self.runs.take(), self.transfers.take());

@@ -1,4 +1,5 @@
-//! What works in this process and what does not: told once each, as `instrumentation_state` and, if it is a loss, on stderr.
+//! What works in this process and what does not: told once each, as `instrumentation_state` and, if it is a
+//! loss, on stderr.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -16,7 +17,8 @@ use crate::journal;
 /// Timed steps without a timed operation after which it is told that there are none.
 const UNTIMED_STEPS: u8 = 4;
 
-/// Ubatches without a decode call around them after which it is told that none is seen. A few may be running when a recording starts.
+/// Ubatches without a decode call around them after which it is told that none is seen. A few may be running when
+/// a recording starts.
 const STEPS_WITHOUT_DECODE: u8 = 8;
 
 /// What was told in a recording, and what it takes to tell.
@@ -102,7 +104,7 @@ fn tell_untimed(plan: &Plan) {
     }
 }
 
-/// A ubatch runs. Without a decode call around any of the first ones, nobody hears of requests.
+/// A ubatch runs. Without a decode call around any of the first ones, requests cannot be seen.
 pub(super) fn before_step(told: &Told, in_decode: bool) {
     if told.without_decode.load(Ordering::Relaxed) > STEPS_WITHOUT_DECODE {
         return;

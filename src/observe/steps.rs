@@ -1,5 +1,5 @@
-//! Steps: one run of a graph by the scheduler. Finds the graph's plan, decides whether the step is timed and written event by event,
-//! and keeps the exact totals.
+//! Steps: one run of a graph by the scheduler. Finds the graph's plan, decides whether the step is timed and written
+//! event by event, and keeps the exact totals.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -151,7 +151,8 @@ impl Step {
         self.permit.is_some()
     }
 
-    /// Tokens of the ubatch, if the CPU alone computes it: then its threads are busy from the first operation to the last.
+    /// Tokens of the ubatch, if the CPU alone computes it: then its threads are busy from the first operation
+    /// to the last.
     #[must_use]
     pub fn tokens_on_the_cpu(&self) -> Option<u64> {
         self.plan.n_tokens.filter(|_| self.plan.parts.iter().all(|part| part.place.is_cpu))
@@ -197,8 +198,8 @@ pub fn begin(sched: Ptr, graph: Ptr) -> Option<Step> {
     let may = number.is_some() && may_be_sampled && !journal::paused();
     let permit = if may { rate::may_sample(prefill, now) } else { None };
     let sampled = permit.is_some();
-    // MINIMAL times only what it writes; VERBOSE every step, so that its totals of times are whole. Experts are counted where steps are timed,
-    // so DETAILED times all of theirs.
+    // MINIMAL times only what it writes; VERBOSE every step, so that its totals of times are whole. Experts are counted
+    // where steps are timed, so DETAILED times all of theirs.
     let timed = match level {
         Level::Minimal => sampled,
         Level::Detailed => recording.cadence[phase_of(prefill)].is_due(plan.nodes_on_the_cpu(), sampled || plan.routes),
@@ -258,8 +259,8 @@ impl Recording {
             add(if reused { &self.totals.reused } else { &self.totals.built }, 1);
             add(&self.totals.timed, u64::from(timed));
         }
-        // The times of operations, components and layers are those of all timed graphs, so the whole is theirs, too: an encoder of pictures or
-        // of speech has graphs without tokens.
+        // The times of operations, components and layers are those of all timed graphs, so the whole is theirs, too: an
+        // encoder of pictures or of speech has graphs without tokens.
         if timed {
             add(&self.totals.timed_graph_ns, graph_ns);
             add(&self.totals.op_ns, sums.op_ns);

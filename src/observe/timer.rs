@@ -1,8 +1,10 @@
-//! Times of the CPU backend's operations without cutting the graph: two clock reads an operation, on compute thread 0 only.
+//! Times of the CPU backend's operations without cutting the graph: two clock reads an operation, on compute
+//! thread 0 only.
 //!
-//! ggml's CPU backend runs every node between two barriers. The end of a barrier starts an operation and the beginning of the next
-//! barrier ends it; what passes inside the barrier is waiting for the other threads. Which node it is, `ggml_cpu_extra_compute_forward`
-//! tells (ggml calls it first for every node) or the one fused function that skips it. So nothing is guessed and nothing is missing:
+//! ggml's CPU backend runs every node between two barriers. The end of a barrier starts an operation and the beginning
+//! of the next barrier ends it; what passes inside the barrier is waiting for the other threads. Which node it is,
+//! `ggml_cpu_extra_compute_forward` tells (ggml calls it first for every node) or the one fused function that skips it.
+//! So nothing is guessed and nothing is missing:
 //!
 //! ```text
 //!   graph start │ other │ op │ barrier │ op (with barriers inside) │ barrier │ ... │ barrier │ other │ graph end
@@ -19,8 +21,8 @@ use crate::ggml::view::TensorPtr;
 
 const NONE: usize = usize::MAX;
 
-/// What the hooks of operations and barriers need in every call of an untimed step, in one line of the cache: from one operation to the
-/// next the host's weights go through the caches, so that each line that is touched is fetched anew.
+/// What the hooks of operations and barriers need in every call of an untimed step, in one line of the cache: from one
+/// operation to the next the host's weights go through the caches, so that each line that is touched is fetched anew.
 #[repr(align(64))]
 #[derive(Debug)]
 pub struct Hot {
@@ -36,13 +38,14 @@ pub struct Hot {
     pub fused: AtomicPtr<c_void>,
     /// See `forward`.
     pub barrier: AtomicPtr<c_void>,
-    /// Where the code of the library lies that calls these three: they are that caller's. Set once; [`CLOSED`] when it may have gone.
+    /// Where the code of the library lies that calls these three: they are that caller's. Set once; [`CLOSED`] when it
+    /// may have gone.
     caller: AtomicUsize,
     /// Its bytes, 0 before it is known.
     caller_length: AtomicUsize,
 }
 
-/// No address: nobody is a caller whose functions are kept any more.
+/// No address: no caller's functions are kept any more.
 const CLOSED: usize = usize::MAX;
 
 /// The only one.
@@ -67,7 +70,8 @@ impl Hot {
         address.wrapping_sub(self.caller.load(Ordering::Relaxed)) < self.caller_length.load(Ordering::Relaxed)
     }
 
-    /// Whether functions of the caller whose code begins at `start` are to be kept: of the first one that asks, and of no other.
+    /// Whether functions of the caller whose code begins at `start` are to be kept: of the first one that asks, and
+    /// of no other.
     #[must_use]
     pub fn keep_caller(&self, start: usize, length: usize) -> bool {
         if start == 0 || length == 0 {
@@ -80,7 +84,8 @@ impl Hot {
         first.is_ok() || first == Err(start)
     }
 
-    /// A library was closed: if it was the one whose functions are kept, nothing is kept from then on, and every call is looked up.
+    /// A library was closed: if it was the one whose functions are kept, nothing is kept from then on, and every call
+    /// is looked up.
     pub fn forget_unless(&self, is_loaded: impl FnOnce(usize) -> bool) {
         let caller = self.caller.load(Ordering::Relaxed);
         if caller != 0 && caller != CLOSED && !is_loaded(caller) {
@@ -108,7 +113,8 @@ impl Hot {
 }
 
 thread_local! {
-    /// The running step of this thread, if it is compute thread 0 of a timed step: the thread that called the scheduler.
+    /// The running step of this thread, if it is compute thread 0 of a timed step: the thread that
+    /// called the scheduler.
     static CURRENT: Cell<*const Timer> = const { Cell::new(std::ptr::null()) };
 }
 
@@ -181,7 +187,8 @@ impl Timer {
         }
     }
 
-    /// Makes this the calling thread's running step until the guard goes - also when a C++ exception goes through the hook.
+    /// Makes this the calling thread's running step until the guard goes - also when a C++ exception goes
+    /// through the hook.
     #[must_use]
     pub fn run(&self) -> Running<'_> {
         let outer = CURRENT.replace(self);
@@ -189,7 +196,8 @@ impl Timer {
         Running { outer, timer: self }
     }
 
-    /// Before the first operation the threads do something for us (`capture::share`), and wait for each other behind it: no wait of the host's.
+    /// Before the first operation the threads do something for us (`capture::share`), and wait for each other behind
+    /// it: no wait of the host's.
     pub fn first_barrier_is_not_the_hosts(&self) {
         self.skips_barrier.set(true);
     }
@@ -204,7 +212,8 @@ impl Timer {
     fn begin(&self, tensor: *const c_void) {
         let nodes = &self.nodes;
         let from = self.cursor.get();
-        // Nodes run in order, so the next one is nearly always at the cursor; the wrap-around serves backends that reorder.
+        // Nodes run in order, so the next one is nearly always at the cursor; the wrap-around serves
+        // backends that reorder.
         let found = (from..nodes.len()).chain(0..from.min(nodes.len())).find(|&i| nodes[i].address() == tensor);
         let Some(i) = found else {
             let mut sums = self.sums.get();

@@ -1,8 +1,10 @@
-//! The rows of a ubatch: which of the batch's rows llama.cpp computes now. It may split a batch, and group its rows by sequence.
+//! The rows of a ubatch: which of the batch's rows llama.cpp computes now. It may split a batch, and group its
+//! rows by sequence.
 //!
-//! The graph's own inputs say token and position of each row; the batch says the sequence. Two sequences may have the same token at the same
-//! position, so how llama.cpp splits matters: a unified cache is served in the batch's order, any other one takes the same number of
-//! rows from several sequences and lays them side by side. Rows of a sequence are never taken out of order.
+//! The graph's own inputs say token and position of each row; the batch says the sequence. Two sequences may have the
+//! same token at the same position, so how llama.cpp splits matters: a unified cache is served in the batch's order,
+//! any other one takes the same number of rows from several sequences and lays them side by side. Rows of a sequence
+//! are never taken out of order.
 
 use super::contexts::Row;
 
@@ -87,8 +89,8 @@ impl Remaining {
         by
     }
 
-    /// How llama.cpp takes `n` rows of a cache with streams of their own, or of recurrent states: the same number from each of some
-    /// sequences whose ids follow each other, the first of them that of the first row to come.
+    /// How llama.cpp takes `n` rows of a cache with streams of their own, or of recurrent states: the same number from
+    /// each of some sequences whose ids follow each other, the first of them that of the first row to come.
     fn neighbours(&self, rows: &[Row], n: usize) -> Option<Vec<usize>> {
         let mut chosen: Vec<i32> = Vec::new();
         for seq in self.0.iter().rev().filter_map(|&k| rows.get(k)).map(|r| r.seq) {
@@ -102,7 +104,8 @@ impl Remaining {
         Some(chosen.into_iter().filter_map(of).flatten().collect())
     }
 
-    /// The ways to take `n` rows, the same number from each of some sequences: from as many as there are, then from fewer.
+    /// The ways to take `n` rows, the same number from each of some sequences: from as many as there are,
+    /// then from fewer.
     fn side_by_side(&self, rows: &[Row], n: usize) -> impl Iterator<Item = Vec<usize>> {
         let by = self.by_sequence(rows);
         (1..=by.len().min(n))
@@ -165,7 +168,8 @@ mod tests {
 
     #[test]
     fn a_row_is_never_taken_out_of_its_sequence_s_order() {
-        // Token 7 at position 9 is the last row of both; the cache is not unified, so the ubatch has two rows of each, side by side.
+        // Token 7 at position 9 is the last row of both; the cache is not unified, so the ubatch has two rows of each,
+        // side by side.
         let rows =
             vec![row(0, Some(8), 1), row(0, Some(9), 7), row(0, Some(10), 2), row(1, Some(8), 3), row(1, Some(9), 7)];
         let mut left = Remaining::default();

@@ -1,11 +1,13 @@
-//! Busy time of the other compute threads in a sampled step (VERBOSE): each adds up its time outside barriers into a slot of its own.
+//! Busy time of the other compute threads in a sampled step (VERBOSE): each adds up its time outside barriers into a
+//! slot of its own.
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use crate::clock;
 
-/// Threads that we can tell apart; more share nothing and are left out, visibly: the list is then shorter than the thread count.
+/// Threads that we can tell apart; more share nothing and are left out, visibly: the list is then shorter than
+/// the thread count.
 const SLOTS: usize = 256;
 
 static ON: AtomicBool = AtomicBool::new(false);
@@ -57,7 +59,8 @@ pub struct Measured {
 }
 
 impl Measured {
-    /// Starts measuring the step that has just begun, if no other one runs; the calling thread is thread 0, which the timer measures.
+    /// Starts measuring the step that has just begun, if no other one runs; the calling thread is thread 0, which
+    /// the timer measures.
     #[must_use]
     pub fn begin() -> Option<Self> {
         let begun = BEGUN.load(Ordering::Relaxed);
@@ -70,7 +73,8 @@ impl Measured {
         Some(Self { begun })
     }
 
-    /// Ends the measurement: busy nanoseconds of the other threads; none if another step has begun meanwhile, whose threads count as well.
+    /// Ends the measurement: busy nanoseconds of the other threads; none if another step has begun meanwhile, whose
+    /// threads count as well.
     #[must_use]
     pub fn end(self) -> Vec<u64> {
         ON.store(false, Ordering::Relaxed);

@@ -1,4 +1,5 @@
-//! What became of every tensor that the host computed and the selection wanted: seen = captured + skipped + dropped, to the byte.
+//! What became of every tensor that the host computed and the selection wanted: seen = captured + skipped + dropped,
+//! to the byte.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -177,11 +178,12 @@ impl Drop for InStep {
     }
 }
 
-/// The running account of a stream. `seen`, `skipped` and `dropped` are the caller's; `captured` is counted when the bytes are in the file.
+/// The running account of a stream. `seen`, `skipped` and `dropped` are the caller's; `captured` is counted when the
+/// bytes are in the file.
 ///
-/// A host may end at any moment, in the middle of steps on other threads. From `end_begins` on the caller's side of the account is
-/// closed: what a step had seen and not accounted for is counted as stopped, and what it tells later is of no stream. So the account that the
-/// stream's end holds adds up.
+/// A host may end at any moment, in the middle of steps on other threads. From `end_begins` on the caller's side of the
+/// account is closed: what a step had seen and not accounted for is counted as stopped, and what it tells later is of
+/// no stream. So the account that the stream's end holds adds up.
 #[derive(Debug, Default)]
 pub struct Account {
     /// Whether the caller's side is closed. Read by the caller for as long as it counts.
@@ -246,8 +248,8 @@ impl Account {
         }
     }
 
-    /// The stream is being ended: nothing more is entered, and what steps in flight have seen and not accounted for is not captured. Without
-    /// a step in flight an account that does not add up stays so: it would be a fault of ours.
+    /// The stream is being ended: nothing more is entered, and what steps in flight have seen and not accounted for is
+    /// not captured. Without a step in flight an account that does not add up stays so: it would be a fault of ours.
     pub(super) fn end_begins(&self) {
         let mut ended = self.ended.write();
         let first = !std::mem::replace(&mut *ended, true);

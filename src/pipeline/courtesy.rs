@@ -1,5 +1,6 @@
-//! When our own threads leave the cores to the host's: while these compress themselves (`gang`), and for a while when they compute and there is
-//! room for what they leave. A core that a thread of ours takes then is missed by all of them, since they wait for each other.
+//! When our own threads leave the cores to the host's: while these compress themselves (`gang`), and for a while when
+//! they compute and there is room for what they leave. A core that a thread of ours takes then is missed by all of
+//! them, since they wait for each other.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -98,7 +99,8 @@ impl Manners {
         self.overdue = false;
     }
 
-    /// Waits as long as the work should be left to the host, or put off. `left`: the queue is short enough for the host alone.
+    /// Waits as long as the work should be left to the host, or put off. `left`: the queue is short enough for
+    /// the host alone.
     pub(super) fn give_way(&mut self, shared: &Shared, left: impl Fn() -> bool) {
         let since = Instant::now();
         loop {

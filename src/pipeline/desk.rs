@@ -1,5 +1,6 @@
-//! Where packets are put in order and into the block: by the writer's thread, or for a moment by a thread of the host that has just made one and
-//! has it in its caches. That thread leaves to the writer's whatever could wait for the disk.
+//! Where packets are put in order and into the block: by the writer's thread, or for a moment by a thread of the
+//! host that has just made one and has it in its caches. That thread leaves to the writer's whatever could wait
+//! for the disk.
 //!
 //! ```text
 //!   lri-cap-codecN ──────────────────────► queue ──► lri-cap-write ──► block, disk
@@ -23,7 +24,8 @@ use crate::mailbox::{Inbox, Outbox};
 #[derive(Debug)]
 pub(super) struct Desk {
     shared: Arc<Shared>,
-    /// Away while a thread works with it, so that one that panics leaves nothing half done to others; gone when the stream has ended.
+    /// Away while a thread works with it, so that one that panics leaves nothing half done to others; gone when the
+    /// stream has ended.
     writer: Mutex<Option<Box<Writer>>>,
     queue: Receiver<Item>,
     /// Packets that threads of the host have appended.
@@ -73,8 +75,9 @@ impl Desk {
         }
     }
 
-    /// A thread of the host has made `item`: does what is to be done up to it, if nobody else is at the desk and no disk is needed for
-    /// it; `out` leads to the writer's thread, which does the rest. Never waits. An empty output, if there is one that is still in the caches.
+    /// A thread of the host has made `item`: does what is to be done up to it, if nobody else is at the desk and no
+    /// disk is needed for it; `out` leads to the writer's thread, which does the rest. Never waits. An empty output, if
+    /// there is one that is still in the caches.
     pub(super) fn hand_in(&self, item: Item, out: &Outbox<Item>) -> Option<Vec<u8>> {
         let tell = |item| {
             let _ = out.put(item);

@@ -25,7 +25,8 @@ pub(super) trait Disk: Send + std::fmt::Debug {
     fn leave_direct(&mut self);
 }
 
-/// How every file is opened: a pipe without a reader fails and does not hang the host, and no child of the host inherits it.
+/// How every file is opened: a pipe without a reader fails and does not hang the host, and no child of the
+/// host inherits it.
 const NEVER_WAIT: i32 = libc::O_CLOEXEC | libc::O_NOCTTY | libc::O_NONBLOCK;
 
 /// Bytes that a small file of ours has at most; whatever is larger is not ours.
@@ -35,8 +36,9 @@ fn is_writable_kind(about: &Metadata) -> bool {
     about.is_file() || about.file_type().is_char_device()
 }
 
-/// Opens a file whose name we have made from the stream's, by `options`. Whatever somebody else has put there under that name is left alone:
-/// a symbolic link is not followed, a pipe is not waited for, and nothing but a file (or a device such as /dev/null) is taken.
+/// Opens a file whose name we have made from the stream's, by `options`. Whatever somebody else has put there under
+/// that name is left alone: a symbolic link is not followed, a pipe is not waited for, and nothing but a file (or a
+/// device such as /dev/null) is taken.
 pub(super) fn open_beside(path: &Path, options: &mut OpenOptions) -> IoResult<File> {
     // In a host whose stderr is closed the lowest free number is 2. A clone is never below 3.
     let file = options.custom_flags(NEVER_WAIT | libc::O_NOFOLLOW).open(path)?.try_clone()?;

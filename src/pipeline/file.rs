@@ -56,7 +56,8 @@ pub(super) struct StreamFile {
 }
 
 impl Outlet {
-    /// Waits for the block that is away. An error of its write is told until [`StreamFile::cut`]: nothing can follow a hole.
+    /// Waits for the block that is away. An error of its write is told until [`StreamFile::cut`]: nothing can
+    /// follow a hole.
     fn land(&mut self) -> IoResult<&mut dyn Disk> {
         if let (None, Some(behind)) = (&self.disk, &mut self.behind)
             && let Ok((flight, result)) = behind.back.recv()
@@ -140,7 +141,8 @@ impl StreamFile {
             return Ok(());
         }
         if self.block.write_padded(disk)? {
-            // A reader takes zeros at the end for what they are; this is for everybody else. It gives reserved space back as well.
+            // A reader takes zeros at the end for what they are; this is for everybody else. It gives reserved space
+            // back as well.
             let end = self.block.end();
             disk.set_len(end)?;
             self.allocated = self.allocated.map(|_| end);

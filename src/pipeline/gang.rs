@@ -1,7 +1,8 @@
 //! Compression by the host's own compute threads, all at the same moment, where they fill every core.
 //!
-//! There a thread of ours can only run by taking a core from one of them, and the others wait for that one at the next barrier: what it
-//! takes, the host loses on every core. When all stop at one place and share the work, the host loses it once.
+//! There a thread of ours can only run by taking a core from one of them, and the others wait for that one at the
+//! next barrier: what it takes, the host loses on every core. When all stop at one place and share the work, the host
+//! loses it once.
 //!
 //! ```text
 //!   a codec thread of ours            the gang
@@ -9,7 +10,8 @@
 //!   core 1  ███ (waits) ██████        core 1  codec ██████████
 //! ```
 //!
-//! The packets are the same, in the same order, whoever makes them. Our own threads take what the gang leaves: all of it while no graph runs.
+//! The packets are the same, in the same order, whoever makes them. Our own threads take what the gang leaves: all of
+//! it while no graph runs.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicIsize, Ordering};
@@ -33,8 +35,8 @@ const STEPS: usize = 32;
 /// The same when what waits fills a quarter of the memory.
 const STEPS_IF_FULL: usize = 16;
 
-/// A thread of the host that has helped so long begins no other packet in this step. One that was begun is finished: at most a mebibyte,
-/// which zstd may take longer for.
+/// A thread of the host that has helped so long begins no other packet in this step. One that was begun is finished: at
+/// most a mebibyte, which zstd may take longer for.
 const MOST_TIME: Duration = Duration::from_millis(2);
 
 /// The host's threads as helpers.
@@ -77,7 +79,8 @@ impl Gang {
         let Some((waiting, large, steps)) = self.kits().and_then(|kits| Some(look(&*kits.first()?.try_lock()?))) else {
             return false;
         };
-        // What a prompt left would hold a step for too long: it is for our own threads, and what stands behind it comes after it.
+        // What a prompt left would hold a step for too long: it is for our own threads, and what stands behind it
+        // comes after it.
         if large > 0 {
             return false;
         }
@@ -107,8 +110,9 @@ impl Gang {
         self.kits.try_read()?.clone()
     }
 
-    /// Called by each of the host's threads when an operation begins on it: before the first one of a step it makes packets, as long as there
-    /// are some to be made in this step. Whoever stops ends it for all, so that later operations find nothing to do. Never waits.
+    /// Called by each of the host's threads when an operation begins on it: before the first one of a step it makes
+    /// packets, as long as there are some to be made in this step. Whoever stops ends it for all, so that later
+    /// operations find nothing to do. Never waits.
     pub(super) fn help(&self) {
         if self.left.load(Ordering::Acquire) <= 0 {
             return;

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use super::cut::Bundle;
 use super::job::Table;
 
-/// The same piece of jobs that follow each other and have one table: number of the bundle, of the jobs there, of the piece.
+/// The same piece of jobs that follow each other and have one table: number of the bundle, of the jobs there,
+/// of the piece.
 #[derive(Clone, Debug)]
 pub(super) struct Stretch {
     pub(super) bundle: u32,

@@ -1,4 +1,5 @@
-//! The way out of the host: pooled buffers, a bounded queue, codec workers, one ordered writer. Safe code; knows nothing of llama.cpp.
+//! The way out of the host: pooled buffers, a bounded queue, codec workers, one ordered writer. Safe code; knows
+//! nothing of llama.cpp.
 //!
 //! ```text
 //!   host's thread           lri-cap-collect     lri-cap-codecN         lri-cap-write    lri-cap-disk
@@ -8,8 +9,8 @@
 //!      └───────────── pool ◄── buffers come back ──────┘
 //! ```
 //!
-//! The host's thread takes a buffer, fills it and hands it over; it waits only under [`Policy::Block`], and never after a failure. What a
-//! step gave is either in the file or counted as dropped ([`Account`]).
+//! The host's thread takes a buffer, fills it and hands it over; it waits only under [`Policy::Block`], and never after
+//! a failure. What a step gave is either in the file or counted as dropped ([`Account`]).
 
 mod account;
 mod block;
@@ -59,11 +60,12 @@ use crate::log;
 use crate::mailbox::Outbox;
 use segment::Message;
 
-/// How long jobs and packets may lie before the thread they are for looks, when they are few: it costs the host less to be looked after
-/// ten times a second than at every step.
+/// How long jobs and packets may lie before the thread they are for looks, when they are few: it costs the host less to
+/// be looked after ten times a second than at every step.
 const NAP: Duration = Duration::from_millis(100);
 
-/// The end of a stream does not wait for a disk that has taken nothing for so long, unless everything is written and it is asked to keep it.
+/// The end of a stream does not wait for a disk that has taken nothing for so long, unless everything is written and it
+/// is asked to keep it.
 const STANDSTILL: Duration = Duration::from_secs(5);
 
 /// How often that is looked at.
@@ -83,7 +85,8 @@ pub struct Options {
     pub params: codec::Params,
     /// Bytes that the pipeline may use, everything included.
     pub max_memory: usize,
-    /// Of these, what the caller uses elsewhere, at most [`Options::most_aside`]. Once the pipeline has started, [`Pipeline::set_aside`] changes it.
+    /// Of these, what the caller uses elsewhere, at most [`Options::most_aside`]. Once the pipeline has started,
+    /// [`Pipeline::set_aside`] changes it.
     pub aside: Arc<AtomicUsize>,
     /// What to do when they are used up.
     pub policy: Policy,
@@ -200,8 +203,8 @@ pub struct Pipeline {
 }
 
 impl Pipeline {
-    /// Whether [`Self::start`] would find a file at `path` that it can write: what is wrong with the path is told before there is anything to
-    /// write. Never waits, whatever stands there.
+    /// Whether [`Self::start`] would find a file at `path` that it can write: what is wrong with the path is told
+    /// before there is anything to write. Never waits, whatever stands there.
     ///
     /// # Errors
     /// As for [`Self::start`], as far as the file is concerned.
@@ -217,8 +220,8 @@ impl Pipeline {
         start::start(options)
     }
 
-    /// Whether this step should be captured. False only under [`Policy::Sample`] while memory is short; the caller then counts the step
-    /// as dropped, [`Reason::Sampled`].
+    /// Whether this step should be captured. False only under [`Policy::Sample`] while memory is short; the caller then
+    /// counts the step as dropped, [`Reason::Sampled`].
     #[must_use]
     pub fn admit(&self) -> bool {
         if self.shared.policy != Policy::Sample {
@@ -235,8 +238,8 @@ impl Pipeline {
         }
     }
 
-    /// A buffer of `bytes`. Its content is left over from its last use. Hold one at a time: under [`Policy::Block`] a second one may
-    /// wait for the first.
+    /// A buffer of `bytes`. Its content is left over from its last use. Hold one at a time: under [`Policy::Block`] a
+    /// second one may wait for the first.
     ///
     /// # Errors
     /// [`Refused`] says why there is none. Only [`Policy::Block`] waits.
@@ -250,7 +253,8 @@ impl Pipeline {
                 })
             }
             Err(Refused::Full) => {
-                // So does what lies in the queue, for the next step. No message: a host that does not wait would fill the queue.
+                // So does what lies in the queue, for the next step. No message: a host that does not wait would
+                // fill the queue.
                 self.inbox.ring();
                 Err(Refused::Full)
             }
@@ -268,7 +272,8 @@ impl Pipeline {
         self.shared.pool.take(bytes).ok()
     }
 
-    /// The caller uses so many bytes of the budget elsewhere from now on. False, and nothing is changed, if they are in use here.
+    /// The caller uses so many bytes of the budget elsewhere from now on. False, and nothing is changed, if they are
+    /// in use here.
     #[must_use]
     pub fn set_aside(&self, bytes: usize) -> bool {
         self.shared.pool.set_aside(bytes)
@@ -280,7 +285,8 @@ impl Pipeline {
         &self.params
     }
 
-    /// Threads of the host that may compress ([`Self::help`], or rows before they are handed over), 0 if they are not asked to.
+    /// Threads of the host that may compress ([`Self::help`], or rows before they are handed over), 0 if they are
+    /// not asked to.
     #[must_use]
     pub const fn helpers(&self) -> usize {
         self.helpers
@@ -292,7 +298,8 @@ impl Pipeline {
         self.shared.pool.largest()
     }
 
-    /// Hands a step over. Its tensors are captured or counted as dropped from here on. Never waits: the pool bounds the queue.
+    /// Hands a step over. Its tensors are captured or counted as dropped from here on. Never waits: the pool
+    /// bounds the queue.
     pub fn push(&self, mut job: Job) {
         // The end waits for whoever is here: what was entered stands in the queue ahead of it.
         let Some(_open) = self.shared.account.open() else { return };
@@ -314,8 +321,8 @@ impl Pipeline {
         }
     }
 
-    /// A token was chosen; `text` where it may be written. Under [`Policy::Block`] it waits for room, under the others it is lost and
-    /// counted when there is none.
+    /// A token was chosen; `text` where it may be written. Under [`Policy::Block`] it waits for room, under the others
+    /// it is lost and counted when there is none.
     pub fn token(&self, token: SampledToken, text: Option<Box<str>>) {
         let Some(open) = self.shared.account.open() else { return };
         let queued = self.shared.tokens_queued.fetch_add(1, Ordering::AcqRel);
@@ -341,8 +348,8 @@ impl Pipeline {
         self.shared.tokens_lost.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// The host computes on every core until [`Self::host_rests`]: our threads stay out of its way for a while, if they may be helped at all
-    /// and there is room.
+    /// The host computes on every core until [`Self::host_rests`]: our threads stay out of its way for a while, if they
+    /// may be helped at all and there is room.
     pub fn host_computes(&self) {
         if self.gives_way {
             self.shared.courtesy.host_computes();
@@ -356,14 +363,15 @@ impl Pipeline {
         }
     }
 
-    /// The host is about to compute on so many threads, which are all the cores that there are. True if [`Self::help`] of theirs is welcome,
-    /// until [`Self::help_no_more`].
+    /// The host is about to compute on so many threads, which are all the cores that there are. True if [`Self::help`]
+    /// of theirs is welcome, until [`Self::help_no_more`].
     #[must_use]
     pub fn ask_for_help(&self, threads: usize) -> bool {
         self.gang.as_ref().is_some_and(|g| g.assemble(threads))
     }
 
-    /// Makes packets on the calling thread, for about as long as any other that was asked to help with this step. Never waits.
+    /// Makes packets on the calling thread, for about as long as any other that was asked to help with this
+    /// step. Never waits.
     pub fn help(&self) {
         if let Some(gang) = &self.gang {
             gang.help();
@@ -401,8 +409,8 @@ impl Pipeline {
         self.shared.failed()
     }
 
-    /// Waits until everything pushed before is in the file (the kernel has it; a checkpoint also waits for the disk). False after a
-    /// failure, or when it takes longer than `patience`.
+    /// Waits until everything pushed before is in the file (the kernel has it; a checkpoint also waits for the disk).
+    /// False after a failure, or when it takes longer than `patience`.
     pub fn flush(&self, patience: Duration) -> bool {
         if self.shared.failed() {
             return false;
@@ -414,8 +422,9 @@ impl Pipeline {
         told && answer.recv_deadline(until) == Ok(true)
     }
 
-    /// Ends the stream: everything pushed is written, then account, index and end. A disk that takes longer than `patience`, or takes nothing
-    /// for five seconds, is left alone, and what is still on its way is counted as dropped. A second call finds nothing to do.
+    /// Ends the stream: everything pushed is written, then account, index and end. A disk that takes longer than
+    /// `patience`, or takes nothing for five seconds, is left alone, and what is still on its way is counted as
+    /// dropped. A second call finds nothing to do.
     pub fn finish(&self, patience: Duration) -> Totals {
         let mut finished = self.finished.lock();
         if let Some(totals) = finished.as_ref() {

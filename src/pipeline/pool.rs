@@ -1,5 +1,5 @@
-//! Buffers between the host's thread and the workers, inside one budget. A steady state allocates nothing: buffers come back and are
-//! handed out again by size class; a class that is no longer used gives its memory to another.
+//! Buffers between the host's thread and the workers, inside one budget. A steady state allocates nothing: buffers come
+//! back and are handed out again by size class; a class that is no longer used gives its memory to another.
 
 use std::collections::BTreeMap;
 use std::ops::{Deref, DerefMut};
@@ -31,8 +31,8 @@ const SMALLEST: usize = 4096;
 /// Buffers that may be out at the same time; what bounds the queue behind them.
 pub(super) const MOST_OUT: usize = 2048;
 
-/// Bytes that a host asks for at a time where it does not ask for a single tensor: larger ones would come back late, when all that is in them is
-/// encoded.
+/// Bytes that a host asks for at a time where it does not ask for a single tensor: larger ones would come back late,
+/// when all that is in them is encoded.
 pub const ENOUGH: usize = 16 << 20;
 
 /// Bytes of such a budget that may be set aside: two of the largest buffers are left.
@@ -40,7 +40,8 @@ pub(super) const fn most_aside(budget: usize) -> usize {
     budget / 2
 }
 
-/// How long a waiting host may look at memory that only hosts hold before it gives up: two threads that each wait for the other's.
+/// How long a waiting host may look at memory that only hosts hold before it gives up: two threads that each wait
+/// for the other's.
 const STANDSTILL: Duration = Duration::from_secs(5);
 
 /// All buffers of a pipeline.
@@ -139,7 +140,8 @@ impl Pool {
         bytes.max(state.out * 1024 / MOST_OUT)
     }
 
-    /// From which [`Self::fill`] on the next few buffers may be refused: an eighth, or more where that is less than a large one.
+    /// From which [`Self::fill`] on the next few buffers may be refused: an eighth, or more where that is less than
+    /// a large one.
     pub(super) fn nearly_full(&self) -> usize {
         let one = (self.largest.min(ENOUGH) * 1024).div_ceil(self.budget().max(1));
         1024 - one.clamp(128, 256)
@@ -270,7 +272,8 @@ pub(super) fn largest_class(budget: usize) -> usize {
     if class_of(class) <= budget { class } else { class.saturating_sub(step) }
 }
 
-/// Memory of the pool that the caller fills and hands over with a [`super::Job`]. Its content is whatever was in it before.
+/// Memory of the pool that the caller fills and hands over with a [`super::Job`]. Its content is whatever was
+/// in it before.
 #[derive(Debug)]
 pub struct Buffer {
     pages: Option<Pages>,

@@ -1,6 +1,6 @@
-//! The last checkpoint of an existing stream: the last whole checkpoint packet, searched from the end back to where the JSON file beside it
-//! says that one is; that file may be missing, damaged, of another stream, or older than the stream. What a checkpoint says is always taken
-//! from its packet, which has a checksum.
+//! The last checkpoint of an existing stream: the last whole checkpoint packet, searched from the end back to where the
+//! JSON file beside it says that one is; that file may be missing, damaged, of another stream, or older than the
+//! stream. What a checkpoint says is always taken from its packet, which has a checksum.
 
 use std::fs::{File, OpenOptions};
 use std::io::Result as IoResult;
@@ -51,8 +51,8 @@ pub(super) fn find(path: &Path, head_len: fn(u64) -> usize) -> IoResult<Option<F
     let file = open(path)?;
     let length = file.metadata()?.len();
     let saved = Checkpoint::load(&checkpoint::path_of(path)).and_then(|c| {
-        // It must be this stream's: a checkpoint packet that says the same ends there. The place alone may be that of a packet in another
-        // stream of the same host.
+        // It must be this stream's: a checkpoint packet that says the same ends there. The place alone may be that of a
+        // packet in another stream of the same host.
         checkpoint_ending_at(&file, c.stream_offset, length).filter(|own| *own == c)
     });
     // A file that could not be replaced (a full disk) is older than the stream, which has its checkpoints in itself.

@@ -1,5 +1,5 @@
-//! Gathers jobs until they are worth encoding, then cuts them into packets: all steps of a tensor together, tensors in the order in which
-//! they first came.
+//! Gathers jobs until they are worth encoding, then cuts them into packets: all steps of a tensor together, tensors in
+//! the order in which they first came.
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -283,7 +283,8 @@ impl Collector {
         if task.is_large() {
             self.shared.large_tasks.fetch_add(1, Ordering::Relaxed);
         }
-        // Workers end after us only; after a panic of theirs the stream has failed, and what is lost is counted at its end.
+        // Workers end after us only; after a panic of theirs the stream has failed, and what is lost is counted
+        // at its end.
         let _ = self.tasks.send(task);
     }
 

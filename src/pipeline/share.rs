@@ -1,4 +1,5 @@
-//! How a budget is divided: buffers for the host, a packet in work for each worker, packets that wait for the disk, the disk's own two buffers.
+//! How a budget is divided: buffers for the host, a packet in work for each worker, packets that wait for the disk, the
+//! disk's own two buffers.
 
 use super::pool::largest_class;
 use crate::error::{Error, Result};
@@ -14,7 +15,8 @@ const FIXED: usize = 3 * MIB;
 /// What an encoder keeps beside its buffers (tables, contexts).
 const ENCODER: usize = MIB;
 
-/// Raw bytes of a packet at most. The format allows sixteen; smaller ones stay in the caches, and memory goes to the host's buffers.
+/// Raw bytes of a packet at most. The format allows sixteen; smaller ones stay in the caches, and memory goes to
+/// the host's buffers.
 const MOST_PACKET: usize = 4 * MIB;
 
 /// Raw bytes that a packet may have with the least budget.
@@ -32,7 +34,8 @@ pub(super) struct Shares {
     pub(super) largest: usize,
     /// Raw bytes that are gathered before they become packets.
     pub(super) segment: usize,
-    /// Bytes of buffers that are gathered at most: rows that are encoded already gain nothing by being put into packets sooner.
+    /// Bytes of buffers that are gathered at most: rows that are encoded already gain nothing by being put
+    /// into packets sooner.
     pub(super) gathered: usize,
     /// Raw bytes of a packet, at most.
     pub(super) packet: usize,
@@ -61,7 +64,8 @@ impl Shares {
         let block = power(max_memory / 64).clamp(256 << 10, 4 * MIB);
         // While a block is on its way to the disk, the workers go on; a small budget rather has room for long rows.
         let outputs = 2 * workers + if max_memory < 256 * MIB { 2 } else { 10 };
-        // A worker's packet exists up to three times (gathered, rearranged, entropy-coded), an output once, a little larger.
+        // A worker's packet exists up to three times (gathered, rearranged, entropy-coded), an output once,
+        // a little larger.
         let encoders = workers + helpers;
         let copies = 3 * encoders + outputs + 1;
         let helpers_outputs = if helpers > 0 { (max_memory / 20 / WORTH).clamp(4, 48) } else { 0 };

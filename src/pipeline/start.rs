@@ -36,7 +36,8 @@ const WORTH_A_LOOK: usize = 8 << 20;
 /// Packets and notes that wait for the writer; outputs bound the packets already.
 pub(super) const ITEMS: usize = 64;
 
-/// Bytes that the queues take, and the first steps beside them. There is a stream if these can be had; more is taken as it is needed.
+/// Bytes that the queues take, and the first steps beside them. There is a stream if these can be had; more is taken as
+/// it is needed.
 const QUEUES: usize = 2 << 20;
 
 /// A file to append to, and what its checkpoint says.
@@ -180,8 +181,8 @@ fn start_on(options: Options, shares: &Shares, opened: Opened) -> Result<Pipelin
     let mut all = vec![file.write_behind(&shared)?];
     let (inbox, jobs) = mailbox(MOST_OUT + ROOM_FOR_TOKENS, NAP);
     let (tasks, to_workers) = bounded(TASKS);
-    // Notes wait for room (`Collector::send`), so that a packet always finds some, and the one that is put back (`Desk::hand_in`): a thread of
-    // the host must not wait for the writer.
+    // Notes wait for room (`Collector::send`), so that a packet always finds some, and the one that is put back
+    // (`Desk::hand_in`): a thread of the host must not wait for the writer.
     let (out, items) = mailbox(ITEMS + shares.outputs + shares.helpers_outputs + 1, NAP);
     // Their memory comes with the packets that need it (`worker`).
     let outputs = |count: usize| {

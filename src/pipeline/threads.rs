@@ -1,4 +1,5 @@
-//! How a thread of ours is made in a host: no signal of the host reaches it, it has a name and a low weight, and its panics end here.
+//! How a thread of ours is made in a host: no signal of the host reaches it, it has a name and a low weight, and its
+//! panics end here.
 
 use std::ffi::CString;
 use std::sync::Arc;

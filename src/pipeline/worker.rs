@@ -177,7 +177,8 @@ impl Worker {
 }
 
 impl Scratch {
-    /// Memory for the packet of `task`: taken when the first one of its size comes, and kept. False if the system has none.
+    /// Memory for the packet of `task`: taken when the first one of its size comes, and kept. False if the
+    /// system has none.
     fn reserve(&mut self, params: &Params, task: &Task, most: usize, out: &mut Vec<u8>) -> bool {
         let bytes = usize::try_from(task.amount.bytes).unwrap_or(usize::MAX);
         // Never grows in practice; memory is touched as it is used.
@@ -199,7 +200,8 @@ impl Scratch {
         #[cfg(test)]
         assert!(spec.op != "panic in a worker", "asked for");
         let open = stream::begin(out, &spec.name)?;
-        // At once: each of them lies somewhere else in memory, and in a short loop the processor fetches several at a time.
+        // At once: each of them lies somewhere else in memory, and in a short loop the processor fetches several
+        // at a time.
         let views: Vec<View<'_>> = task.views().collect();
         let encoded = match params.row_codec(spec.dtype, task.row_len as usize, task.amount.bytes as usize) {
             Some(codec) => self.rows(params, codec, task, &views, out),

@@ -1,5 +1,6 @@
-//! What writes, on one thread at a time (`desk`): packets in their order, numbered; notes between them; checkpoints; the end. On the first
-//! error the file is cut back to its last whole packet, and everything else is counted as dropped.
+//! What writes, on one thread at a time (`desk`): packets in their order, numbered; notes between them;
+//! checkpoints; the end. On the first error the file is cut back to its last whole packet, and everything else is
+//! counted as dropped.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
@@ -155,7 +156,8 @@ impl Writer {
         None
     }
 
-    /// Whether it can be done in memory alone. The first packet after a pause is for the writer's thread, which then knows when to look again.
+    /// Whether it can be done in memory alone. The first packet after a pause is for the writer's thread, which then
+    /// knows when to look again.
     fn is_light(&self, what: &What) -> bool {
         match what {
             What::Packet { bytes, .. } => {

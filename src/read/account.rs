@@ -1,6 +1,7 @@
 //! What a log file held: lines read, lines that could not be read and why, and the sessions.
 //!
-//! The account always balances, see [`Account::balances`]: a line is an event, unknown, bad, blank or the truncated last one.
+//! The account always balances, see [`Account::balances`]: a line is an event, unknown, bad, blank or the
+//! truncated last one.
 
 use std::collections::BTreeMap;
 
@@ -37,7 +38,8 @@ pub struct SessionAccount {
     pub started: bool,
     /// Its `resource_session_end` is in the file. Without it the host was killed, or is still running.
     pub ended: bool,
-    /// Events under an id that no session and no `resource_tracking_begin` announced, counted for the session before them.
+    /// Events under an id that no session and no `resource_tracking_begin` announced, counted for the
+    /// session before them.
     pub foreign_ids: u64,
     /// Names of the sessions that the host itself began within this one (C API, macros).
     pub tracked: Vec<String>,
@@ -52,8 +54,8 @@ pub struct Account {
     pub lines: u64,
     /// Events understood.
     pub events: u64,
-    /// Events of these that stood behind the torso of another on the same line: a host that was killed in the middle of a write,
-    /// and the next one appended to the file.
+    /// Events of these that stood behind the torso of another on the same line: a host that was killed in the middle of
+    /// a write, and the next one appended to the file.
     pub recovered_events: u64,
     /// Empty lines.
     pub blank_lines: u64,

@@ -1,4 +1,5 @@
-//! Opens a log and gives its events one by one, each with the session it belongs to. What it cannot read goes into the [`Account`].
+//! Opens a log and gives its events one by one, each with the session it belongs to. What it cannot read goes
+//! into the [`Account`].
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -9,8 +10,8 @@ use super::account::{Account, BadLine, SessionAccount};
 use super::lines::{MAX_LINE_BYTES, RawLine, RawLines};
 use crate::format::Line;
 
-/// Beginning of every event as the writer writes it; a second one on a line marks a torso before it. Within a JSON string
-/// the quotes would be escaped, so it cannot be text.
+/// Beginning of every event as the writer writes it; a second one on a line marks a torso before it. Within a JSON
+/// string the quotes would be escaped, so it cannot be text.
 const EVENT_MARK: &[u8] = br#"{"event":""#;
 
 /// An event and where it belongs.
@@ -178,7 +179,8 @@ impl<R: BufRead> Log<R> {
     }
 }
 
-/// The name of the event, when the line is well-formed and the only thing wrong with it is that the name is unknown here.
+/// The name of the event, when the line is well-formed and the only thing wrong with it is that the name
+/// is unknown here.
 fn unknown_kind(text: &[u8]) -> Option<String> {
     #[derive(serde::Deserialize)]
     struct Name {

@@ -1,4 +1,5 @@
-//! What this process uses of the machine, from /proc: differences between two samples, `None` where a file or a value is missing.
+//! What this process uses of the machine, from /proc: differences between two samples, `None` where a file or a
+//! value is missing.
 
 use std::fs;
 
@@ -9,8 +10,9 @@ use crate::gpu::rapl;
 use crate::journal::{Moment, Source};
 use crate::{clock, gpu, host};
 
-/// Between two samples that lie closer together no share of time is told. The kernel adds up what threads on other cores have run at its
-/// ticks, up to 10 ms apart: of two samples a few milliseconds apart one may hold a tick that the other lacks.
+/// Between two samples that lie closer together no share of time is told. The kernel adds up what threads on other
+/// cores have run at its ticks, up to 10 ms apart: of two samples a few milliseconds apart one may hold a tick that
+/// the other lacks.
 const LEAST_NS: u64 = 50_000_000;
 
 /// Takes samples; keeps the last counters.
@@ -34,7 +36,8 @@ struct Counters {
 }
 
 impl Sampler {
-    /// A sample at `t_ns`. Runs on the writer's thread, whose CPU time, with that of reading GPUs, is the library's own.
+    /// A sample at `t_ns`. Runs on the writer's thread, whose CPU time, with that of reading GPUs, is
+    /// the library's own.
     pub fn sample(&mut self, t_ns: u64) -> HostSample {
         let page = host::page_bytes();
         let stat = read("/proc/self/stat");

@@ -40,8 +40,8 @@ impl Sink {
         let mut options = OpenOptions::new();
         options.append(true).create(true).mode(0o600).custom_flags(libc::O_CLOEXEC | libc::O_NOCTTY | libc::O_NONBLOCK);
         let file = options.open(path).map_err(fail)?;
-        // In a host whose stderr is closed the lowest free number is 2, and what the host prints would land in the log. A clone is
-        // never below 3.
+        // In a host whose stderr is closed the lowest free number is 2, and what the host prints would land in the log.
+        // A clone is never below 3.
         let file = file.try_clone().map_err(fail)?;
         let about = file.metadata().map_err(fail)?;
         let regular = about.is_file();
@@ -49,7 +49,8 @@ impl Sink {
         Ok(Self { file, path: path.to_owned(), regular, identity: identity(&about), within_line })
     }
 
-    /// Writes wait from here on: a slow reader of a pipe makes the writer's thread wait, and never the host's, which writes the first line.
+    /// Writes wait from here on: a slow reader of a pipe makes the writer's thread wait, and never the host's, which
+    /// writes the first line.
     pub fn wait_from_now_on(&self) {
         if !self.regular {
             host::make_blocking(&self.file);
@@ -106,7 +107,8 @@ impl Sink {
         &self.path
     }
 
-    /// Takes the torso of a line away that a failed write has left behind `written`. If even this fails, the reader reports one cut line.
+    /// Takes the torso of a line away that a failed write has left behind `written`. If even this fails, the reader
+    /// reports one cut line.
     fn cut_back(&mut self, written: &[u8]) {
         let torso = written.iter().rev().take_while(|b| **b != b'\n').count() as u64;
         if !self.regular || torso == 0 {

@@ -1,7 +1,9 @@
-//! The writer's thread: takes events out of the rings, makes lines of them, writes whole lines, and adds the interval's totals.
+//! The writer's thread: takes events out of the rings, makes lines of them, writes whole lines, and adds
+//! the interval's totals.
 //!
-//! It sleeps most of the time (every wake-up may cost a host that computes on all cores), has a low weight of the scheduler and
-//! blocks all signals. On the first I/O error it says so once and the log ends; the host goes on, and so does a capture.
+//! It sleeps most of the time (every wake-up may cost a host that computes on all cores), has a low weight of the
+//! scheduler and blocks all signals. On the first I/O error it says so once and the log ends; the host goes on, and so
+//! does a capture.
 
 use std::time::{Duration, Instant};
 
@@ -39,7 +41,7 @@ pub struct Options {
     pub text: bool,
     /// The first line.
     pub first: Line,
-    /// Who is asked for lines, in the order in which an interval is told.
+    /// The sources of lines, in the order in which the lines of an interval are written.
     pub sources: Vec<Box<dyn Source>>,
     /// Called once, when a step of the host has been written.
     pub at_first_step: fn(),
@@ -142,7 +144,7 @@ impl Writer {
                 return;
             }
             match command {
-                // Nobody may be waiting any more.
+                // The caller may have given up waiting.
                 Ok(Command::Flush(done)) => _ = done.send(()),
                 Ok(Command::Stop(done)) => {
                     _ = done.send(());
@@ -330,7 +332,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Nobody will find what is written into a deleted file.
+    /// The file may have been deleted: what is written into it then is lost.
     fn tell_if_deleted(&mut self) {
         if let Some(sink) = self.sink.as_ref().filter(|s| !self.told_deleted && s.is_deleted()) {
             self.told_deleted = true;

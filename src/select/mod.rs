@@ -1,7 +1,8 @@
-//! Which tensors, elements, tokens and requests are captured: the selection language and its presets. Pure functions over names.
+//! Which tensors, elements, tokens and requests are captured: the selection language and its presets. Pure
+//! functions over names.
 //!
-//! Before it: `graph` (name, layer and component of a node). After it: `capture` (asks for every node of a new graph), and
-//! `config`, which reads the settings with the same parsers.
+//! Before it: `graph` (name, layer and component of a node). After it: `capture` (asks for every node of a new graph),
+//! and `config`, which reads the settings with the same parsers.
 //!
 //! ```text
 //! selection = term { (","|" ") term }             the union of the terms, less the excluded ones
@@ -11,8 +12,8 @@
 //! range     = "3" | "0-5" | "12-" | "last" | "last4"
 //! ```
 //!
-//! A glob (`*`, `?`) is compared with the ggml name, with and without its layer: `l_out`, `ffn_*`, `l_out-3`. Only nodes that
-//! compute something are selected: no inputs, no weights, no cache writes; a view only by its literal name.
+//! A glob (`*`, `?`) is compared with the ggml name, with and without its layer: `l_out`, `ffn_*`, `l_out-3`. Only
+//! nodes that compute something are selected: no inputs, no weights, no cache writes; a view only by its literal name.
 
 mod layers;
 mod preset;
@@ -49,7 +50,8 @@ pub struct Candidate<'a> {
     pub op: &'a str,
     /// Blocks of the model, where known: what `last` counts from.
     pub n_layer: Option<i32>,
-    /// The node is a view, and another node of the graph has the same name and computes something. The view is then never selected.
+    /// The node is a view, and another node of the graph has the same name and computes something. The view is
+    /// then never selected.
     pub twin: bool,
 }
 
@@ -133,8 +135,8 @@ impl Selection {
         &self.text
     }
 
-    /// The number of the term that selects the node, if one does: the first, but one that stores whole rows before any that
-    /// stores only some elements.
+    /// The number of the term that selects the node, if one does: the first, but one that stores whole rows before any
+    /// that stores only some elements.
     #[must_use]
     pub fn wants(&self, node: &Candidate<'_>) -> Option<usize> {
         self.chosen(self.matches(node))
@@ -161,7 +163,8 @@ impl Selection {
         self.terms.iter().enumerate().filter(|(_, t)| t.fits(node)).fold(0, |bits, (i, _)| bits | 1 << i)
     }
 
-    /// The terms, as written, that fitted nothing - most likely typing errors. `auto` promises nothing and is never one.
+    /// The terms, as written, that fitted nothing - most likely typing errors. `auto` promises nothing and
+    /// is never one.
     pub fn unmatched(&self, matches: u64) -> impl Iterator<Item = &str> {
         let missed = move |(i, t): &(usize, &Term)| matches & (1 << i) == 0 && !t.may_be_empty();
         self.terms.iter().enumerate().filter(missed).map(|(_, t)| t.text.as_str())

@@ -11,7 +11,7 @@ pub enum Preset {
     Auto,
     /// Output of every block.
     Residual,
-    /// What the routers of experts computed, and whom they chose.
+    /// What the routers of experts computed, and which experts they chose.
     Routing,
     /// Logits.
     Logits,
@@ -48,9 +48,10 @@ enum Scope {
     Auto,
 }
 
-/// Names that architectures give to the output of a block. Most have `l_out`; the others, from llama.cpp's model files: deepseek4
-/// `l_last`, plamo2 `ffn_residual`, qwen4exp `hc_combine` (behind attention and behind the feed-forward part), eagle3
-/// `eagle3_prenorm`, gemma4-assistant `out_scaled`. The encoders bert, eurobert, modern-bert, neo-bert and wavtokenizer-dec give it none.
+/// Names that architectures give to the output of a block. Most have `l_out`; the others, from llama.cpp's model files:
+/// deepseek4 `l_last`, plamo2 `ffn_residual`, qwen4exp `hc_combine` (behind attention and behind the feed-forward
+/// part), eagle3 `eagle3_prenorm`, gemma4-assistant `out_scaled`. The encoders bert, eurobert, modern-bert, neo-bert
+/// and wavtokenizer-dec give it none.
 const BLOCK_OUTPUTS: &[&str] =
     &["l_out", "l_last", "ffn_residual", "hc_combine", "eagle3_prenorm", "out_scaled", "mtp_l_out", "mtp_post_ffn"];
 
@@ -150,7 +151,8 @@ impl Preset {
 }
 
 fn is_block_output(node: &Candidate<'_>) -> bool {
-    // Where a drafting head takes the last block's output as it is, its name becomes `h_nextn`; elsewhere that is a norm's.
+    // Where a drafting head takes the last block's output as it is, its name becomes `h_nextn`; elsewhere that
+    // is a norm's.
     let renamed = node.base == "h_nextn" && node.op == "ADD";
     (renamed || BLOCK_OUTPUTS.contains(&node.base)) && node.is_plain() && node.computes()
 }

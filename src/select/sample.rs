@@ -5,9 +5,11 @@ use crate::format::stream::Slice;
 /// Elements of each row that `SAMPLED_SLICES` stores, unless a setting says otherwise.
 pub const SAMPLED_ELEMENTS: u32 = 64;
 
-/// At most `elements` evenly spaced elements of a row of `full`; none where the row has no more than that, or for 0: store it whole.
+/// At most `elements` evenly spaced elements of a row of `full`; none where the row has no more than that, or for 0:
+/// store it whole.
 ///
-/// The distance is odd: an even one would, in a row of attention heads laid side by side, meet the same few places of every head.
+/// The distance is odd: an even one would, in a row of attention heads laid side by side, meet the same few places
+/// of every head.
 #[must_use]
 pub fn slice(full: u32, elements: u32) -> Option<Slice> {
     if elements == 0 || full <= elements {

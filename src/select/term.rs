@@ -54,7 +54,8 @@ impl Term {
             What::Preset(preset) => preset.fits(node),
             What::Component(component) => *component == node.component && node.computes(),
             What::Op(op) => op.fits(node.op) && node.computes(),
-            // A term that names a view means it: the chosen experts have no tensor of their own, only the view `ffn_moe_topk`.
+            // A term that names a view means it: the chosen experts have no tensor of their own, only
+            // the view `ffn_moe_topk`.
             What::Name(name) => {
                 (node.computes() || name.is_literal())
                     && (name.fits(node.name) || (node.is_plain() && name.fits(node.base)))

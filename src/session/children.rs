@@ -1,4 +1,5 @@
-//! What the host starts: programs, which are recorded if that is wished or it is a router, and forked children, which are not.
+//! What the host starts: programs, which are recorded if that is wished or it is a router, and forked children,
+//! which are not.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,7 +13,7 @@ use crate::{boundary, capture, host, log};
 /// Set by a llama-server that starts other ones, a server for each model, in their environment.
 const ROUTER: &str = "LLAMA_SERVER_ROUTER_PORT";
 
-/// Last words of a process that may have been a router to its end.
+/// The last message of a process that may have been a router to its end.
 pub(super) const NO_MODEL: &str =
     "no model was loaded in this process; servers that it started (router mode) have recordings of their own";
 
@@ -28,13 +29,14 @@ struct PutOff {
     began_ns: u64,
 }
 
-/// Whether a program may turn out to start servers instead of being one (llama-server's router mode). Its arguments do not tell: a
-/// repository may hold a model or a list of models. What tells is that a router never loads a model.
+/// Whether a program may turn out to start servers instead of being one (llama-server's router mode). Its arguments do
+/// not tell: a repository may hold a model or a list of models. What tells is that a router never loads a model.
 fn may_route(program: &str) -> bool {
     program.starts_with("llama-server") || program == "llama"
 }
 
-/// Decides at the start of a preloaded process what becomes of the programs that it will start, and adapts its settings.
+/// Decides at the start of a preloaded process what becomes of the programs that it will start, and
+/// adapts its settings.
 pub(super) fn settle(config: &mut Config, program: &str) {
     let may_route = config.follow_children.is_none() && !config.disabled && may_route(program);
     MODEL_AWAITED.store(may_route, Ordering::Release);
@@ -82,7 +84,8 @@ pub(super) fn expect_forks() {
     TOLD.get_or_init(host::shared_flag);
 }
 
-/// A forked child of a recording process computes. The first one says on stderr that none is recorded, since the log is the parent's.
+/// A forked child of a recording process computes. The first one says on stderr that none is recorded, since the log
+/// is the parent's.
 #[inline]
 pub fn child_computes() {
     if boundary::child_is_untold()

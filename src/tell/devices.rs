@@ -9,7 +9,8 @@ use crate::journal::stamp::resource_id;
 use crate::observe::sample::StepSample;
 use crate::observe::splits::{PartRun, Transfer};
 
-/// The lines, each with the node ahead of which it stands, in order of them. None for a graph that runs on the CPU alone.
+/// The lines, each with the node ahead of which it stands, in order of them. None for a graph that runs on
+/// the CPU alone.
 #[must_use]
 pub fn of(sample: &StepSample, level: Level) -> Vec<(u32, Line)> {
     if level < Level::Detailed || sample.plan.parts.iter().all(|p| p.place.is_cpu) {

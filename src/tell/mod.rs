@@ -1,4 +1,5 @@
-//! What was seen of steps becomes lines: a sampled step event by event, an interval's totals, the totals of the recording.
+//! What was seen of steps becomes lines: a sampled step event by event, an interval's totals, the totals
+//! of the recording.
 //!
 //! Before it: `observe`, which measures. After it: `record`, whose writer asks [`Steps`] as one of its sources.
 

@@ -1,4 +1,5 @@
-//! A sampled step becomes lines: layers, components, operations, hand-offs, cache writes - as many as the level asks for.
+//! A sampled step becomes lines: layers, components, operations, hand-offs, cache writes - as many as the
+//! level asks for.
 
 use std::collections::HashMap;
 
@@ -129,7 +130,8 @@ fn is_matmul(n: &PlanNode) -> bool {
     matches!(n.op, "mul_mat" | "mul_mat_id" | "out_prod")
 }
 
-/// Operations of this plan that would be written at `level`: what a step that is not sampled leaves out. Fused ones are one event.
+/// Operations of this plan that would be written at `level`: what a step that is not sampled leaves out. Fused ones
+/// are one event.
 #[must_use]
 pub fn events_of(plan: &Plan, level: Level) -> u64 {
     plan.nodes.iter().enumerate().filter(|(i, n)| plan.leader(*i) == *i && wanted(n, level)).count() as u64

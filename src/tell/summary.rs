@@ -20,7 +20,7 @@ use crate::observe::splits::{Device, device_of_place};
 pub struct Missing {
     /// To keep the log's rate.
     pub left_out: u64,
-    /// Of warm-ups.
+    /// Those of warm-ups.
     pub warm_ups: u64,
 }
 
@@ -46,7 +46,8 @@ impl Collector {
         }
     }
 
-    /// The summary of the interval up to now and the number of operation events of steps that were not sampled; `None` if nothing ran.
+    /// The summary of the interval up to now and the number of operation events of steps that were not sampled; `None`
+    /// if nothing ran.
     pub fn collect(&mut self, now_ns: u64, level: Level) -> Option<(StepSummary, Missing)> {
         let recording = Arc::clone(&self.recording);
         let now: Vec<u64> = counters(&recording.totals).iter().map(|c| c.load(Ordering::Relaxed)).collect();
@@ -139,7 +140,8 @@ impl Collector {
             if timed == 0 || !n.place.is_cpu {
                 continue;
             }
-            // Work that the backend fused into another node's call goes where that call's time is, or its rate would be wrong.
+            // Work that the backend fused into another node's call goes where that call's time is, or its rate
+            // would be wrong.
             let leader = plan.leader(i);
             let timed_part = Totals {
                 timed_count: if leader == i { timed } else { 0 },

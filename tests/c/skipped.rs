@@ -1,4 +1,5 @@
-//! A test that cannot run fails, unless the user asked for it to be left out; what was left out is told at the end of `make test`.
+//! A test that cannot run fails, unless the user asked for it to be left out; what was left out is told at the end
+//! of `make test`.
 #![allow(dead_code, reason = "each test file uses its part")]
 #![allow(clippy::panic, reason = "a test that cannot run fails by it")]
 
@@ -18,7 +19,8 @@ pub fn skipped(reason: &str) {
     log.write_all(line.as_bytes()).expect("target/skipped.txt");
 }
 
-/// For what `make` builds or fetches: `LRI_SKIP=llama,model` leaves out the tests that need it, otherwise they fail here.
+/// For what `make` builds or fetches: `LRI_SKIP=llama,model` leaves out the tests that need it, otherwise
+/// they fail here.
 pub fn must_have<T>(found: Option<T>, name: &str, remedy: &str) -> Option<T> {
     if found.is_none() {
         let wished = env::var("LRI_SKIP").unwrap_or_default().split(',').any(|n| n.trim() == name);

@@ -1,4 +1,5 @@
-//! What the tests of the C API share: compiling a program against the header and the library, running it, reading its log.
+//! What the tests of the C API share: compiling a program against the header and the library, running it,
+//! reading its log.
 #![allow(dead_code, reason = "each test file uses its part")]
 #![allow(clippy::print_stdout, clippy::panic, reason = "a test says what is not tested, and fails")]
 
@@ -62,7 +63,8 @@ impl Folder {
         self.0.join(name)
     }
 
-    /// Compiles tests/c/`source` into `name`, warnings being errors, and links it with the library; with ggml and llama if `with_llama`.
+    /// Compiles tests/c/`source` into `name`, warnings being errors, and links it with the library; with ggml and
+    /// llama if `with_llama`.
     pub fn compile(
         &self,
         compiler: &str,

@@ -1,4 +1,5 @@
-//! Writes the hand-made sample log: the format's own types, filled with plausible, round, invented values. No measurement.
+//! Writes the hand-made sample log: the format's own types, filled with plausible, round, invented
+//! values. No measurement.
 
 use llama_resource_instrumentation::format::summary::{LayerTotals, NamedTotals, PhaseTotals, Totals};
 use llama_resource_instrumentation::format::{LOG_VERSION, Level, Line, resource, server, session, summary};

@@ -1,4 +1,5 @@
-//! Streams: packets taken apart, changed inside, and put together again with a right checksum, so that what is behind it is reached.
+//! Streams: packets taken apart, changed inside, and put together again with a right checksum, so that what is behind
+//! it is reached.
 
 use std::io::Cursor;
 
@@ -135,7 +136,8 @@ pub fn check(bytes: &[u8]) {
     assert!(account.balances() && account.bytes == bytes.len() as u64, "{account:?}");
     assert!(survey.recovered_ledger().is_exact());
 
-    // Without the values: of a packet whose checksum is wrong only the ends were looked at, so this may give more or fewer.
+    // Without the values: of a packet whose checksum is wrong only the ends were looked at, so this may give
+    // more or fewer.
     let mut again = StreamReader::new(Cursor::new(bytes)).expect("as above");
     loop {
         let before = again.offset();

@@ -4,8 +4,8 @@ COLUMNS = ["output", "requests", "memory", "KV", "operation times", "capture", "
 TITLES = {"output": "output identical", "doctor": "doctor foretold it"}
 HEAD = """# Compatibility
 
-Each host ran twice, plain and with the library preloaded (`DETAILED`, and a capture of `residual,logits`), with the same
-prompts of SmolLM2-135M. `make compatibility` writes this page from what it finds; it is not edited by hand.
+Each host ran twice, plain and with the library preloaded (`DETAILED`, and a capture of `residual,logits`), with the
+same prompts of SmolLM2-135M. `make compatibility` writes this page from what it finds; it is not edited by hand.
 `make test-matrix-all` finds the same again or fails.
 
 - **published**: as the package or its registry says.

@@ -252,7 +252,8 @@ pub struct Stream {
     pub offsets: Vec<usize>,
 }
 
-/// What the product's own reader says of the file: the same packets of every tensor, and whether it found them by the index.
+/// What the product's own reader says of the file: the same packets of every tensor, and whether it found them
+/// by the index.
 pub fn assert_reader_agrees(path: &Path, stream: &Stream, by_index: bool) {
     let mut reader = StreamReader::open(path).unwrap();
     let catalog = reader.catalog().unwrap();

@@ -1,6 +1,8 @@
-//! The fixed program that writes the golden stream: every kind of packet, every codec that other tools read, every field.
+//! The fixed program that writes the golden stream: every kind of packet, every codec that other tools
+//! read, every field.
 //!
-//! Bodies are made by hand (stored LZ4 blocks, raw Zstandard blocks), so that the file depends on no compressor's version.
+//! Bodies are made by hand (stored LZ4 blocks, raw Zstandard blocks), so that the file depends on
+//! no compressor's version.
 
 use half::{bf16, f16};
 use llama_resource_instrumentation::codec::{Codec, DType};

@@ -1,7 +1,7 @@
 //! Paragraphs of generated pages.
 
-/// Columns of a line of docs and comments.
-pub const COLUMNS: usize = 120;
+/// Columns of a line.
+const COLUMNS: usize = 120;
 
 /// The words of `text` in lines of at most [`COLUMNS`], with `indent` spaces ahead of each line but the first.
 #[allow(dead_code, reason = "each test file uses its part")]

@@ -37,7 +37,8 @@ pub struct Change {
     pub difference: f64,
     /// Its 95 % interval; `null` where a result has fewer than two rounds.
     pub interval: Option<Interval>,
-    /// The wider interval that `regression` and `improved` are judged by: all rows together are right in 95 of 100 comparisons.
+    /// The wider interval that `regression` and `improved` are judged by: all rows together are right in 95
+    /// of 100 comparisons.
     pub judged: Option<Interval>,
     /// Rounds of both.
     pub rounds: [usize; 2],
@@ -119,7 +120,8 @@ fn cells<'a>(base: &'a Report, new: &'a Report) -> (Vec<(&'a str, &'a str)>, Vec
 fn change(base: &Report, new: &Report, mode: &str, phase: &str, threshold: f64, judged: usize) -> Option<Change> {
     let (then, now) = (base.rounds(mode, phase), new.rounds(mode, phase));
     let (base, new) = (median(&mut flat(&then))?, median(&mut flat(&now))?);
-    // The two were drawn with one seed; the second half of one is put against the first of the other, so that no draw meets its twin.
+    // The two were drawn with one seed; the second half of one is put against the first of the other, so that no draw
+    // meets its twin.
     let (of_then, mut of_now) = (draws(&then), draws(&now));
     let half = of_now.len() / 2;
     of_now.rotate_left(half);

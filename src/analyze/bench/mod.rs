@@ -1,7 +1,7 @@
 //! Slow-down of a server by mode: the measured pairs, what follows from them, and two such results against each other.
 //!
-//! A pair is the same request to two servers, plain and of a mode, a moment apart. Pairs of a round share their processes. The report that
-//! is written holds every pair; everything else is computed again when it is read.
+//! A pair is the same request to two servers, plain and of a mode, a moment apart. Pairs of a round share their
+//! processes. The report that is written holds every pair; everything else is computed again when it is read.
 
 pub mod compare;
 pub mod statistics;
@@ -191,8 +191,9 @@ impl Pair {
         percent(self.log_ratio())
     }
 
-    /// The same as the logarithm of a ratio, in which medians and intervals are taken: twice as slow and twice as fast are equally far
-    /// from no difference there, so that one pair that met a pause of the machine does not stretch the interval to one side.
+    /// The same as the logarithm of a ratio, in which medians and intervals are taken: twice as slow and twice as fast
+    /// are equally far from no difference there, so that one pair that met a pause of the machine does not stretch the
+    /// interval to one side.
     #[must_use]
     pub fn log_ratio(&self) -> f64 {
         (self.mode_ms / self.plain_ms).ln()

@@ -1,9 +1,10 @@
-//! Medians and their intervals. Two-stage bootstrap: rounds are drawn, then pairs within each, because the pairs of a round share two
-//! processes, and two processes of one program differ by a few per cent for as long as they live.
+//! Medians and their intervals. Two-stage bootstrap: rounds are drawn, then pairs within each, because the pairs of a
+//! round share two processes, and two processes of one program differ by a few per cent for as long as they live.
 //!
-//! A bootstrap of few rounds is too sure of itself: its spread is short by sqrt((k-1)/k), and it knows nothing of the wide tails of a small
-//! sample. So each arm of the interval is stretched by sqrt(k/(k-1)) and by Student's quantile with k-1 degrees of freedom over the
-//! normal one, k being the rounds. Two rounds then decide next to nothing, and that is right.
+//! A bootstrap of few rounds is too sure of itself: its spread is short by sqrt((k-1)/k), and it knows nothing of the
+//! wide tails of a small sample. So each arm of the interval is stretched by sqrt(k/(k-1)) and by Student's quantile
+//! with k-1 degrees of freedom over the normal one, k being the rounds. Two rounds then decide next to nothing, and
+//! that is right.
 
 use serde::Serialize;
 
@@ -114,8 +115,8 @@ pub fn resampled_medians(rounds: &[Vec<f64>], random: &mut Random) -> Vec<f64> {
     (0..RESAMPLES).filter_map(|_| one()).collect()
 }
 
-/// The interval of `point` from draws of it, for `rounds` rounds and one of `tests` decisions: all of them together are right in 95 of 100
-/// cases. `None` of fewer than two rounds: one round cannot say how much rounds differ.
+/// The interval of `point` from draws of it, for `rounds` rounds and one of `tests` decisions: all of them together are
+/// right in 95 of 100 cases. `None` of fewer than two rounds: one round cannot say how much rounds differ.
 #[must_use]
 pub fn interval(point: f64, mut draws: Vec<f64>, rounds: usize, tests: usize) -> Option<Interval> {
     if rounds < 2 || draws.is_empty() {
@@ -221,7 +222,8 @@ mod tests {
         // Two rounds of one pair each: 0 and 10 a quarter of the time each, 5 half of it.
         let draws = resampled_medians(&[vec![0.0], vec![10.0]], &mut Random::new(2));
         assert!(near(share(&draws, 0.0), 0.25) && near(share(&draws, 5.0), 0.5) && near(share(&draws, 10.0), 0.25));
-        // Pairs of a round are drawn together: two rounds {0, 0} and {10, 10} do not become more sure by having more pairs.
+        // Pairs of a round are drawn together: two rounds {0, 0} and {10, 10} do not become more sure by
+        // having more pairs.
         let draws = resampled_medians(&[vec![0.0; 50], vec![10.0; 50]], &mut Random::new(3));
         assert!(near(share(&draws, 0.0), 0.25) && near(share(&draws, 5.0), 0.5));
     }

@@ -1,4 +1,5 @@
-//! What the pairs of one run say: median and interval by mode and phase, the verdict against the mode's ceiling, and how steady the machine was.
+//! What the pairs of one run say: median and interval by mode and phase, the verdict against the mode's ceiling, and
+//! how steady the machine was.
 
 use serde::Serialize;
 
@@ -25,7 +26,8 @@ pub enum Verdict {
     None,
     /// The whole interval, stretched for the number of decisions, lies above the ceiling.
     Over,
-    /// A mode that does nothing cannot be told from the plain server: the interval spans 0 and lies within half a per cent of it.
+    /// A mode that does nothing cannot be told from the plain server: the interval spans 0 and lies within half a per
+    /// cent of it.
     AsPlain,
     /// The interval lies below the ceiling.
     Within,

@@ -7,7 +7,8 @@ use crate::glob::Glob;
 pub struct Globs(Vec<Glob>);
 
 impl Globs {
-    /// Patterns separated by commas: `*` is any text, `?` any character, everything else itself. No pattern fits every name.
+    /// Patterns separated by commas: `*` is any text, `?` any character, everything else itself. No pattern
+    /// fits every name.
     #[must_use]
     pub fn new(text: &str) -> Self {
         Self(text.split(',').map(str::trim).filter(|p| !p.is_empty()).map(Glob::new).collect())

@@ -29,7 +29,8 @@ pub struct Tensor {
     pub codecs: BTreeSet<&'static str>,
     /// Packets.
     pub packets: u64,
-    /// Shapes of a token's values: `[ne0]`, or `[ne0, heads]` and the like; several where a length changes from step to step.
+    /// Shapes of a token's values: `[ne0]`, or `[ne0, heads]` and the like; several where a length changes from
+    /// step to step.
     pub shapes: BTreeSet<Vec<u32>>,
     /// Rows of `ne0` values.
     pub rows: u64,
@@ -63,7 +64,8 @@ pub struct Tensor {
     pub last_step: u64,
 }
 
-/// Folds descriptions into an inventory. Memory grows with the tensors, the requests and the gaps between steps, not with the packets.
+/// Folds descriptions into an inventory. Memory grows with the tensors, the requests and the gaps between steps, not
+/// with the packets.
 #[derive(Clone, Debug, Default)]
 pub struct Inventory {
     numbers: BTreeMap<String, usize>,
@@ -117,7 +119,8 @@ impl Inventory {
         self.steps.count()
     }
 
-    /// Tokens of the tensor that has most of them: with a stride, a filter or the last layer's fewer rows, others have less.
+    /// Tokens of the tensor that has most of them: with a stride, a filter or the last layer's fewer rows,
+    /// others have less.
     #[must_use]
     pub fn tokens(&self) -> u64 {
         self.tensors.iter().map(|t| t.tokens).max().unwrap_or(0)
@@ -227,7 +230,8 @@ impl Tensor {
     }
 }
 
-/// The double with the shortest decimal form of the float: 0.001 for what was given as 0.001, so that it compares as its reader expects.
+/// The double with the shortest decimal form of the float: 0.001 for what was given as 0.001, so that it compares as
+/// its reader expects.
 #[must_use]
 pub fn decimal(x: f32) -> f64 {
     x.to_string().parse().unwrap_or_else(|_| f64::from(x))

@@ -1,7 +1,7 @@
 //! What an activation stream says: what it holds, statistics of its values, the place of every row.
 //!
-//! Before it: `read::stream` (packets), `codec` (their values). After it: `export::stream`. Pure, in one pass, in memory that does not grow
-//! with the file.
+//! Before it: `read::stream` (packets), `codec` (their values). After it: `export::stream`. Pure, in one pass, in
+//! memory that does not grow with the file.
 
 pub mod glob;
 pub mod inventory;

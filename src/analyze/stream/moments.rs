@@ -1,4 +1,5 @@
-//! Statistics of values in one pass: sums carry their rounding errors, so the order and the number of values do not matter.
+//! Statistics of values in one pass: sums carry their rounding errors, so the order and the number of values
+//! do not matter.
 
 use serde::Serialize;
 
@@ -172,7 +173,8 @@ impl Moments {
     }
 }
 
-/// Population standard deviation: `sqrt((sum(x^2) - sum(x)^2 / n) / n)`. The difference cancels, so everything is kept in two numbers.
+/// Population standard deviation: `sqrt((sum(x^2) - sum(x)^2 / n) / n)`. The difference cancels, so everything is kept
+/// in two numbers.
 fn deviation(sum: Sum, squares: Sum, n: f64) -> f64 {
     let (p, p_low) = product(sum.high, sum.high);
     let p_low = p_low + 2.0 * sum.high * sum.low;
@@ -252,7 +254,8 @@ mod tests {
     fn sums_that_cancel_lose_nothing() {
         let f = of(&[1e16, 1.0, 1.0, 1.0, -1e16, 1.0, 1.0, 1.0]);
         assert_eq!(f.mean, Some(0.75));
-        // Squares of integers with 31 bits do not fit a double: (2^31-1)^2 + 1, halved, minus 2^60 = (2^30 - 1)^2 for {2^31-1, 1}.
+        // Squares of integers with 31 bits do not fit a double: (2^31-1)^2 + 1, halved, minus 2^60 = (2^30 - 1)^2
+        // for {2^31-1, 1}.
         let mut moments = Moments::default();
         moments.add_bytes(DType::I32, &[2_147_483_647_i32.to_le_bytes(), 1_i32.to_le_bytes()].concat());
         assert_eq!(moments.finish().std, Some(1_073_741_823.0));

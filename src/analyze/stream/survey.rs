@@ -54,7 +54,8 @@ pub struct Survey {
     next_sequence: u64,
     /// Whether packets are missing somewhere; totals cannot agree then, which is no further problem.
     incomplete: bool,
-    /// Accounts of captures whose files stand before this one's in the same file: as they say, and of what is really there.
+    /// Accounts of captures whose files stand before this one's in the same file: as they say, and of what
+    /// is really there.
     earlier: Option<Ledger>,
     earlier_recovered: Option<Ledger>,
 }
@@ -160,8 +161,8 @@ impl Survey {
         }
     }
 
-    /// The account of what is really there: the last one in the file, with what was found behind it, and with what it counts as captured
-    /// but was not found as dropped.
+    /// The account of what is really there: the last one in the file, with what was found behind it, and with what it
+    /// counts as captured but was not found as dropped.
     #[must_use]
     pub fn recovered_ledger(&self) -> Ledger {
         let mut ledger = self.ledger.clone().unwrap_or_default();

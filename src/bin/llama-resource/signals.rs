@@ -1,5 +1,5 @@
-//! Signals while `run --report` waits: Ctrl-C is the command's business, and SIGTERM is passed on to it. While `doctor --tensors` or
-//! `bench` waits, both end the waiting.
+//! Signals while `run --report` waits: Ctrl-C is the command's business, and SIGTERM is passed on to it. While
+//! `doctor --tensors` or `bench` waits, both end the waiting.
 //!
 //! Handlers, not SIG_IGN: an ignored signal would stay ignored in the command, a handled one is reset by exec.
 
@@ -19,13 +19,15 @@ extern "C" fn on_terminate(signal: libc::c_int) {
     pass_on();
 }
 
-/// Sends a pending signal to the command, if it runs. Called by the handler and by [`forward_to`], so that neither order loses it.
+/// Sends a pending signal to the command, if it runs. Called by the handler and by [`forward_to`], so that neither
+/// order loses it.
 fn pass_on() {
     let child = CHILD.load(Ordering::SeqCst);
     if child > 0 {
         let signal = PENDING.swap(0, Ordering::SeqCst);
         if signal != 0 {
-            // SAFETY: `kill` takes two integers and is async-signal-safe (POSIX). The child is not reaped before we exit the wait.
+            // SAFETY: `kill` takes two integers and is async-signal-safe (POSIX). The child is not reaped before we
+            // exit the wait.
             unsafe { libc::kill(child, signal) };
         }
     }
@@ -51,12 +53,13 @@ pub fn end_group(leader: u32, now: bool) {
     if let Ok(group) = libc::pid_t::try_from(leader)
         && group > 1
     {
-        // SAFETY: `kill` takes two integers; a group that is gone is an error that nobody needs.
+        // SAFETY: `kill` takes two integers; a group that is gone is an error that does not matter.
         unsafe { libc::kill(-group, if now { libc::SIGKILL } else { libc::SIGTERM }) };
     }
 }
 
-/// The command will be killed when the thread that starts it ends, however that happens: a server must not outlive its benchmark.
+/// The command will be killed when the thread that starts it ends, however that happens: a server must not
+/// outlive its benchmark.
 pub fn end_with_us(command: &mut std::process::Command) {
     use std::os::unix::process::CommandExt;
     let hook = || {
@@ -77,7 +80,8 @@ fn handle(handlers: [(libc::c_int, extern "C" fn(libc::c_int)); 2]) {
     for (signal, handler) in handlers {
         #[expect(clippy::fn_to_numeric_cast_any, reason = "signal() takes the handler as a number")]
         let handler = handler as *const () as libc::sighandler_t;
-        // SAFETY: the handlers only load and store atomics and call `kill`, all async-signal-safe; libc installs them with SA_RESTART.
+        // SAFETY: the handlers only load and store atomics and call `kill`, all async-signal-safe; libc installs
+        // them with SA_RESTART.
         unsafe { libc::signal(signal, handler) };
     }
 }

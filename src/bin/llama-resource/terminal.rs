@@ -1,4 +1,5 @@
-//! What all subcommands print with: standard output, standard error under this program's name, and whether colours are wanted.
+//! What all subcommands print with: standard output, standard error under this program's name, and whether
+//! colours are wanted.
 
 use std::io::{IsTerminal, Write};
 
@@ -25,13 +26,13 @@ pub fn print(text: &str) -> Result<(), String> {
     }
 }
 
-/// One line on standard error, under this program's name: the command's own messages stand beside it. What a file says, a name with a
-/// line break in it, does not make another line.
+/// One line on standard error, under this program's name: the command's own messages stand beside it. What a file says,
+/// a name with a line break in it, does not make another line.
 pub fn eprint_line(text: &str) {
     eprint(&format!("llama-resource: {}", printable(text)));
 }
 
-/// Text on standard error, without what a terminal would act on; if even that is closed, nobody is there to be told.
+/// Text on standard error, without what a terminal would act on; if even that is closed, there is nobody to tell.
 pub fn eprint(text: &str) {
     let _ = writeln!(std::io::stderr(), "{}", printable_lines(text));
 }

@@ -89,7 +89,8 @@ fn encode_row(s: &mut Scratch, bound: f32, data: &[u8], out: &mut Vec<u8>, error
     write(s, n, data, out);
 }
 
-/// Sum of squares and greatest magnitude of the row, without blocks that hold NaN or infinities; the kind of every block.
+/// Sum of squares and greatest magnitude of the row, without blocks that hold NaN or infinities; the kind
+/// of every block.
 #[inline(always)]
 fn look(s: &mut Scratch, data: &[u8]) -> (f64, f32) {
     let (mut squares, mut greatest) = (Sum::default(), 0.0);
@@ -109,7 +110,8 @@ fn look(s: &mut Scratch, data: &[u8]) -> (f64, f32) {
     (squares.total(), greatest)
 }
 
-/// Finds steps with which the row keeps both bounds: the row's number and the sum of squared errors; `None` if there are none.
+/// Finds steps with which the row keeps both bounds: the row's number and the sum of squared errors; `None` if
+/// there are none.
 #[inline(always)]
 fn fit(s: &mut Scratch, bound: f32, data: &[u8], squares: f64) -> Option<(u16, f64)> {
     let budget = f64::from(bound) * f64::from(bound) * squares * (1.0 - SUM_SLACK);
@@ -155,7 +157,8 @@ fn first_step(s: &Scratch, bound: f32, n: usize, budget: f64) -> f32 {
     step
 }
 
-/// Quantises every block with the row's step, or a finer one where the block's bound asks for it; returns the sum of squared errors.
+/// Quantises every block with the row's step, or a finer one where the block's bound asks for it; returns the sum
+/// of squared errors.
 #[inline(always)]
 fn quantise_row(s: &mut Scratch, bound: f32, data: &[u8], row: f32) -> f64 {
     let mut sum = Sum::default();
@@ -201,7 +204,8 @@ fn quantise_row(s: &mut Scratch, bound: f32, data: &[u8], row: f32) -> f64 {
     sum.total()
 }
 
-/// Whether the `n` values at the end of a row, the greatest of so many steps, are worth coding: words are not full there.
+/// Whether the `n` values at the end of a row, the greatest of so many steps, are worth coding: words are
+/// not full there.
 fn shrinks(n: usize, steps: f32) -> bool {
     let bits = (steps as u32).max(1).ilog2() as usize + 1;
     pack::packed_len(n, bits) + n / 4 + 2 < n * 4
@@ -304,8 +308,8 @@ fn escape(mut number: u32, out: &mut Vec<u8>) {
     out.push(number as u8);
 }
 
-/// The number of low bits that makes the block about as short as it can be, beginning with what suited the block before. Staying with
-/// that one is worth a few bits: branches that hang on it are then foreseen by the processor.
+/// The number of low bits that makes the block about as short as it can be, beginning with what suited the block
+/// before. Staying with that one is worth a few bits: branches that hang on it are then foreseen by the processor.
 #[inline(always)]
 fn low_bits(steps: &[i32; BLOCK], n: usize, last: &mut u32) -> u32 {
     let n = n as u32;

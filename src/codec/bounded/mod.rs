@@ -1,9 +1,10 @@
-//! `bounded`: per row, relative L2 error at most the bound; per block of 64 values, greatest error at most the bound times the block's
-//! greatest magnitude. Both are measured on the values that the decoder will give, and a row or block that misses one is done again finer.
+//! `bounded`: per row, relative L2 error at most the bound; per block of 64 values, greatest error at most the bound
+//! times the block's greatest magnitude. Both are measured on the values that the decoder will give, and a row or block
+//! that misses one is done again finer.
 //!
-//! A row has one step, from its L2 norm; a block whose magnitude asks for a finer one has its own. Numbers of steps are stored as sign
-//! and low bits (as many as suit the block) and a run of zeros for the rest: about 0.1 bit a value above the entropy of a Gaussian,
-//! with no table to send, so a packet of a single row is as small as any.
+//! A row has one step, from its L2 norm; a block whose magnitude asks for a finer one has its own. Numbers of steps are
+//! stored as sign and low bits (as many as suit the block) and a run of zeros for the rest: about 0.1 bit a value above
+//! the entropy of a Gaussian, with no table to send, so a packet of a single row is as small as any.
 
 mod decode;
 mod encode;

@@ -1,5 +1,5 @@
-//! The report as one HTML page: style and drawings inline, no script, nothing loaded. Its own policy forbids both, so that even a slip in
-//! the escaping below could neither run nor fetch anything.
+//! The report as one HTML page: style and drawings inline, no script, nothing loaded. Its own policy forbids both, so
+//! that even a slip in the escaping below could neither run nor fetch anything.
 
 pub mod bench;
 mod compute;
@@ -59,7 +59,8 @@ fn page(title: &str, content: &str) -> String {
     )
 }
 
-/// Text of the log as HTML, in elements and in quoted attributes. Control characters, which HTML cannot hold, become U+FFFD.
+/// Text of the log as HTML, in elements and in quoted attributes. Control characters, which HTML cannot
+/// hold, become U+FFFD.
 pub(super) fn esc(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {

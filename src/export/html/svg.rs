@@ -15,7 +15,8 @@ pub struct Svg {
     body: String,
 }
 
-/// A coordinate: one decimal is a tenth of a pixel. What is no number becomes 0, so that a damaged log gives a wrong place, not a broken page.
+/// A coordinate: one decimal is a tenth of a pixel. What is no number becomes 0, so that a damaged log gives a wrong
+/// place, not a broken page.
 #[must_use]
 pub fn num(value: f64) -> String {
     let value = if value.is_finite() { value.clamp(-1e6, 1e6) } else { 0.0 };

@@ -16,8 +16,8 @@ pub enum Wanted {
     F16,
 }
 
-/// The type that values of `source` get. Without a wish they keep theirs, but for bfloat16, which NumPy cannot name: a file with one such
-/// array could not be loaded at all.
+/// The type that values of `source` get. Without a wish they keep theirs, but for bfloat16, which NumPy cannot name: a
+/// file with one such array could not be loaded at all.
 #[must_use]
 pub fn target(source: DType, wanted: Option<Wanted>) -> DType {
     match wanted {

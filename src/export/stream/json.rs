@@ -5,7 +5,8 @@ use serde_json::{Value, json};
 use crate::analyze::stream::Survey;
 use crate::read::stream::StreamAccount;
 
-/// Everything that was found in a file of `len` bytes; `all`: the values were read and checked, too. Keys are only ever added.
+/// Everything that was found in a file of `len` bytes; `all`: the values were read and checked, too. Keys are
+/// only ever added.
 #[must_use]
 pub fn survey(file: &str, len: u64, survey: &Survey, account: &StreamAccount, all: bool) -> Value {
     let inventory = &survey.inventory;

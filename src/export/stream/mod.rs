@@ -1,7 +1,8 @@
 //! Activation streams as what others load: one array a tensor in safetensors or npy files, rows in Parquet.
 //!
-//! Before it: `analyze::stream`. Every export goes over the stream twice: descriptions first ([`Layout`]: how many rows of what), then values,
-//! packet by packet, so memory does not grow with the file. Everything is written beside its final name and renamed when it is whole.
+//! Before it: `analyze::stream`. Every export goes over the stream twice: descriptions first ([`Layout`]: how many rows
+//! of what), then values, packet by packet, so memory does not grow with the file. Everything is written beside its
+//! final name and renamed when it is whole.
 
 pub mod elements;
 pub mod json;
@@ -39,8 +40,8 @@ pub struct Written {
     pub saturated: u64,
 }
 
-/// A new file for what is not whole yet. One of that name - another run's torso, or a link that somebody has put there, which may lead
-/// anywhere - is taken away first, never written through.
+/// A new file for what is not whole yet. One of that name - what another run left unfinished, or a link that another
+/// user has put there, which may lead anywhere - is taken away first, never written through.
 fn create_part(path: &Path) -> std::io::Result<File> {
     match std::fs::remove_file(path) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e),

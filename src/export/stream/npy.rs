@@ -176,7 +176,8 @@ mod tests {
 
     #[test]
     fn header_is_what_numpy_writes() {
-        // numpy.save(numpy.zeros((3, 576), "<f4")), but for the padding, which numpy makes larger by its growth reserve.
+        // numpy.save(numpy.zeros((3, 576), "<f4")), but for the padding, which numpy makes larger by
+        // its growth reserve.
         let bytes = header(DType::F32, &[3, 576]);
         assert_eq!(bytes.len() % 64, 0);
         let text = String::from_utf8_lossy(&bytes[10..]).into_owned();

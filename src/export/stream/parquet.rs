@@ -1,7 +1,9 @@
-//! A folder of Parquet files, partitioned by layer as Hive does it: `layer=0/part-0.parquet`. One record a row of values.
+//! A folder of Parquet files, partitioned by layer as Hive does it: `layer=0/part-0.parquet`. One record a
+//! row of values.
 //!
-//! Columns: tensor, row (its number in the tensor), step, sequence, position, token, request (of the event log, 0 where there is none), values
-//! (list of floats). Tensors outside of the blocks are in `layer=__HIVE_DEFAULT_PARTITION__`, which readers show as NULL.
+//! Columns: tensor, row (its number in the tensor), step, sequence, position, token, request (of the event log, 0 where
+//! there is none), values (list of floats). Tensors outside of the blocks are in `layer=__HIVE_DEFAULT_PARTITION__`,
+//! which readers show as NULL.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -285,8 +287,8 @@ fn narrow(x: f32, saturated: &mut u64) -> FixedLenByteArray {
     ByteArray::from(half.to_le_bytes().to_vec()).into()
 }
 
-/// Values are split by significance of their bytes before Zstandard sees them, halves not, since readers do not know that encoding for them
-/// yet. The other columns repeat and have dictionaries.
+/// Values are split by significance of their bytes before Zstandard sees them, halves not, since readers do not know
+/// that encoding for them yet. The other columns repeat and have dictionaries.
 fn properties(origin: Map<String, Value>, half: bool) -> WriterProperties {
     let values = ColumnPath::new(["values", "list", "element"].map(str::to_owned).to_vec());
     let text = |(key, value): (String, Value)| {

@@ -1,4 +1,5 @@
-//! The index: where the packets of a file are, by name. A help for readers, never the truth: every packet says itself what it is.
+//! The index: where the packets of a file are, by name. A help for readers, never the truth: every packet says itself
+//! what it is.
 
 use super::varint::{Cursor, Malformed, put, put_str};
 

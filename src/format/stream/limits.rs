@@ -1,5 +1,6 @@
-//! What a description may claim: no more values than the packet's bytes can hold, and no more than a reader can be asked to set memory
-//! aside for. Everything behind this check may count on it: a row has values, and values have bytes.
+//! What a description may claim: no more values than the packet's bytes can hold, and no more than a reader
+//! can be asked to set memory aside for. Everything behind this check may count on it: a row has values, and
+//! values have bytes.
 
 use super::TensorMeta;
 use super::varint::Malformed;

@@ -1,11 +1,13 @@
-//! Description of a tensor packet as bytes: the tensor, how it is stored, the shapes of its parts, their steps and rows.
+//! Description of a tensor packet as bytes: the tensor, how it is stored, the shapes of its parts, their
+//! steps and rows.
 
 use super::rows::{RowsBlob, read_parts};
 use super::varint::{Cursor, Malformed, put, put_str, zigzag};
 use super::{Part, Route, Slice, TensorMeta};
 use crate::codec::{Codec, DType};
 
-/// Appends the description. `rows` stands for the steps, times and rows of `meta.parts`, of which only the shapes are read then.
+/// Appends the description. `rows` stands for the steps, times and rows of `meta.parts`, of which only the shapes
+/// are read then.
 ///
 /// # Errors
 /// When the parts do not fit together: other row lengths, other numbers of steps or rows.

@@ -1,6 +1,8 @@
-//! The activation stream, byte by byte: packets of the older system's framing, each carrying its own description behind its data.
+//! The activation stream, byte by byte: packets of the older system's framing, each carrying its own description
+//! behind its data.
 //!
-//! docs/STREAM-FORMAT.md is the specification; this is its one implementation, used by writer and reader. No thread, no file, no clock.
+//! docs/STREAM-FORMAT.md is the specification; this is its one implementation, used by writer and reader. No thread, no
+//! file, no clock.
 
 mod index;
 mod limits;
@@ -144,7 +146,8 @@ pub struct Part {
     pub step: u64,
     /// When it was read, CLOCK_MONOTONIC.
     pub t_ns: u64,
-    /// Shape in ggml's order, of what is stored (after row filter and slice); `ne[0]` is the same in all parts of a packet.
+    /// Shape in ggml's order, of what is stored (after row filter and slice); `ne[0]` is the same in all parts
+    /// of a packet.
     pub ne: [u32; 4],
     /// Which dimension counts tokens, 1 to 3; 0 if none does (then `rows` is empty).
     pub token_dim: u8,

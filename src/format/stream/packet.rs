@@ -1,7 +1,8 @@
 //! One packet: the older system's framing around it, our trailer behind its data, and the check over all of it.
 //!
-//! Writers append to a `Vec`: [`begin`], then the body straight into the same `Vec`, then one of the `finish` functions - no copy of the
-//! values. Workers may finish packets out of order; [`set_sequence`] gives each its number afterwards without reading the packet again.
+//! Writers append to a `Vec`: [`begin`], then the body straight into the same `Vec`, then one of the `finish`
+//! functions - no copy of the values. Workers may finish packets out of order; [`set_sequence`] gives each its number
+//! afterwards without reading the packet again.
 
 use super::varint::{Cursor, Malformed};
 use super::{Kind, STREAM_VERSION};
@@ -21,8 +22,8 @@ pub const TRAILER_START_LEN: usize = SKIPPABLE_LEN + COMMON_LEN;
 pub const TAIL_LEN: usize = 16;
 /// Last four bytes of every packet.
 pub const END_MARK: [u8; 4] = *b"LRS1";
-/// Body of packets without values. No frame begins so: the older system's reader leaves such packets out as undecodable, where it
-/// would take an empty body for an empty tensor and count it in.
+/// Body of packets without values. No frame begins so: the older system's reader leaves such packets out as
+/// undecodable, where it would take an empty body for an empty tensor and count it in.
 pub const NO_VALUES: u8 = 0;
 /// Fewest bytes of a trailer.
 pub const LEAST_TRAILER: usize = SKIPPABLE_LEN + COMMON_LEN + TAIL_LEN;
@@ -110,8 +111,8 @@ fn try_finish(
     Ok(())
 }
 
-/// Gives a finished packet another sequence number. The CRC is corrected from the number and the few bytes behind it; the body is not
-/// read again.
+/// Gives a finished packet another sequence number. The CRC is corrected from the number and the few bytes behind it;
+/// the body is not read again.
 ///
 /// # Errors
 /// When `packet` is not exactly one packet.

@@ -1,8 +1,8 @@
-//! Steps and token rows of a packet as differences: what a decode step adds is a handful of bytes. All tensors of a step share their rows,
-//! so they are coded once ([`RowsBlob`]) and copied into each packet.
+//! Steps and token rows of a packet as differences: what a decode step adds is a handful of bytes. All tensors of a
+//! step share their rows, so they are coded once ([`RowsBlob`]) and copied into each packet.
 //!
-//! A row is predicted from the row before it, or from the row at the same place in the part before (the same slot, one step ago): same
-//! sequence, next position, same request. One byte says what differs.
+//! A row is predicted from the row before it, or from the row at the same place in the part before (the same slot, one
+//! step ago): same sequence, next position, same request. One byte says what differs.
 
 use super::varint::{Cursor, Malformed, put, put_signed};
 use super::{Part, Row};

@@ -1,4 +1,5 @@
-//! Integers of the packets' metadata: LEB128 varints, zigzag for signed ones, strings with their length; read from untrusted bytes.
+//! Integers of the packets' metadata: LEB128 varints, zigzag for signed ones, strings with their length; read
+//! from untrusted bytes.
 
 /// Why bytes are not what the format says. The reader turns it into a damaged range.
 #[derive(Clone, Debug, PartialEq, Eq)]

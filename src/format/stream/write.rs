@@ -16,7 +16,8 @@ pub const FORMAT_NAME: &str = "llama-resource-stream";
 
 /// Ends a tensor packet that was begun with [`begin`] and whose encoded values stand behind it in `out`.
 ///
-/// With `rows`, the steps, times and rows are those; of `meta.parts` only `ne` and `token_dim` are read, so `rows` in them may be empty.
+/// With `rows`, the steps, times and rows are those; of `meta.parts` only `ne` and `token_dim` are read, so `rows` in
+/// them may be empty.
 ///
 /// # Errors
 /// When the parts do not fit together, or the packet reaches 4 GiB. `out` is then as before [`begin`].
@@ -40,7 +41,8 @@ pub fn write_tensor(out: &mut Vec<u8>, sequence: u64, name: &str, meta: &TensorM
     finish_tensor(out, open, sequence, meta, None)
 }
 
-/// Appends the packet that a file, or the continuation of one, begins with. `fields` is an object; format and version are added to it.
+/// Appends the packet that a file, or the continuation of one, begins with. `fields` is an object; format and version
+/// are added to it.
 ///
 /// # Errors
 /// When `fields` is no object.
@@ -96,7 +98,8 @@ pub fn write_index(out: &mut Vec<u8>, sequence: u64, index: &Index) -> Result<()
     })
 }
 
-/// Appends the last packet of a file that was ended cleanly. `last_index` is the offset of the last index packet, added to `fields`.
+/// Appends the last packet of a file that was ended cleanly. `last_index` is the offset of the last index packet,
+/// added to `fields`.
 ///
 /// # Errors
 /// When `fields` is no object.

@@ -19,9 +19,10 @@ pub struct Contexts {
 }
 
 impl Contexts {
-    /// The context at `ctx`, made known if it is not (a host may have made it before we started): llama.cpp is asked about it then. So
-    /// only for calls that prove it alive: the host is passing it to llama.cpp right now. Whoever remembers a context from an earlier
-    /// call asks [`Self::known`] or [`Self::of_serial`] instead, which call nothing.
+    /// The context at `ctx`, made known if it is not (a host may have made it before we started): llama.cpp is
+    /// asked about it then. So only for calls that prove it alive: the host is passing it to llama.cpp right now.
+    /// Whoever remembers a context from an earlier call asks [`Self::known`] or [`Self::of_serial`] instead,
+    /// which call nothing.
     pub fn get(&mut self, ctx: Ptr) -> &mut Context {
         self.by_ptr.entry(ctx as usize).or_insert_with(|| {
             self.next_id += 1;

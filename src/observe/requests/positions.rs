@@ -1,5 +1,6 @@
-//! Where a sequence's rows were, and whether the next ones go back: then the host has begun anew, whatever it calls the function by which
-//! it empties its cache (`llama_kv_cache_clear`, `llama_kv_self_seq_rm`, ... were names of a few months each).
+//! Where a sequence's rows were, and whether the next ones go back: then the host has begun anew, whatever it calls
+//! the function by which it empties its cache (`llama_kv_cache_clear`, `llama_kv_self_seq_rm`, ... were names of a
+//! few months each).
 
 use super::Requests;
 use crate::observe::contexts::Row;

@@ -1,4 +1,5 @@
-//! Requests as the server itself tells them: a llama-server that was built with patches/. What it says goes ahead of what the calls show.
+//! Requests as the server itself tells them: a llama-server that was built with patches/. What it says goes ahead of
+//! what the calls show.
 //!
 //! ```text
 //!   slot launched ──► request_start      slot stops (cancelled, error) ──► slot released ──► request_end

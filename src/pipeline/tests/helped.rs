@@ -164,7 +164,8 @@ fn a_host_that_helps_outlives_the_stream() {
     assert!(!totals.clean && totals.problem.is_some());
 }
 
-/// A hundred steps of three rows of 200 values; those that `encoded` says come with their rows encoded. Gives descriptions and bodies.
+/// A hundred steps of three rows of 200 values; those that `encoded` says come with their rows encoded. Gives
+/// descriptions and bodies.
 fn rows_written(codec: Codec, encoded: impl Fn(u64) -> bool) -> (Totals, Vec<(String, Vec<u8>)>) {
     let disk = Fake::default();
     let params = Params { codec, error_bound: 1e-3 };

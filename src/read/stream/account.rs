@@ -1,4 +1,5 @@
-//! What a stream held: packets by kind, damaged ranges, packets that are missing. It always balances: [`StreamAccount::balances`].
+//! What a stream held: packets by kind, damaged ranges, packets that are missing. It
+//! always balances: [`StreamAccount::balances`].
 
 use std::collections::BTreeMap;
 
@@ -30,7 +31,8 @@ pub struct Damage {
     /// Where.
     #[serde(flatten)]
     pub at: Location,
-    /// It is the beginning of a packet that was not written to its end, the last thing in the file: the host was killed, or is writing.
+    /// It is the beginning of a packet that was not written to its end, the last thing in the file: the host was
+    /// killed, or is writing.
     pub cut: bool,
     /// What is wrong.
     pub reason: String,
@@ -56,7 +58,8 @@ pub struct StreamAccount {
     pub packets: u64,
     /// Their bytes.
     pub packet_bytes: u64,
-    /// Packets that were given, by kind; `legacy` for those of the older system, `unknown` for kinds of a later version.
+    /// Packets that were given, by kind; `legacy` for those of the older system, `unknown` for kinds of
+    /// a later version.
     pub kinds: BTreeMap<String, u64>,
     /// Ranges that gave no packet.
     pub damaged_ranges: u64,

@@ -84,7 +84,8 @@ impl Catalog {
 }
 
 impl<R: Read + Seek> StreamReader<R> {
-    /// The tensors and where their packets are. The packets' contents are not read; [`Self::packet_at`] checks each when it is.
+    /// The tensors and where their packets are. The packets' contents are not read; [`Self::packet_at`] checks each
+    /// when it is.
     ///
     /// # Errors
     /// When the file cannot be read.
@@ -130,7 +131,8 @@ impl<R: Read + Seek> StreamReader<R> {
             let Item::Packet { packet: Packet { content: Content::Index(index), .. }, .. } = self.packet_at(at)? else {
                 return Ok(None);
             };
-            // Each run must reach to its index packet, and that to the next run; a chain that turns back would never end.
+            // Each run must reach to its index packet, and that to the next run; a chain that turns back
+            // would never end.
             if index.end() != offset
                 || behind.is_some_and(|b| b != at.end())
                 || index.previous.is_some_and(|p| p >= offset)

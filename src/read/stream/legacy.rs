@@ -1,5 +1,5 @@
-//! Packets of the older system: name and data, no description, no check. Type and codec of the values are told by the caller or guessed
-//! from the first bytes.
+//! Packets of the older system: name and data, no description, no check. Type and codec of the values are told by the
+//! caller or guessed from the first bytes.
 
 use std::io::{self, Read, Seek};
 
@@ -142,8 +142,8 @@ pub(super) fn step<R: Read + Seek>(window: &mut Window<R>, offset: u64) -> io::R
     Ok(Step::Packet(Ends { at, name_len: frame.name_len, version: 0, kind: 0, sequence: 0 }))
 }
 
-/// Which form a file has. Ours, however damaged, must never be taken for the older system's, whose packets nothing checks: one sign of
-/// ours decides.
+/// Which form a file has. Ours, however damaged, must never be taken for the older system's, whose packets nothing
+/// checks: one sign of ours decides.
 pub(super) fn detect<R: Read + Seek>(window: &mut Window<R>) -> io::Result<Form> {
     if named_as_ours(window)? || walk::packet_at(window, 0, Check::Ends)?.is_ok() {
         return Ok(Form::Described);
@@ -154,7 +154,8 @@ pub(super) fn detect<R: Read + Seek>(window: &mut Window<R>) -> io::Result<Form>
             Step::Packet(found) if could_be_legacy(window, &found)? => at = found.at.end(),
             Step::End if at > 0 => return Ok(Form::Legacy),
             _ => {
-                // A file of the older system may be cut as well. It has none of our marks, but for one in 2,000 by chance.
+                // A file of the older system may be cut as well. It has none of our marks, but for one in
+                // 2,000 by chance.
                 let legacy = at > 0 && !has_marks(window)?;
                 return Ok(if legacy { Form::Legacy } else { Form::Described });
             }

@@ -1,7 +1,9 @@
-//! An activation stream back into packets: everything that is whole, in order, and an account of everything that is not.
+//! An activation stream back into packets: everything that is whole, in order, and an account of everything
+//! that is not.
 //!
-//! Before it: `format::stream` (what a packet is). After it: `analyze`, `export`. A packet is given only after its CRC was checked; behind
-//! damage the next whole packet is searched. One packet is in memory at a time, and no bytes make this panic.
+//! Before it: `format::stream` (what a packet is). After it: `analyze`, `export`. A packet is given only after its
+//! CRC was checked; behind damage the next whole packet is searched. One packet is in memory at a time, and no bytes
+//! make this panic.
 
 mod account;
 mod catalog;

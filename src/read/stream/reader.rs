@@ -131,8 +131,8 @@ impl<R: Read + Seek> StreamReader<R> {
     /// The next packet or damaged range, `None` at the end.
     ///
     /// # Errors
-    /// When the file cannot be read on, or a packet is of a version that this library does not know; the next call goes on behind it.
-    /// Damage is no error.
+    /// When the file cannot be read on, or a packet is of a version that this library does not know; the next call goes
+    /// on behind it. Damage is no error.
     pub fn next_item(&mut self) -> Result<Option<Item<'_>>> {
         if self.form == Form::Legacy {
             return self.next_legacy();
@@ -146,9 +146,9 @@ impl<R: Read + Seek> StreamReader<R> {
         }
     }
 
-    /// The same without the values: of a tensor's packet, both ends are read and the body is given empty. The checksum, which is over all
-    /// of it, is not checked; damage is found only where the ends do not fit. For files that are too long to read for what they say of
-    /// themselves.
+    /// The same without the values: of a tensor's packet, both ends are read and the body is given empty. The checksum,
+    /// which is over all of it, is not checked; damage is found only where the ends do not fit. For files that are too
+    /// long to read for what they say of themselves.
     ///
     /// # Errors
     /// As for [`Self::next_item`].

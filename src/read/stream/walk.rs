@@ -8,7 +8,8 @@ use crate::format::stream::{
     END_MARK, FRAME_LEN, Frame, LEAST_PACKET, Malformed, RawPacket, TAIL_LEN, TRAILER_START_LEN, Tail, read_trailer,
 };
 
-/// Bytes searched at once for the next packet: at first, and at most. Twice as many each time, so that a search costs what it covers.
+/// Bytes searched at once for the next packet: at first, and at most. Twice as many each time, so that a search costs
+/// what it covers.
 const SEARCHED_FIRST: u64 = 256;
 const SEARCHED: u64 = 1 << 20;
 
@@ -128,8 +129,9 @@ fn behind_damage<R: Read + Seek>(window: &mut Window<R>, offset: u64, problem: M
 
 /// The first whole packet that begins behind `offset`. Without one: the offset behind the last byte that is not zero.
 ///
-/// Ends that look right and whose checksum is wrong cost reading what they claim. Damaged packets do not overlap, crafted ones may lie in
-/// each other, thousands deep: what is read for nothing stays below twice what was searched, and ends beyond that are passed over.
+/// Ends that look right and whose checksum is wrong cost reading what they claim. Damaged packets do not overlap,
+/// crafted ones may lie in each other, thousands deep: what is read for nothing stays below twice what was searched,
+/// and ends beyond that are passed over.
 pub(super) fn search<R: Read + Seek>(window: &mut Window<R>, offset: u64) -> Result<(Option<Location>, u64)> {
     let mut written = offset;
     let (mut at, mut most, mut in_vain) = (offset, SEARCHED_FIRST, 0_u64);

@@ -1,4 +1,5 @@
-//! The flags of `run` that begin with `--capture`: each is one environment variable of the library, checked by the library's own parser.
+//! The flags of `run` that begin with `--capture`: each is one environment variable of the library, checked by the
+//! library's own parser.
 
 use std::ffi::{OsStr, OsString};
 
@@ -72,7 +73,8 @@ impl Capture {
         path.into_iter().chain(texts).chain(resume).collect()
     }
 
-    /// Flags about a stream that nobody asked for are a mistake: better told than found out after hours without a file.
+    /// Flags about a stream without `--capture` are a mistake: it is better to say so at once than to run for hours
+    /// without a file.
     pub fn check(&self) -> Result<(), String> {
         let path = self.capture.clone().or_else(|| std::env::var_os("LLAMA_RESOURCE_CAPTURE"));
         match (path.filter(|p| !p.is_empty()), self.variables().first()) {

@@ -100,7 +100,8 @@ fn version(path: &Path) -> Option<String> {
     text.lines().find_map(|l| l.trim().strip_prefix("version:")).map(|v| v.trim().to_owned())
 }
 
-/// SHA-256 of the first `most` bytes, by the program of that name (GNU coreutils, BusyBox): it has the processor's own instructions for it.
+/// SHA-256 of the first `most` bytes, by the program of that name (GNU coreutils, BusyBox): it has the processor's own
+/// instructions for it.
 fn sha256(path: &Path, most: u64) -> Option<String> {
     let mut file = File::open(path).ok()?.take(most);
     let mut command = Command::new("sha256sum");

@@ -1,4 +1,5 @@
-//! As much of an HTTP/1.1 client as a benchmark needs: one request a connection, to 127.0.0.1, the whole answer at once.
+//! As much of an HTTP/1.1 client as a benchmark needs: one request a connection, to 127.0.0.1, the whole
+//! answer at once.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};

@@ -93,8 +93,8 @@ impl Start {
         self.environment.push((name, value.into()));
     }
 
-    /// How long a server of this mode may be at work after its answer: what was captured lies for 0.8 s at most (`pipeline::segment`), then
-    /// it is compressed. The plain server is not to pay for that.
+    /// How long a server of this mode may be at work after its answer: what was captured lies for 0.8 s at most
+    /// (`pipeline::segment`), then it is compressed. The plain server is not to pay for that.
     pub fn aftermath(&self) -> Duration {
         if self.writes.iter().any(|p| p.extension().is_some_and(|e| e == "stream")) {
             Duration::from_millis(1200)

@@ -21,7 +21,7 @@ impl Progress {
     pub fn step(&mut self, round: u32, rounds: u32, mode: &str) {
         let text = format!("round {} of {rounds}, {mode}, {} s", round + 1, self.began.elapsed().as_secs());
         let mut out = std::io::stderr();
-        // If even stderr is closed, nobody is there to be told.
+        // If even stderr is closed, there is nobody to tell.
         if self.alive {
             let _ = write!(out, "\r\x1b[K{text}");
             let _ = out.flush();

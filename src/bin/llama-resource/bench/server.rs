@@ -94,8 +94,8 @@ impl Server {
 
     /// Ends it in order.
     pub fn stop(mut self) -> Result<(), String> {
-        // llama-server's signal handler takes the task queue's mutex: a signal that meets the main loop inside it, as it may right after
-        // the last answer, waits for itself for ever. Let the loop come to rest first.
+        // llama-server's signal handler takes the task queue's mutex: a signal that meets the main loop inside it, as
+        // it may right after the last answer, waits for itself for ever. Let the loop come to rest first.
         std::thread::sleep(Duration::from_millis(50));
         signals::end_group(self.child.id(), false);
         let began = Instant::now();
@@ -123,8 +123,8 @@ impl Server {
             if self.port == 0 {
                 self.port = listening_port(self.child.id()).unwrap_or(0);
             } else if http::request(self.port, "GET", "/health", None, self.patience).is_ok_and(|a| a.status == 200) {
-                // /health is green shortly before the main loop runs, and a SIGTERM in between would be lost. /slots is answered by that
-                // loop, whatever the answer is.
+                // /health is green shortly before the main loop runs, and a SIGTERM in between would be lost. /slots is
+                // answered by that loop, whatever the answer is.
                 return http::request(self.port, "GET", "/slots", None, self.patience).map(|_| ());
             }
             std::thread::sleep(PERIOD);

@@ -48,7 +48,8 @@ pub struct Object {
     pub has_ggml_inside: bool,
     /// What its `ggml_tensor_overhead` returns, where the code says so: the size of a tensor and 32 bytes.
     pub tensor_overhead: Option<u64>,
-    /// Folders that its constants name and that exist, of a library that opens backends: GGML_BACKEND_DIR of its build is one of them.
+    /// Folders that its constants name and that exist, of a library that opens backends: GGML_BACKEND_DIR of its build
+    /// is one of them.
     pub named_folders: Vec<PathBuf>,
 }
 

@@ -42,7 +42,8 @@ pub(super) enum Rule {
     Prefix(&'static [&'static str], Works, &'static str),
 }
 
-/// The functions of the KV cache, by the names that they have had: since June 2025, for some months before, and until then.
+/// The functions of the KV cache, by the names that they have had: since June 2025, for some months before,
+/// and until then.
 const KV: [&str; 3] = ["llama_memory_seq_", "llama_kv_self_seq_", "llama_kv_cache_seq_"];
 
 const FEATURES: [(&str, Rule); 8] = [

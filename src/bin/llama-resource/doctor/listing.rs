@@ -1,4 +1,5 @@
-//! The library's list of what it would capture, and how it is shown: one line for the tensors of all layers that are alike.
+//! The library's list of what it would capture, and how it is shown: one line for the tensors of all layers
+//! that are alike.
 
 use std::collections::BTreeSet;
 
@@ -178,7 +179,8 @@ impl Listing {
     }
 }
 
-/// `64x9xT`: T for the tokens of a graph, O for those of them that have an output; `64/576xT` where 64 of 576 elements are stored.
+/// `64x9xT`: T for the tokens of a graph, O for those of them that have an output; `64/576xT` where 64 of 576
+/// elements are stored.
 fn shape(node: &Node) -> String {
     let used = node.ne.len() - node.ne.iter().rev().take_while(|&&n| n == 1).count();
     let letter = if node.rows.as_deref() == Some("outputs") { "O" } else { "T" };

@@ -1,4 +1,5 @@
-//! `doctor`: can this binary be instrumented by preloading, and what will work? Reads ELF files, runs nothing. (`--tensors` does.)
+//! `doctor`: can this binary be instrumented by preloading, and what will work? Reads ELF files, runs
+//! nothing. (`--tensors` does.)
 
 mod elf;
 mod feature;
@@ -90,8 +91,8 @@ pub fn diagnose(path: &Path) -> Result<Diagnosis, String> {
     let closure = search::closure(path)?;
     let root = &closure.objects[0];
     let is_library = !root.has_interpreter && root.is_dynamic;
-    // A single extension module with everything inside (xllamacpp) is as good as shared libraries, if it exports ggml and calls it
-    // through its own tables.
+    // A single extension module with everything inside (xllamacpp) is as good as shared libraries, if it exports ggml
+    // and calls it through its own tables.
     let uses_ggml = closure.objects.iter().any(search::is_ggml_library) || !root.own_calls.is_empty();
     let features = feature::features(&closure.objects, is_library);
     let (verdict, summary) = judge(root, uses_ggml, is_setuid(path), &closure, &features);

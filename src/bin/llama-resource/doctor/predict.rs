@@ -1,11 +1,13 @@
-//! What a recording of this host will hold: one line for each thing that can be compared with what a log then says. The keys are stable.
+//! What a recording of this host will hold: one line for each thing that can be compared with what a log then says. The
+//! keys are stable.
 
 use serde::Serialize;
 
 use super::elf::Object;
 use super::feature::{Feature, OP_TIMES, Rule, Works, judge};
 
-/// Bytes of `struct ggml_tensor` in the builds that the library reads tensors of, and of the header that ggml counts with it.
+/// Bytes of `struct ggml_tensor` in the builds that the library reads tensors of, and of the header that ggml
+/// counts with it.
 const TENSOR_BYTES: u64 = 336;
 const OBJECT_BYTES: u64 = 32;
 

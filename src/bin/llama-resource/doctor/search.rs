@@ -62,8 +62,9 @@ pub fn closure(binary: &Path) -> Result<Closure, String> {
     Ok(found)
 }
 
-/// Backends that ggml opens itself: `libggml-*.so` beside the executable and beside libggml, in the folder that its build was given
-/// (GGML_BACKEND_DIR: distributions have one below /usr/lib, official packages a libexec), and the one that GGML_BACKEND_PATH names.
+/// Backends that ggml opens itself: `libggml-*.so` beside the executable and beside libggml, in the folder that its
+/// build was given (GGML_BACKEND_DIR: distributions have one below /usr/lib, official packages a libexec), and the one
+/// that GGML_BACKEND_PATH names.
 fn backends(objects: &[Object], seen: &mut HashSet<PathBuf>) -> Vec<Object> {
     let uses_ggml = objects.iter().any(|o| is_ggml_library(o) || o.defines.contains("ggml_backend_load_all"));
     if !uses_ggml {
@@ -139,7 +140,8 @@ fn system_directories() -> Vec<PathBuf> {
 fn configured(file: &Path, folders: &mut Vec<PathBuf>, depth: u32) {
     let Ok(text) = std::fs::read_to_string(file) else { return };
     for line in text.lines().map(str::trim).filter(|l| !l.is_empty() && !l.starts_with('#')) {
-        // The only pattern in use is `include /etc/ld.so.conf.d/*.conf`; depth guards against a file that includes itself.
+        // The only pattern in use is `include /etc/ld.so.conf.d/*.conf`; depth guards against a file
+        // that includes itself.
         if let Some(pattern) = line.strip_prefix("include").filter(|_| depth < 3) {
             let pattern = Path::new(pattern.trim());
             let suffix = file_name(pattern).trim_start_matches('*').to_owned();

@@ -1,4 +1,5 @@
-//! `doctor --tensors`: starts the binary with the library, which writes what it would capture of the first graph, and ends it again.
+//! `doctor --tensors`: starts the binary with the library, which writes what it would capture of the first graph, and
+//! ends it again.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
@@ -22,7 +23,7 @@ const SHOWN_LINES: usize = 12;
 /// How often the list is looked for.
 const PERIOD: Duration = Duration::from_millis(20);
 
-/// What a server is told unless the user tells it something else: small, alone, on a port that nobody has.
+/// What a server is told unless the user tells it something else: small, alone, on a free port.
 const SERVER_DEFAULTS: [(&[&str], &str); 3] =
     [(&["-c", "--ctx-size"], "512"), (&["--port"], "0"), (&["-np", "--parallel"], "1")];
 

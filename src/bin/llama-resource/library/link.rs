@@ -1,4 +1,5 @@
-//! A path of the library that LD_PRELOAD can hold: it takes spaces and colons as separators, and knows no way to write one that is none.
+//! A path of the library that LD_PRELOAD can hold: it takes spaces and colons as separators, and knows no way to write
+//! one that is none.
 
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -9,8 +10,8 @@ use std::path::{Path, PathBuf};
 
 /// The path itself where the dynamic linker can read it, or else that of a link to it.
 ///
-/// The link stays: the command becomes this process, and what it starts may be recorded as well. There is one for each place of the
-/// library, in a folder that nobody else can write to.
+/// The link stays: the command becomes this process, and what it starts may be recorded as well. There is one for each
+/// place of the library, in a folder that no other user can write to.
 pub fn preloadable(library: &Path) -> Result<PathBuf, String> {
     if readable(library) {
         return Ok(library.to_owned());

@@ -1,4 +1,5 @@
-//! Which logs a run wrote: with placeholders in the path only the library knows their names, so they are found by what they fit.
+//! Which logs a run wrote: with placeholders in the path only the library knows their names, so they are found by
+//! what they fit.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -32,7 +33,7 @@ impl Logs {
     }
 }
 
-/// Placeholders of a folder's name are not looked for: folders are not made, so whoever names one so knows it.
+/// Placeholders of a folder's name are not looked for: folders are not made, so a folder of that very name exists.
 fn found(pattern: &Path) -> BTreeMap<PathBuf, u64> {
     let folder = pattern.parent().filter(|p| !p.as_os_str().is_empty());
     let entries = fs::read_dir(folder.unwrap_or(Path::new("."))).into_iter().flatten().flatten();

@@ -8,7 +8,7 @@ use llama_resource_instrumentation::export::units::{printable, printable_json};
 /// Why the work ends before its time.
 #[derive(Debug)]
 pub enum Stop {
-    /// Nobody reads any more: no error.
+    /// The reader is gone: no error.
     Closed,
     /// An error to show.
     Failed(String),

@@ -117,7 +117,8 @@ impl Source {
         Ok(self.reader.account().clone())
     }
 
-    /// Gives the packets of the tensors that are wanted, in the order of the file. Says on standard error if some could not be read.
+    /// Gives the packets of the tensors that are wanted, in the order of the file. Says on standard error if some could
+    /// not be read.
     pub fn each_tensor(
         &mut self,
         wanted: &Globs,
@@ -183,7 +184,8 @@ impl Source {
         Ok(lost)
     }
 
-    /// Gives the descriptions of the tensors that are wanted, in the order of the file. Says on standard error if some could not be read.
+    /// Gives the descriptions of the tensors that are wanted, in the order of the file. Says on standard error if some
+    /// could not be read.
     pub fn each_description(
         &mut self,
         wanted: &Globs,

@@ -103,7 +103,8 @@ fn print_groups(args: &args::Stats, lines: &[(String, &Group)], out: &mut Out) -
     out.print(format_args!("{}", text::stats(&lines, if by_layer { "layer" } else { "tensor" }, stdout_style())))
 }
 
-/// The figures of each token of a packet: the rows of all its heads together. One token at a time, since a row may be a single value.
+/// The figures of each token of a packet: the rows of all its heads together. One token at a time, since a row may be
+/// a single value.
 fn by_token(
     tensor: &Tensor<'_>,
     values: &[u8],
