@@ -96,6 +96,8 @@ lines! {
     RequestStart(server::RequestStart) = "request_start",
     /// A request's token was sampled (VERBOSE).
     RequestToken(server::RequestToken) = "request_token",
+    /// How far a running request has come (DETAILED and up, once a second).
+    RequestProgress(server::RequestProgress) = "request_progress",
     /// A request ended.
     RequestEnd(server::RequestEnd) = "request_end",
     /// One call of `llama_decode` or `llama_process` (DETAILED and up, sampled with the steps).

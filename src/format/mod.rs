@@ -10,6 +10,7 @@
 pub mod event;
 pub mod figures;
 pub mod gpu;
+pub mod histogram;
 pub mod level;
 pub mod resource;
 pub mod server;
@@ -21,4 +22,4 @@ pub use event::Line;
 pub use level::Level;
 
 /// Version of the event log, written on `resource_session_start`.
-pub const LOG_VERSION: u32 = 1;
+pub const LOG_VERSION: u32 = 2;

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::gpu::GpuUse;
+use super::histogram::Buckets;
 
 /// A model was loaded.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -156,6 +157,36 @@ pub struct InterToken {
     pub p99: f64,
 }
 
+/// `request_progress`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct RequestProgress {
+    /// Unix time in microseconds, as a string: when the batch was done that brought it so far.
+    pub timestamp: String,
+    /// Session of this event.
+    pub session_id: String,
+    /// Monotonic clock in nanoseconds of the same moment.
+    pub t_ns: u64,
+    /// Request.
+    pub request_id: u64,
+    /// Sequence.
+    pub seq_id: i32,
+    /// Number of the context within the session, from 1.
+    pub context_id: u64,
+    /// `prefill` until the first token is sampled, then `decode`.
+    pub phase: String,
+    /// Prompt tokens that are in the KV cache by now: those that were cached, and those processed.
+    pub prompt_tokens_done: u64,
+    /// Tokens of the whole prompt; `null` during `prefill`, when only the server knows them.
+    pub prompt_tokens: Option<u64>,
+    /// Prompt tokens that were in the KV cache already.
+    pub cached_tokens: u64,
+    /// Tokens sampled so far.
+    pub generated_tokens: u64,
+    /// KV cells that the context uses, of all its sequences.
+    pub cells: u64,
+}
+
 /// A request ended.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
@@ -187,6 +218,9 @@ pub struct RequestEnd {
     pub wait_ms: Option<f64>,
     /// Times between tokens; `null` with fewer than two.
     pub inter_token_ms: Option<InterToken>,
+    /// The same times counted by exponential buckets, which can be added up over requests; `null` with fewer than two
+    /// tokens, and in logs of version 1.
+    pub inter_token_buckets: Option<Buckets>,
     /// (generated - 1) / (last token - first token), as llama-server's `predicted_per_second`; `null` with
     /// fewer than two.
     pub tokens_per_second: Option<f64>,

@@ -2,6 +2,7 @@
 
 use super::contexts::Row;
 use super::{host, steps};
+use crate::clock;
 use crate::ggml::api::Ptr;
 use crate::journal;
 
@@ -42,8 +43,11 @@ pub fn ends(call: Call, ctx: Ptr, status: i32) {
         return;
     }
     let (id, serving, busy_ns) = (context.id, context.is_serving(), context.busy_ns());
-    for rows in by_seq {
-        host.requests.processed(id, serving, &rows, begun_ns, busy_ns);
+    for rows in &by_seq {
+        host.requests.processed(id, serving, rows, begun_ns, busy_ns);
+    }
+    if let Some(context) = host.contexts.known(ctx) {
+        host.requests.progressed(id, by_seq.iter().map(|rows| rows.seq), context.kv.used(), clock::now_ns());
     }
     // Warm-ups of hosts that do not serve leave no request behind; their cells are no news.
     if (serving || host.requests.any_told(id))

@@ -12,11 +12,13 @@
 //! tells launch and release itself: [`served`].
 
 mod positions;
+mod progress;
 pub mod served;
 
 use std::collections::HashMap;
 
 use crate::format::Line;
+use crate::format::histogram::Buckets;
 use crate::format::server::{InterToken, RequestEnd, RequestStart};
 use crate::journal::Token;
 use crate::journal::{self, Event};
@@ -38,6 +40,8 @@ struct Request {
     generated: u64,
     first_ns: u64,
     last_ns: u64,
+    /// When its progress was told last; its start until then.
+    progress_ns: u64,
     gaps_us: Vec<u32>,
     shifted: u64,
     ended_by_model: bool,
@@ -58,6 +62,7 @@ impl Request {
             generated: 0,
             first_ns: 0,
             last_ns: 0,
+            progress_ns: start_ns,
             gaps_us: Vec::new(),
             shifted: 0,
             ended_by_model: false,
@@ -355,6 +360,8 @@ impl Requests {
             prompt_ms,
             wait_ms: waited.then(|| ms(r.start_ns, r.prompt_start_ns)),
             inter_token_ms: inter_token(&mut r.gaps_us, generating_ns),
+            // Behind the line above, which has sorted them.
+            inter_token_buckets: Buckets::of_sorted_us(&r.gaps_us),
             tokens_per_second: (r.generated > 1 && generating_ns > 0)
                 .then(|| (r.generated - 1) as f64 * 1e9 / generating_ns as f64),
             prompt_tokens_per_second: prompt_ms.filter(|&m| m > 0.0).map(|m| r.processed as f64 * 1e3 / m),

@@ -150,6 +150,7 @@ impl Writer {
             ttft_ms: some.then_some(ttft),
             prompt_ms: some.then_some(prompt),
             wait_ms: Some(wait),
+            inter_token_buckets: None,
             inter_token_ms: (generated_tokens > 1).then_some(server::InterToken {
                 mean,
                 p50: mean - 0.5,
