@@ -183,8 +183,8 @@ pub struct RequestProgress {
     pub cached_tokens: u64,
     /// Tokens sampled so far.
     pub generated_tokens: u64,
-    /// KV cells that the context uses, of all its sequences.
-    pub cells: u64,
+    /// KV cells that the context uses, of all its sequences; `null` for caches without one cell a token.
+    pub cells: Option<u64>,
 }
 
 /// A request ended.

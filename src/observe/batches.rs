@@ -47,7 +47,7 @@ pub fn ends(call: Call, ctx: Ptr, status: i32) {
         host.requests.processed(id, serving, rows, begun_ns, busy_ns);
     }
     if let Some(context) = host.contexts.known(ctx) {
-        host.requests.progressed(id, by_seq.iter().map(|rows| rows.seq), context.kv.used(), clock::now_ns());
+        host.requests.progressed(id, by_seq.iter().map(|rows| rows.seq), context.used_cells(), clock::now_ns());
     }
     // Warm-ups of hosts that do not serve leave no request behind; their cells are no news.
     if (serving || host.requests.any_told(id))

@@ -1,6 +1,7 @@
 //! Contexts and the batches they process: which row belongs to which sequence, what the KV cache holds, who is a draft.
 
 mod all;
+mod usage;
 
 pub use all::Contexts;
 
@@ -9,7 +10,7 @@ use std::collections::HashMap;
 use super::kv::Shadow;
 use super::ubatch::{Place, Remaining};
 use crate::clock;
-use crate::format::server::{Batch, KvCacheUsage};
+use crate::format::server::Batch;
 use crate::format::{Level, Line};
 use crate::ggml::api::{self, Ptr};
 use crate::journal;
@@ -477,24 +478,5 @@ impl Context {
         let min = has.then(|| unsafe { api::llama_memory_seq_pos_min(self.memory as Ptr, seq) })??;
         // SAFETY: as above.
         Some((min, unsafe { api::llama_memory_seq_pos_max(self.memory as Ptr, seq) }?))
-    }
-
-    /// Writes the KV cache's use, at most every `every_ms` (0: always).
-    pub fn tell_usage(&mut self, reason: &str, every_ms: u64) {
-        let now = clock::now_ns();
-        if self.memory == 0 || (every_ms > 0 && now < self.told_usage_ns + every_ms * 1_000_000) {
-            return;
-        }
-        self.told_usage_ns = now;
-        journal::push_line(Line::KvCacheUsage(KvCacheUsage {
-            timestamp: String::new(),
-            session_id: String::new(),
-            t_ns: now,
-            context_id: self.id,
-            used_cells: self.has_cells.then(|| self.kv.used()),
-            size_cells: self.size_cells,
-            sequences: self.kv.sequences(),
-            reason: reason.to_owned(),
-        }));
     }
 }

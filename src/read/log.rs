@@ -123,22 +123,22 @@ impl<R: BufRead> Log<R> {
             self.account.blank_lines += 1;
             return None;
         }
-        let error = match serde_json::from_slice(text) {
-            Ok(line) => return Some(line),
-            Err(error) => error,
-        };
-        if let Some(kind) = unknown_kind(text) {
-            self.account.add_unknown(&kind);
-            return None;
+        match parse(text) {
+            Parsed::Event(line) => Some(*line),
+            Parsed::Unknown(kind) => {
+                self.account.add_unknown(&kind);
+                None
+            }
+            Parsed::Bad { reason, recovered } => {
+                if raw.complete {
+                    self.account.add_bad(raw.number, reason);
+                } else {
+                    self.account.truncated_last_line = Some(BadLine { line: raw.number, reason });
+                }
+                self.account.recovered_events += u64::from(recovered.is_some());
+                recovered.map(|line| *line)
+            }
         }
-        if !raw.complete {
-            self.account.truncated_last_line = Some(BadLine { line: raw.number, reason: error.to_string() });
-        } else {
-            self.account.add_bad(raw.number, error.to_string());
-        }
-        let recovered = behind_torso(&self.buffer);
-        self.account.recovered_events += u64::from(recovered.is_some());
-        recovered
     }
 
     fn session_of(&mut self, line: &Line, raw: &RawLine) -> usize {
@@ -193,10 +193,39 @@ fn unknown_kind(text: &[u8]) -> Option<String> {
     error.to_string().starts_with("unknown variant").then_some(event)
 }
 
+/// What a line of a log is.
+#[derive(Debug)]
+pub(super) enum Parsed {
+    /// An event.
+    Event(Box<Line>),
+    /// An event of a kind that this program does not know.
+    Unknown(String),
+    /// No event; perhaps the torso of one, with another behind it.
+    Bad {
+        /// What is wrong with it.
+        reason: String,
+        /// The event behind the torso.
+        recovered: Option<Box<Line>>,
+    },
+}
+
+/// Takes the text of a line, which is not empty.
+pub(super) fn parse(text: &[u8]) -> Parsed {
+    let error = match serde_json::from_slice(text) {
+        Ok(line) => return Parsed::Event(Box::new(line)),
+        Err(error) => error,
+    };
+    if let Some(kind) = unknown_kind(text) {
+        return Parsed::Unknown(kind);
+    }
+    let recovered = event_behind_torso(text).and_then(|rest| serde_json::from_slice(rest).ok()).map(Box::new);
+    Parsed::Bad { reason: error.to_string(), recovered }
+}
+
 /// The event at the end of a line that begins with the torso of another.
-fn behind_torso(line: &[u8]) -> Option<Line> {
+pub(super) fn event_behind_torso(line: &[u8]) -> Option<&[u8]> {
     let start = line.windows(EVENT_MARK.len()).skip(1).rposition(|w| w == EVENT_MARK)? + 1;
-    serde_json::from_slice(line[start..].trim_ascii()).ok()
+    Some(line[start..].trim_ascii())
 }
 
 #[cfg(test)]

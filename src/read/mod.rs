@@ -4,9 +4,11 @@
 //! log is what a killed process, a full disk or another program left behind.
 
 pub mod account;
+pub mod follow;
 pub mod lines;
 pub mod log;
 pub mod stream;
 
 pub use account::{Account, BadLine, SessionAccount};
+pub use follow::{Cursor, Follower};
 pub use log::{Entry, Error, Log};

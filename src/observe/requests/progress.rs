@@ -10,7 +10,7 @@ const EVERY_NS: u64 = 1_000_000_000;
 
 impl Requests {
     /// A batch with rows of these sequences of context `ctx` is done; `cells`: what the context uses.
-    pub fn progressed(&mut self, ctx: u64, sequences: impl Iterator<Item = i32>, cells: u64, now: u64) {
+    pub fn progressed(&mut self, ctx: u64, sequences: impl Iterator<Item = i32>, cells: Option<u64>, now: u64) {
         if journal::level() < Level::Detailed {
             return;
         }
@@ -58,14 +58,14 @@ mod tests {
         };
         requests.processed(1, true, &rows(5, 3), 0, 0);
         let told_at = |requests: &Requests| requests.sequences[&(1, 0)].request.as_ref().map(|r| r.progress_ns);
-        requests.progressed(1, [0].into_iter(), 8, EVERY_NS - 1);
+        requests.progressed(1, [0].into_iter(), Some(8), EVERY_NS - 1);
         assert_eq!(told_at(&requests), Some(0), "sooner than a second");
-        requests.progressed(1, [0, 7].into_iter(), 8, EVERY_NS);
+        requests.progressed(1, [0, 7].into_iter(), Some(8), EVERY_NS);
         assert_eq!(told_at(&requests), Some(EVERY_NS));
-        requests.progressed(1, [0].into_iter(), 8, EVERY_NS + 1);
+        requests.progressed(1, [0].into_iter(), Some(8), EVERY_NS + 1);
         assert_eq!(told_at(&requests), Some(EVERY_NS), "once a second");
         requests.end_all(Some(1), "context_freed", 2 * EVERY_NS);
-        requests.progressed(1, [0].into_iter(), 8, 9 * EVERY_NS);
+        requests.progressed(1, [0].into_iter(), Some(8), 9 * EVERY_NS);
         assert!(requests.sequences.is_empty());
     }
 }
