@@ -20,7 +20,7 @@ use parking_lot::{Mutex, RwLock};
 
 use super::copy;
 use super::live::{Live, Way};
-use crate::ahead;
+use crate::prefetch;
 use crate::codec::{Codec, Encoder};
 use crate::format::stream::Route;
 use crate::ggml::view::TensorPtr;
@@ -308,7 +308,7 @@ impl Work {
         let Some(values) = values else { return };
         // Where its rows will go: it comes while they are encoded, which makes a third of the values.
         let until = sink.used + item.bytes / 2 + MARGIN;
-        ahead::write(sink.buffer.get_mut(sink.expected..until).unwrap_or_default());
+        prefetch::write(sink.buffer.get_mut(sink.expected..until).unwrap_or_default());
         sink.expected = sink.expected.max(until);
         let kit = &mut sink.kit;
         kit.rows.clear();
