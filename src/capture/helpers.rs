@@ -1,23 +1,18 @@
-//! Threads of the host as helpers of the capture, where they fill every core: they encode rows while a step runs (`early`).
+//! Threads of the host as helpers of the capture, where they fill every core: they encode rows while a step runs
+//! (`early`).
 //!
-//! Before it: `hook::cpu`, on each of them, when an operation begins. What is measured stays the host's work alone: a step that is written is not
-//! helped in, and in others that are timed the clock of the next operation starts behind the rows.
+//! Before it: `hook::cpu`, on each of them, when an operation begins. What is measured stays the host's work alone: a
+//! step that is written is not helped in, and in others that are timed the clock of the next operation starts behind
+//! the rows.
 
 use std::ffi::c_void;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::start::cores;
 use super::{CURRENT, Capture, early, run};
-use crate::config::CaptureConfig;
 use crate::ggml::api;
 use crate::observe::steps;
 use crate::observe::timer::{self, HOT};
-
-/// Helpers at most; each needs memory of its own.
-const MOST: usize = 4;
-
-/// Least budget in which they have it, in bytes.
-const LEAST_MEMORY: u64 = 64 << 20;
 
 /// A step runs whose threads help: one at a time.
 static BUSY: AtomicBool = AtomicBool::new(false);
@@ -38,13 +33,6 @@ impl Drop for Helping {
     }
 }
 
-/// How many threads of the host may help, as many as cores: none where the user has set how many of ours compress, or with little memory.
-#[must_use]
-pub fn most(config: &CaptureConfig) -> usize {
-    let may = config.codec_threads.is_none() && config.max_memory >= LEAST_MEMORY;
-    if may { cores().min(MOST) } else { 0 }
-}
-
 /// Whether a thread that begins the operation `at` should [`help`]: one load.
 #[inline]
 #[must_use]
@@ -52,8 +40,8 @@ pub fn is_wanted(at: *mut c_void) -> bool {
     HOT.station.load(Ordering::Relaxed) == at
 }
 
-/// A step of `n_tokens`, which the CPU alone computes, is about to run on the calling thread. `None` if its threads are not to help, or leave a
-/// core to spare: one that waits for a GPU is.
+/// A step of `n_tokens`, which the CPU alone computes, is about to run on the calling thread. `None` if its threads are
+/// not to help, or leave a core to spare: one that waits for a GPU is.
 #[must_use]
 pub fn begin(n_tokens: Option<u64>) -> Option<Helping> {
     let threads = threads(n_tokens?).filter(|&n| n >= cores())?;
@@ -86,10 +74,4 @@ fn threads(n_tokens: u64) -> Option<usize> {
     // SAFETY: the context of the call that is running.
     let n = unsafe { if n_tokens > 1 { api::llama_n_threads_batch(ctx) } else { api::llama_n_threads(ctx) } };
     usize::try_from(n?).ok()
-}
-
-/// Cores that this process may use.
-fn cores() -> usize {
-    static CORES: OnceLock<usize> = OnceLock::new();
-    *CORES.get_or_init(|| std::thread::available_parallelism().map_or(1, std::num::NonZero::get))
 }

@@ -1,15 +1,20 @@
 //! The CPU backend from inside: which operation begins on this thread, and the barriers between
 //! operations. See `observe::timer`.
 //!
+<<<<<<< HEAD
 //! These run for every operation on every compute thread, so they are written out: no guard but around `share::help`
 //! (nothing else in them can panic), and when no step is timed one line of the cache (`timer::HOT`) and two jumps.
+=======
+//! These run for every operation on every compute thread, so they are written out: no guard but around `helpers::help` (nothing else in
+//! them can panic), and when no step is timed one line of the cache (`timer::HOT`) and two jumps.
+>>>>>>> 1d9d6da (WIP)
 
 use std::ffi::c_void;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
 use super::Ptr;
 use crate::boundary::guarded;
-use crate::capture::share;
+use crate::capture::helpers;
 use crate::ggml::copies::{self, Caller, Hooked, Target};
 use crate::observe::timer::{self, HOT};
 use crate::observe::workers;
@@ -39,8 +44,8 @@ fn find(hooked: &Hooked, function: &AtomicPtr<c_void>, caller: Caller) -> Target
 }
 
 fn begins(tensor: Ptr) {
-    if HOT.listens() && share::is_wanted(tensor) {
-        guarded((), || share::help(tensor));
+    if HOT.listens() && helpers::is_wanted(tensor) {
+        guarded((), || helpers::help(tensor));
     }
     if timer::timing() {
         timer::op_begins(tensor);

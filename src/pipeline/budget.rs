@@ -1,4 +1,5 @@
-//! How a budget is divided: buffers for the host, a packet in work for each worker, packets that wait for the disk, the disk's own block.
+//! How a budget is divided: buffers for the host, a packet in work for each worker, packets that wait for the disk, the
+//! disk's own block.
 
 use super::limits::{
     ENCODER, FIXED, LEAST_BLOCK, LEAST_BUDGET, LEAST_PACKET, MIB, MOST_BLOCK, MOST_GATHERED, MOST_PACKET, WORTH,
@@ -15,7 +16,8 @@ pub(super) struct Budget {
     pub(super) largest: usize,
     /// Raw bytes that are gathered before they become packets.
     pub(super) gathered_raw: usize,
-    /// Bytes of buffers that are gathered at most: rows that are encoded already gain nothing by being put into packets sooner.
+    /// Bytes of buffers that are gathered at most: rows that are encoded already gain nothing by being put into packets
+    /// sooner.
     pub(super) gathered: usize,
     /// Raw bytes of a packet, at most.
     pub(super) packet: usize,
@@ -44,7 +46,8 @@ impl Budget {
         let block = power(max_memory / 64).clamp(LEAST_BLOCK, MOST_BLOCK);
         // While a block is on its way to the disk, the workers go on; a small budget rather has room for long rows.
         let outputs = 2 * workers + if max_memory < 256 * MIB { 2 } else { 10 };
-        // A worker's packet exists up to three times (gathered, rearranged, entropy-coded), an output once, a little larger.
+        // A worker's packet exists up to three times (gathered, rearranged, entropy-coded), an output once, a little
+        // larger.
         let copies = 3 * workers + outputs + 1;
         let fixed = FIXED + (workers + helpers) * ENCODER + block;
         let packet = ((max_memory.saturating_sub(fixed)) / 3 / copies).clamp(LEAST_PACKET, MOST_PACKET);

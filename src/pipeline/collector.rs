@@ -1,5 +1,5 @@
-//! Gathers jobs until they are worth encoding, then cuts them into packets: all steps of a tensor together, tensors in the order in which
-//! they first came.
+//! Gathers jobs until they are worth encoding, then cuts them into packets: all steps of a tensor together, tensors in
+//! the order in which they first came.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -191,7 +191,8 @@ impl Collector {
         let Some(Open { spec, kind, chunks, amount }) = open else { return };
         let (done, made) = bounded(1);
         self.send(Item::Packet { made, spec: Arc::clone(&spec), amount });
-        // Workers end after us only; after a panic of theirs the stream has failed, and what is lost is counted at its end.
+        // Workers end after us only; after a panic of theirs the stream has failed, and what is lost is counted at its
+        // end.
         let _ = self.tasks.send(Task { spec, route: kind.route, row_len: kind.row_len, chunks, amount, done });
     }
 

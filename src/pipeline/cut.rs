@@ -62,14 +62,16 @@ impl Chunk {
     }
 }
 
-/// The tokens of a piece. A table of another length than the dimension that it describes says nothing that could be trusted.
+/// The tokens of a piece. A table of another length than the dimension that it describes says nothing that could be
+/// trusted.
 fn tokens<'a>(job: &'a Job, piece: &Piece) -> Option<&'a [Row]> {
     let count = piece.ne.get(usize::from(piece.token_dim)).map_or(0, |&n| n as usize);
     let rows = job.row_sets.get(usize::from(piece.rows?))?;
     (piece.token_dim > 0 && rows.len() == count).then_some(rows)
 }
 
-/// Values in a row as codecs see it: all of a token where tokens are the outermost dimension in use, else the innermost dimension.
+/// Values in a row as codecs see it: all of a token where tokens are the outermost dimension in use, else the innermost
+/// dimension.
 #[must_use]
 pub fn row_len(ne: &[u32; 4], token_dim: u8) -> u32 {
     let t = usize::from(token_dim);

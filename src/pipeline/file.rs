@@ -40,7 +40,8 @@ impl StreamFile {
         self.block.settled()
     }
 
-    /// Appends `bytes`. After an error nothing more is written until [`Self::cut`]; [`Self::settled`] says how far the file is good.
+    /// Appends `bytes`. After an error nothing more is written until [`Self::cut`]; [`Self::settled`] says how far the
+    /// file is good.
     pub(super) fn append(&mut self, mut bytes: &[u8]) -> IoResult<()> {
         while !bytes.is_empty() {
             bytes = self.block.fill(bytes);
@@ -59,7 +60,8 @@ impl StreamFile {
             return Ok(());
         }
         if self.write(Block::write_padded)? {
-            // A reader takes zeros at the end for what they are; this is for everybody else. It gives reserved space back as well.
+            // A reader takes zeros at the end for what they are; this is for everybody else. It gives reserved space
+            // back as well.
             let end = self.block.end();
             self.disk.set_len(end)?;
             self.allocated = self.allocated.map(|_| end);

@@ -34,7 +34,8 @@ pub struct Options {
     pub params: codec::Params,
     /// Bytes that the pipeline may use, everything included.
     pub max_memory: usize,
-    /// Of these, what the caller uses elsewhere, at most [`Options::most_aside`]. Once the pipeline has started, [`Pipeline::set_aside`] changes it.
+    /// Of these, what the caller uses elsewhere, at most [`Options::most_aside`]. Once the pipeline has started,
+    /// [`Pipeline::set_aside`] changes it.
     pub aside: Arc<AtomicUsize>,
     /// What to do when they are used up.
     pub policy: Policy,
@@ -104,8 +105,8 @@ pub struct Pipeline {
 }
 
 impl Pipeline {
-    /// Whether this step should be captured. False only under [`Policy::Sample`] while memory is short; the caller then counts the step
-    /// as dropped, [`Reason::Sampled`].
+    /// Whether this step should be captured. False only under [`Policy::Sample`] while memory is short; the caller then
+    /// counts the step as dropped, [`Reason::Sampled`].
     #[must_use]
     pub fn admit(&self) -> bool {
         if self.shared.policy != Policy::Sample {
@@ -122,8 +123,8 @@ impl Pipeline {
         }
     }
 
-    /// A buffer of `bytes`. Its content is left over from its last use. Hold one at a time: under [`Policy::Block`] a second one may
-    /// wait for the first.
+    /// A buffer of `bytes`. Its content is left over from its last use. Hold one at a time: under [`Policy::Block`] a
+    /// second one may wait for the first.
     ///
     /// # Errors
     /// [`Refused`] says why there is none. Only [`Policy::Block`] waits.
@@ -137,7 +138,8 @@ impl Pipeline {
                 })
             }
             Err(Refused::Full) => {
-                // So does what lies in the queue, for the next step. No message: a host that does not wait would fill the queue.
+                // So does what lies in the queue, for the next step. No message: a host that does not wait would fill
+                // the queue.
                 self.inbox.ring();
                 Err(Refused::Full)
             }
@@ -155,7 +157,8 @@ impl Pipeline {
         self.shared.pool.take(bytes).ok()
     }
 
-    /// The caller uses so many bytes of the budget elsewhere from now on. False, and nothing is changed, if they are in use here.
+    /// The caller uses so many bytes of the budget elsewhere from now on. False, and nothing is changed, if they are in
+    /// use here.
     #[must_use]
     pub fn set_aside(&self, bytes: usize) -> bool {
         self.shared.pool.set_aside(bytes)
@@ -179,7 +182,8 @@ impl Pipeline {
         self.shared.pool.largest()
     }
 
-    /// Hands a step over. Its tensors are captured or counted as dropped from here on. Never waits: the pool bounds the queue.
+    /// Hands a step over. Its tensors are captured or counted as dropped from here on. Never waits: the pool bounds the
+    /// queue.
     pub fn push(&self, mut job: Job) {
         // The end waits for whoever is here: what was entered stands in the queue ahead of it.
         let Some(_open) = self.shared.account.open() else { return };
@@ -203,8 +207,8 @@ impl Pipeline {
         }
     }
 
-    /// A token was chosen; `text` where it may be written. Under [`Policy::Block`] it waits for room, under the others it is lost and
-    /// counted when there is none.
+    /// A token was chosen; `text` where it may be written. Under [`Policy::Block`] it waits for room, under the others
+    /// it is lost and counted when there is none.
     pub fn token(&self, token: SampledToken, text: Option<Box<str>>) {
         let Some(open) = self.shared.account.open() else { return };
         let queued = self.shared.tokens_queued.fetch_add(1, Ordering::AcqRel);
@@ -254,8 +258,8 @@ impl Pipeline {
         self.shared.failed()
     }
 
-    /// Waits until everything pushed before is in the file (the kernel has it; a checkpoint also waits for the disk). False after a
-    /// failure, or when it takes longer than `patience`.
+    /// Waits until everything pushed before is in the file (the kernel has it; a checkpoint also waits for the disk).
+    /// False after a failure, or when it takes longer than `patience`.
     pub fn flush(&self, patience: Duration) -> bool {
         if self.shared.failed() {
             return false;
@@ -267,8 +271,9 @@ impl Pipeline {
         told && answer.recv_deadline(until) == Ok(true)
     }
 
-    /// Ends the stream: everything pushed is written, then account, index and end. A disk that takes longer than `patience`, or takes nothing
-    /// for five seconds, is left alone, and what is still on its way is counted as dropped. A second call finds nothing to do.
+    /// Ends the stream: everything pushed is written, then account, index and end. A disk that takes longer than
+    /// `patience`, or takes nothing for five seconds, is left alone, and what is still on its way is counted as
+    /// dropped. A second call finds nothing to do.
     pub fn finish(&self, patience: Duration) -> Totals {
         let mut finished = self.finished.lock();
         if let Some(totals) = finished.as_ref() {

@@ -75,7 +75,8 @@ pub struct Place {
 pub enum Form {
     /// Its values as they are.
     Values,
-    /// Its rows in so many bytes of this codec, with these errors: those of the pipeline's settings (`Pipeline::params`).
+    /// Its rows in so many bytes of this codec, with these errors: those of the pipeline's settings
+    /// (`Pipeline::params`).
     Rows(usize, Codec, Errors),
 }
 
@@ -89,7 +90,8 @@ impl Form {
     }
 }
 
-/// The tensors of a step. Steps of one graph share a table, so that nothing is looked up for each tensor of each of them.
+/// The tensors of a step. Steps of one graph share a table, so that nothing is looked up for each tensor of each of
+/// them.
 #[derive(Debug)]
 pub struct Table {
     specs: Arc<[Arc<Spec>]>,
@@ -161,7 +163,8 @@ impl Job {
         self.table.pieces.iter().zip(&self.places).map(raw).sum()
     }
 
-    /// Leaves out what cannot be: pieces outside of their buffers, without a place, or of another size than their shape's. `lost`: each of them.
+    /// Leaves out what cannot be: pieces outside of their buffers, without a place, or of another size than their
+    /// shape's. `lost`: each of them.
     pub(super) fn keep_sound(&mut self, mut lost: impl FnMut(Amount)) {
         let table = &self.table;
         let is_inside = |piece: &Piece, place: &Place| {

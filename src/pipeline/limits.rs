@@ -7,24 +7,27 @@ pub(super) const MIB: usize = 1 << 20;
 
 // Durations.
 
-/// How long jobs lie before the collector looks, and packets before the writer does, when they are few: it costs the host less to be looked
-/// after ten times a second than at every step.
+/// How long jobs lie before the collector looks, and packets before the writer does, when they are few: it costs the
+/// host less to be looked after ten times a second than at every step.
 pub(super) const NAP: Duration = Duration::from_millis(100);
 
-/// The longest that a job waits for others. Packets of many steps are larger and fewer, and a short answer is over by then.
+/// The longest that a job waits for others. Packets of many steps are larger and fewer, and a short answer is over by
+/// then.
 pub(super) const GATHER: Duration = Duration::from_millis(800);
 
 /// The longest that bytes stay in the block while nothing else comes: a host that is killed loses no more.
 pub(super) const SETTLE: Duration = Duration::from_millis(500);
 
-/// A step is over when nothing has come for so long, and its checkpoint can be written; otherwise, when the next begins.
+/// A step is over when nothing has come for so long, and its checkpoint can be written; otherwise, when the next
+/// begins.
 pub(super) const END_OF_STEP: Duration = Duration::from_secs(3);
 
 /// How often the collector looks after a host that waits for memory. Only while one waits.
 pub(super) const UNDER_PRESSURE: Duration = Duration::from_millis(10);
 
-/// The end of a stream does not wait for a disk that has taken nothing for so long, unless everything is written and it is asked to keep it.
-/// Nor does a host wait longer for memory that only hosts hold: two threads that each wait for the other's.
+/// The end of a stream does not wait for a disk that has taken nothing for so long, unless everything is written and it
+/// is asked to keep it. Nor does a host wait longer for memory that only hosts hold: two threads that each wait for the
+/// other's.
 pub(super) const STANDSTILL: Duration = Duration::from_secs(5);
 
 /// How often the end looks whether the disk stands still, and a token whether there is room.
@@ -53,11 +56,13 @@ pub(super) const INDEX_EVERY: usize = 16_384;
 /// Blocks that are reserved on the disk ahead of the writes, so that the file system lays them out together.
 pub(super) const BLOCKS_AHEAD: u64 = 16;
 
-/// Pieces of up to so many bytes are fetched into the caches before they are read, so many at a time: within what the first cache holds.
+/// Pieces of up to so many bytes are fetched into the caches before they are read, so many at a time: within what the
+/// first cache holds.
 pub(super) const PREFETCHED: usize = 4 * KIB;
 pub(super) const PREFETCHED_AT_A_TIME: usize = 8;
 
-/// End marks that end no packet: so many in a stream that is resumed are no accident, and looking at each takes its time.
+/// End marks that end no packet: so many in a stream that is resumed are no accident, and looking at each takes its
+/// time.
 pub(super) const MOST_FALSE_MARKS: u32 = 1 << 18;
 
 // Bytes.
@@ -71,7 +76,8 @@ pub(super) const FIXED: usize = 3 * MIB;
 /// What an encoder keeps beside its buffers (tables, contexts).
 pub(super) const ENCODER: usize = MIB;
 
-/// Raw bytes of a packet at most. The format allows sixteen; smaller ones stay in the caches, and memory goes to the host's buffers.
+/// Raw bytes of a packet at most. The format allows sixteen; smaller ones stay in the caches, and memory goes to the
+/// host's buffers.
 pub(super) const MOST_PACKET: usize = 4 * MIB;
 
 /// Raw bytes that a packet may have with the least budget.
@@ -83,8 +89,8 @@ pub(super) const WORTH: usize = MIB;
 /// Raw bytes that are gathered at most before they become packets.
 pub(super) const MOST_GATHERED: usize = 64 * MIB;
 
-/// Bytes that a host asks for at a time where it does not ask for a single tensor: larger ones would come back late, when all that is in them is
-/// encoded.
+/// Bytes that a host asks for at a time where it does not ask for a single tensor: larger ones would come back late,
+/// when all that is in them is encoded.
 pub const ENOUGH: usize = 16 * MIB;
 
 /// Bytes of jobs that the collector does not let lie, at most.
@@ -100,7 +106,8 @@ pub(super) const ALIGN: usize = 4 * KIB;
 pub(super) const LEAST_BLOCK: usize = 256 * KIB;
 pub(super) const MOST_BLOCK: usize = 4 * MIB;
 
-/// What the queues take, and the first steps beside them. There is a stream if these can be had; more is taken as it is needed.
+/// What the queues take, and the first steps beside them. There is a stream if these can be had; more is taken as it is
+/// needed.
 pub(super) const QUEUES: usize = 2 * MIB;
 
 /// A small file of ours has at most so many; whatever is larger is not ours.

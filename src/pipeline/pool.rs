@@ -1,5 +1,5 @@
-//! Buffers between the host's thread and the workers, inside one budget. A steady state allocates nothing: buffers come back and are
-//! handed out again by size class; a class that is no longer used gives its memory to another.
+//! Buffers between the host's thread and the workers, inside one budget. A steady state allocates nothing: buffers come
+//! back and are handed out again by size class; a class that is no longer used gives its memory to another.
 
 use std::collections::BTreeMap;
 use std::ops::{Deref, DerefMut};

@@ -44,8 +44,8 @@ impl Opened {
 }
 
 impl Pipeline {
-    /// Whether [`Self::start`] would find a file at `path` that it can write: what is wrong with the path is told before there is anything to
-    /// write. Never waits, whatever stands there.
+    /// Whether [`Self::start`] would find a file at `path` that it can write: what is wrong with the path is told
+    /// before there is anything to write. Never waits, whatever stands there.
     ///
     /// # Errors
     /// As for [`Self::start`], as far as the file is concerned.

@@ -1,5 +1,5 @@
-//! The chosen tokens as one JSON document, the older system's `tokens.json` with fields of ours. It is appended to and whole after every
-//! write: its closing lines are written behind the last token each time, and over again by the next.
+//! The chosen tokens as one JSON document, the older system's `tokens.json` with fields of ours. It is appended to and
+//! whole after every write: its closing lines are written behind the last token each time, and over again by the next.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Error as IoError, ErrorKind, Result as IoResult};
@@ -15,7 +15,8 @@ use crate::error::{Error, Result};
 
 const HEAD: &[u8] = b"{\"tokens\": [";
 
-/// `X.stream` has `X_tokens.json`; any other name has `.tokens.json` behind it, so that no two streams have one document.
+/// `X.stream` has `X_tokens.json`; any other name has `.tokens.json` behind it, so that no two streams have one
+/// document.
 pub(super) fn path_of(stream: &Path) -> PathBuf {
     let name = stream.file_name().unwrap_or_default().to_string_lossy();
     let (mut own, end) = match name.strip_suffix(".stream").filter(|_| stream.extension().is_some()) {

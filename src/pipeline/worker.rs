@@ -54,7 +54,8 @@ impl Worker {
         }
     }
 
-    /// Makes the packet of `task` in `bytes`. The task's buffers go back to the host before the disk is asked for anything.
+    /// Makes the packet of `task` in `bytes`. The task's buffers go back to the host before the disk is asked for
+    /// anything.
     fn make(&mut self, task: Task, mut bytes: Vec<u8>) -> Made {
         bytes.clear();
         let result = if self.shared.failed() {
@@ -76,7 +77,8 @@ impl Worker {
 }
 
 impl Scratch {
-    /// Memory for the packet of `task`: taken when the first one of its size comes, and kept. False if the system has none.
+    /// Memory for the packet of `task`: taken when the first one of its size comes, and kept. False if the system has
+    /// none.
     fn reserve(&mut self, params: &Params, task: &Task, most: usize, out: &mut Vec<u8>) -> bool {
         let bytes = usize::try_from(task.amount.bytes).unwrap_or(usize::MAX);
         // Never grows in practice; memory is touched as it is used.
@@ -96,7 +98,8 @@ impl Scratch {
     fn packet(&mut self, params: &Params, task: &Task, out: &mut Vec<u8>) -> Result<()> {
         let spec = &task.spec;
         let open = stream::begin(out, &spec.name)?;
-        // At once: each of them lies somewhere else in memory, and in a short loop the processor fetches several at a time.
+        // At once: each of them lies somewhere else in memory, and in a short loop the processor fetches several at a
+        // time.
         let views: Vec<View<'_>> = task.chunks.iter().filter_map(Chunk::view).collect();
         let encoded = match params.row_codec(spec.dtype, task.row_len as usize, task.amount.bytes as usize) {
             Some(codec) => self.rows(params, codec, task, &views, out),

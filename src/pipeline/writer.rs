@@ -1,5 +1,5 @@
-//! The writer's thread: packets and notes in the order of its queue, numbered; checkpoints; the end. On the first error the file is cut back to
-//! its last whole packet, and everything else is counted as dropped.
+//! The writer's thread: packets and notes in the order of its queue, numbered; checkpoints; the end. On the first error
+//! the file is cut back to its last whole packet, and everything else is counted as dropped.
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
@@ -132,8 +132,8 @@ impl Writer {
         None
     }
 
-    /// The packet that a worker makes; `None` if the worker has panicked. Sleeps until some are made: a thread that wakes for each takes a core
-    /// from a host that computes on all of them.
+    /// The packet that a worker makes; `None` if the worker has panicked. Sleeps until some are made: a thread that
+    /// wakes for each takes a core from a host that computes on all of them.
     fn wait_for(&mut self, made: &Receiver<Made>) -> Option<Made> {
         loop {
             match made.try_recv() {
