@@ -246,7 +246,7 @@ fn options(s: &Settings, path: &Path, codec: Codec, workers: usize) -> Options {
         aside: Arc::default(),
         policy: Policy::Block,
         workers,
-        may_be_helped: false,
+        helpers: 0,
         checkpoint_tokens: Some(16_384),
         resume: false,
         tokens_path: None,

@@ -16,7 +16,6 @@
 
 #[expect(unsafe_code, reason = "the C ABI: pointers of the caller")]
 pub mod abi;
-pub mod ahead;
 pub mod analyze;
 pub mod boundary;
 #[expect(unsafe_code, reason = "tensors of the host")]
@@ -46,6 +45,7 @@ pub mod mark;
 #[expect(unsafe_code, reason = "calls into the host's ggml and llama; the timer's pointers")]
 pub mod observe;
 pub mod pipeline;
+pub mod prefetch;
 pub mod queue;
 pub mod read;
 pub mod record;

@@ -146,7 +146,7 @@ fn looks_at_its_own_threads() {
     let before = threads();
     assert_eq!(
         before.iter().map(|t| t.0.as_str()).collect::<Vec<_>>(),
-        ["lri-cap-codec0", "lri-cap-collect", "lri-cap-disk", "lri-cap-write"]
+        ["lri-cap-codec0", "lri-cap-collect", "lri-cap-write"]
     );
     for (name, _, blocked, nice) in &before {
         // All but SIGKILL and SIGSTOP, and the two signals that the C library keeps for itself.

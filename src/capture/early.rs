@@ -1,7 +1,7 @@
 //! Rows that the host's compute threads encode while the step runs, a little after they were computed: nothing is
 //! copied first, and most are still in the caches.
 //!
-//! Before it: `share`, on each of those threads, when an operation begins at which a stretch of the graph ends. After
+//! Before it: `helpers`, on each of those threads, when an operation begins at which a stretch of the graph ends. After
 //! it: `step`, which hands the encoded rows on when the graph is over, and reads everything else then. Only tensors
 //! that the allocator keeps, only codecs whose rows stand alone, only small ubatches: a prompt's rows would hold the
 //! host for long.
@@ -19,10 +19,9 @@ use std::time::{Duration, Instant};
 use parking_lot::{Mutex, RwLock};
 
 use super::copy;
-use super::live::{Live, Way};
-use crate::ahead;
+use super::graph::Wanted;
+use crate::prefetch;
 use crate::codec::{Codec, Encoder};
-use crate::format::stream::Route;
 use crate::ggml::view::TensorPtr;
 use crate::observe::timer::HOT;
 use crate::pipeline::{self, Buffer, Form, Pipeline, Place};
@@ -55,10 +54,12 @@ pub struct Plan {
     items: Vec<Item>,
     stations: Vec<Station>,
     bytes: usize,
+    /// Nodes that are wanted of the graph.
+    wanted: usize,
 }
 
-/// One tensor. Everything about it stands together: what is looked up elsewhere for each of hundreds is not
-/// in the caches.
+/// One tensor. Everything about it stands together: what is looked up elsewhere for each of hundreds is not in the
+/// caches.
 #[derive(Debug)]
 struct Item {
     /// Number of the wanted node.
@@ -87,13 +88,20 @@ impl Station {
 }
 
 impl Plan {
-    /// `stops`: number among the graph's nodes and address of each operation that all threads begin together.
+    /// `wanted`: what is wanted of the graph, with its nodes; `is_kept`: by the allocator. `stops`: number among the
+    /// graph's nodes and address of each operation that all threads begin together.
     #[must_use]
-    pub fn new(live: &Live, stops: &[(usize, TensorPtr)], pipeline: &Pipeline) -> Self {
-        let mut plan = Self::default();
+    pub fn new(
+        wanted: &[Wanted],
+        tensors: &[TensorPtr],
+        is_kept: impl Fn(usize) -> bool,
+        stops: &[(usize, TensorPtr)],
+        pipeline: &Pipeline,
+    ) -> Self {
+        let mut plan = Self { wanted: wanted.len(), ..Self::default() };
         let mut coming = stops.iter().peekable();
         let mut open = 0;
-        for (i, ((w, way), t)) in live.plan.wanted.iter().zip(&live.ways).zip(&live.tensors).enumerate() {
+        for (i, (w, t)) in wanted.iter().zip(tensors).enumerate() {
             while let Some(&&(node, at)) = coming.peek()
                 && node <= w.node
             {
@@ -105,8 +113,7 @@ impl Plan {
             }
             let row_len = pipeline::row_len(&w.shape.ne, w.shape.token_dim) as usize;
             let codec = pipeline.params().row_codec(w.spec.dtype, row_len, w.bytes);
-            let whole =
-                *way == Way::By(Route::Retain) && w.spec.slice.is_none() && (1..=MOST_TENSOR).contains(&w.bytes);
+            let whole = is_kept(i) && w.spec.slice.is_none() && (1..=MOST_TENSOR).contains(&w.bytes);
             // SAFETY: a tensor of a graph that has its memory.
             let values = if whole { unsafe { copy::in_place(*t, w.bytes) } } else { None };
             if let (Some(codec), Some(values)) = (codec, values) {
@@ -120,7 +127,7 @@ impl Plan {
         if open > 0
             && let Some(&(node, at)) = stops.last()
         {
-            let comes_before = |item: &Item| live.plan.wanted.get(item.wanted as usize).is_some_and(|w| w.node < node);
+            let comes_before = |item: &Item| wanted.get(item.wanted as usize).is_some_and(|w| w.node < node);
             let until = plan.items.partition_point(comes_before);
             if until > plan.stations.last().map_or(0, |s| s.until) {
                 plan.stations.push(Station { at, until });
@@ -133,7 +140,7 @@ impl Plan {
 /// A step whose rows are being encoded.
 #[derive(Debug)]
 pub struct Work {
-    live: Arc<Live>,
+    plan: Arc<Plan>,
     params: crate::codec::Params,
     /// The next item of each sink's share of each stretch, stretch by stretch.
     next: Vec<Share>,
@@ -209,15 +216,14 @@ impl Drop for Working {
 }
 
 impl Work {
-    /// Prepares for a step of `live`, all of whose rows are wanted. `None` if nothing of it can be encoded while it
+    /// Prepares for a step of a graph, all of whose rows are wanted. `None` if nothing of it can be encoded while it
     /// runs, or no memory is free now.
     #[must_use]
-    pub fn new(live: &Arc<Live>, pipeline: &Pipeline, threads: usize) -> Option<Arc<Self>> {
+    pub fn new(plan: &Arc<Plan>, pipeline: &Pipeline, threads: usize) -> Option<Arc<Self>> {
         let n = threads.min(pipeline.helpers());
         if n == 0 {
             return None;
         }
-        let plan = live.early(pipeline);
         if plan.stations.is_empty() || plan.bytes > MOST_STEP {
             return None;
         }
@@ -237,13 +243,13 @@ impl Work {
             next.extend((0..n).map(|share| Share { next: begin(share).into(), until: begin(share + 1) }));
             first = station.until;
         }
-        Some(Arc::new(Self { live: Arc::clone(live), params: *pipeline.params(), next, finished: 0.into(), sinks }))
+        Some(Arc::new(Self { plan: Arc::clone(plan), params: *pipeline.params(), next, finished: 0.into(), sinks }))
     }
 
     /// Lets the threads work from now on.
     #[must_use]
     pub fn begin(self: &Arc<Self>) -> Option<Working> {
-        let first = self.live.early_known()?.stations.first()?.address();
+        let first = self.plan.stations.first()?.address();
         *WORK.write() = Some(Arc::clone(self));
         HOT.station.store(first, Ordering::Relaxed);
         Some(Working(()))
@@ -253,7 +259,7 @@ impl Work {
     #[must_use]
     pub fn collect(&self, first: u8) -> (Vec<Buffer>, Encoded) {
         let (mut buffers, mut encoded) = (Vec::new(), Encoded::default());
-        encoded.places.resize(self.live.plan.wanted.len(), None);
+        encoded.places.resize(self.plan.wanted, None);
         for sink in &self.sinks {
             // All threads have met since they worked.
             let Some(Sink { mut kit, buffer, .. }) = sink.try_lock().and_then(|mut s| s.take()) else { continue };
@@ -272,7 +278,7 @@ impl Work {
     }
 
     fn stretch_ends<'a>(&'a self, at: *mut c_void, waits: bool) {
-        let Some(plan) = self.live.early_known() else { return };
+        let plan = &*self.plan;
         let Some(i) = plan.stations.iter().position(|s| s.address() == at) else { return };
         let n = self.sinks.len();
         let (Some(station), Some(shares)) = (plan.stations.get(i), self.next.get(i * n..(i + 1) * n)) else { return };
@@ -302,13 +308,13 @@ impl Work {
     }
 
     fn encode(&self, item: &Item, sink: &mut Sink) {
-        // SAFETY: an operation behind it begins on this thread, so all threads are through with it; the allocator
-        // keeps its memory.
+        // SAFETY: an operation behind it begins on this thread, so all threads are through with it; the allocator keeps
+        // its memory.
         let values = unsafe { copy::still_in_place(item.tensor, item.data, item.bytes) };
         let Some(values) = values else { return };
         // Where its rows will go: it comes while they are encoded, which makes a third of the values.
         let until = sink.used + item.bytes / 2 + MARGIN;
-        ahead::write(sink.buffer.get_mut(sink.expected..until).unwrap_or_default());
+        prefetch::write(sink.buffer.get_mut(sink.expected..until).unwrap_or_default());
         sink.expected = sink.expected.max(until);
         let kit = &mut sink.kit;
         kit.rows.clear();

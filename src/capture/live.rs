@@ -43,7 +43,7 @@ pub struct Live {
     pub stored: Option<usize>,
     /// The nodes that all threads of the CPU backend begin together and do not fuse: number and address.
     stops: Vec<(usize, TensorPtr)>,
-    early: OnceLock<early::Plan>,
+    early: OnceLock<Arc<early::Plan>>,
     /// Its tensors in a step of which nothing is left out.
     table: OnceLock<Arc<Table>>,
 }
@@ -153,14 +153,10 @@ impl Live {
     }
 
     /// What can be encoded while it runs. Call when it has its memory.
-    pub fn early(&self, pipeline: &Pipeline) -> &early::Plan {
-        self.early.get_or_init(|| early::Plan::new(self, &self.stops, pipeline))
-    }
-
-    /// The same, if it was asked for before.
-    #[must_use]
-    pub fn early_known(&self) -> Option<&early::Plan> {
-        self.early.get()
+    pub fn early(&self, pipeline: &Pipeline) -> &Arc<early::Plan> {
+        let is_kept = |i| self.ways.get(i) == Some(&Way::By(Route::Retain));
+        let plan = || early::Plan::new(&self.plan.wanted, &self.tensors, is_kept, &self.stops, pipeline);
+        self.early.get_or_init(|| Arc::new(plan()))
     }
 }
 

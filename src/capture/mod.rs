@@ -14,6 +14,7 @@ pub mod allocator;
 pub mod copy;
 pub mod early;
 pub mod graph;
+pub mod helpers;
 pub mod inputs;
 pub mod keep;
 pub mod list;
@@ -24,7 +25,6 @@ pub mod rows;
 pub mod run;
 pub mod serial;
 pub mod shape;
-pub mod share;
 pub mod start;
 pub mod step;
 

@@ -76,6 +76,12 @@ impl Start {
     }
 }
 
+/// Threads of the host that encode at most; each has an encoder in the budget.
+const MOST_HELPERS: usize = 4;
+
+/// The least budget that has room for them, in bytes.
+const LEAST_MEMORY_TO_HELP: u64 = 64 << 20;
+
 /// Bytes of the memory budget that may be kept outside of the pipeline, which has what is not: by the host's allocator
 /// for the route `retain`, and by us where the eval callback of the C API is all we have. A quarter, but what the
 /// pipeline needs comes first.
@@ -86,10 +92,10 @@ fn retained(config: &CaptureConfig) -> u64 {
 /// Bytes that the host's allocator may keep for us.
 fn retain_limit(config: &CaptureConfig) -> usize {
     let bytes = |n| usize::try_from(n).unwrap_or(usize::MAX);
-    let (limit, helped) = (bytes(retained(config)), config.codec_threads.is_none());
+    let (limit, helpers) = (bytes(retained(config)), helpers(config));
     match config.route {
         // Set aside when it is needed, of what the pipeline has until then.
-        RouteChoice::Auto => limit.min(Options::most_aside(bytes(config.max_memory), workers(config), helped)),
+        RouteChoice::Auto => limit.min(Options::most_aside(bytes(config.max_memory), workers(config), helpers)),
         _ => limit,
     }
 }
@@ -97,6 +103,19 @@ fn retain_limit(config: &CaptureConfig) -> usize {
 /// Threads of ours that encode.
 fn workers(config: &CaptureConfig) -> usize {
     config.codec_threads.unwrap_or(1)
+}
+
+/// Threads of the host that may encode, as many as cores: none where the user has set how many of ours do, or with
+/// little memory.
+fn helpers(config: &CaptureConfig) -> usize {
+    let may = config.codec_threads.is_none() && config.max_memory >= LEAST_MEMORY_TO_HELP;
+    if may { cores().min(MOST_HELPERS) } else { 0 }
+}
+
+/// Cores that this process may use.
+pub(super) fn cores() -> usize {
+    static CORES: OnceLock<usize> = OnceLock::new();
+    *CORES.get_or_init(|| std::thread::available_parallelism().map_or(1, std::num::NonZero::get))
 }
 
 /// The least budget in which so many bytes may be kept: [`retained`] the other way round.
@@ -186,7 +205,7 @@ fn options(capture: &Capture, start: &Start) -> Options {
         aside: capture.graphs.lock().keeping.total(),
         policy: config.policy,
         workers: workers(config),
-        may_be_helped: config.codec_threads.is_none(),
+        helpers: helpers(config),
         checkpoint_tokens: config.checkpoint_tokens,
         resume: config.resume,
         tokens_path: None,

@@ -303,7 +303,7 @@ impl Step {
         if !self.live.retains || !self.rows.are_all_kept() {
             return None;
         }
-        let work = Work::new(&self.live, pipeline, threads)?;
+        let work = Work::new(self.live.early(pipeline), pipeline, threads)?;
         let working = work.begin()?;
         self.work = Some(work);
         Some(working)

@@ -4,7 +4,7 @@
 use super::Undecodable;
 use super::measure::{self, Errors, Row};
 use super::pack::{self, BLOCK, Sink};
-use crate::ahead;
+use crate::prefetch;
 
 /// How far before it is needed memory is asked for: some twelve blocks, which take longer than memory does. Values come
 /// from memory, not from a cache, where a capture runs at full speed.
@@ -57,7 +57,7 @@ fn encode_with(sink: &mut Sink, bound: f32, bits: u32, row_len: usize, data: &[u
         for piece in raw.chunks(PIECE * BLOCK * 4) {
             sink.clear(piece.len() + PIECE * 2);
             for raw in piece.chunks(BLOCK * 4) {
-                ahead::read_beyond(raw, AHEAD);
+                prefetch::read_beyond(raw, AHEAD);
                 encode_block(sink, bound, bits, raw, &mut row, &mut errors);
             }
             out.extend_from_slice(sink.written());

@@ -1,7 +1,7 @@
 //! The CPU backend from inside: which operation begins on this thread, and the barriers between
 //! operations. See `observe::timer`.
 //!
-//! These run for every operation on every compute thread, so they are written out: no guard but around `share::help`
+//! These run for every operation on every compute thread, so they are written out: no guard but around `helpers::help`
 //! (nothing else in them can panic), and when no step is timed one line of the cache (`timer::HOT`) and two jumps.
 
 use std::ffi::c_void;
@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicPtr, Ordering};
 
 use super::Ptr;
 use crate::boundary::guarded;
-use crate::capture::share;
+use crate::capture::helpers;
 use crate::ggml::copies::{self, Caller, Hooked, Target};
 use crate::observe::timer::{self, HOT};
 use crate::observe::workers;
@@ -39,8 +39,8 @@ fn find(hooked: &Hooked, function: &AtomicPtr<c_void>, caller: Caller) -> Target
 }
 
 fn begins(tensor: Ptr) {
-    if HOT.listens() && share::is_wanted(tensor) {
-        guarded((), || share::help(tensor));
+    if HOT.listens() && helpers::is_wanted(tensor) {
+        guarded((), || helpers::help(tensor));
     }
     if timer::timing() {
         timer::op_begins(tensor);

@@ -2,7 +2,7 @@
 
 use super::Ptr;
 use crate::boundary::guarded;
-use crate::capture::{self, share};
+use crate::capture::{self, helpers};
 use crate::ggml::copies::{self, Caller, Hooked, Target};
 use crate::observe::{self, lives, splits, steps, timer};
 use crate::session;
@@ -103,21 +103,16 @@ unsafe extern "C-unwind" fn graph_compute(sched: Ptr, graph: Ptr, caller: Caller
     let running = step.as_ref().and_then(steps::Step::timer).map(timer::Timer::run);
     // A step that is written operation by operation is the host's alone.
     let untouched = step.as_ref().is_none_or(steps::Step::is_written);
-    let sharing = if captured {
-        guarded(None, || share::begin(step.as_ref().and_then(steps::Step::tokens_on_the_cpu), !untouched))
+    let helping = if captured && !untouched {
+        guarded(None, || helpers::begin(step.as_ref().and_then(steps::Step::tokens_on_the_cpu)))
     } else {
         None
     };
-    if let (true, Some(timer)) =
-        (sharing.as_ref().is_some_and(share::Sharing::delays_the_first), step.as_ref().and_then(steps::Step::timer))
-    {
-        timer.first_barrier_is_not_the_hosts();
-    }
     let watching = step.as_ref().map(|s| s.splits().run());
     // SAFETY: the host's own arguments.
     let status = unsafe { real(sched, graph) };
     drop(watching);
-    drop(sharing);
+    drop(helping);
     drop(running);
     guarded((), || {
         if let Some(step) = step {

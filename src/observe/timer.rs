@@ -160,8 +160,6 @@ pub struct Timer {
     enter_ns: Cell<u64>,
     leave_ns: Cell<u64>,
     sums: Cell<Sums>,
-    /// See [`Timer::first_barrier_is_not_the_hosts`].
-    skips_barrier: Cell<bool>,
     /// Something of ours ran since the last barrier: the next operation begins with the clock.
     interrupted: Cell<bool>,
 }
@@ -182,7 +180,6 @@ impl Timer {
             enter_ns: Cell::new(0),
             leave_ns: Cell::new(0),
             sums: Cell::new(Sums::default()),
-            skips_barrier: Cell::new(false),
             interrupted: Cell::new(false),
         }
     }
@@ -194,12 +191,6 @@ impl Timer {
         let outer = CURRENT.replace(self);
         HOT.timing.fetch_add(1, Ordering::Relaxed);
         Running { outer, timer: self }
-    }
-
-    /// Before the first operation the threads do something for us (`capture::share`), and wait for each other behind
-    /// it: no wait of the host's.
-    pub fn first_barrier_is_not_the_hosts(&self) {
-        self.skips_barrier.set(true);
     }
 
     /// What the step's operations took.
@@ -249,8 +240,7 @@ impl Timer {
         }
         let now = if self.enter_ns.get() == 0 { clock::now_ns() } else { 0 };
         let end = if now > 0 { now } else { self.enter_ns.get() };
-        let skips = self.skips_barrier.replace(false);
-        let barrier_ns = if now > 0 || skips { 0 } else { self.leave_ns.get().saturating_sub(end) };
+        let barrier_ns = if now > 0 { 0 } else { self.leave_ns.get().saturating_sub(end) };
         let ns = end.saturating_sub(self.start_ns.get());
         let plan = &self.plan;
         let until = fused_until(plan, i, self.until.get());

@@ -3,10 +3,8 @@
 use std::io::{ErrorKind, Result as IoResult};
 
 use super::disk::Disk;
+use super::limits::ALIGN;
 use crate::host::Pages;
-
-/// What direct writes are aligned to.
-pub(super) const ALIGN: usize = 4096;
 
 /// Bytes that go to the disk in one write, or in more where a pause comes between.
 #[derive(Debug)]

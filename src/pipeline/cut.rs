@@ -3,19 +3,14 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::{Form, Job, Piece};
+use super::job::{Form, Job, Piece};
 use crate::format::stream::Row;
 
-/// Jobs whose buffers come back together.
-pub(super) type Bundle = Arc<[Job]>;
-
-/// The same piece of jobs that follow each other, in one packet.
+/// A piece of a job in a packet.
 #[derive(Debug)]
 pub(super) struct Chunk {
-    /// Which of the packet's bundles they are from.
-    pub(super) bundle: u32,
-    /// Which jobs there, and which of their pieces.
-    pub(super) jobs: Range<u32>,
+    pub(super) job: Arc<Job>,
+    /// Which of its pieces.
     pub(super) piece: u32,
     /// The run of rows, where it is not the whole piece.
     pub(super) part: Option<Box<Run>>,
@@ -49,39 +44,34 @@ pub(super) struct View<'a> {
 }
 
 impl Chunk {
-    /// What it refers to among these bundles.
-    pub(super) fn views<'a>(&'a self, bundles: &'a [Bundle]) -> impl Iterator<Item = View<'a>> {
-        let range = self.jobs.start as usize..self.jobs.end as usize;
-        let jobs = bundles.get(self.bundle as usize).and_then(|jobs| jobs.get(range)).unwrap_or_default();
-        jobs.iter().filter_map(|job| view(job, self.piece as usize, self.part.as_deref()))
+    /// What it refers to.
+    pub(super) fn view(&self) -> Option<View<'_>> {
+        let (job, part) = (&*self.job, self.part.as_deref());
+        let (place, piece) = (job.places.get(self.piece as usize)?, job.table.pieces().get(self.piece as usize)?);
+        let (at, len, ne) = part.map_or((0, piece.len, piece.ne), |p| (p.at, p.len, p.ne));
+        let begin = place.offset + at;
+        let rows = tokens(job, piece).unwrap_or_default();
+        Some(View {
+            job,
+            data: job.data.get(usize::from(place.buffer))?.get(begin..begin + place.form.stored(len))?,
+            form: place.form,
+            ne,
+            token_dim: piece.token_dim,
+            rows: part.map_or(rows, |part| rows.get(part.tokens.clone()).unwrap_or_default()),
+        })
     }
 }
 
-fn view<'a>(job: &'a Job, piece: usize, part: Option<&Run>) -> Option<View<'a>> {
-    let (place, piece) = (job.places.get(piece)?, job.table.pieces().get(piece)?);
-    let (at, len, ne) = part.map_or((0, piece.len, piece.ne), |p| (p.at, p.len, p.ne));
-    let begin = place.offset + at;
-    let rows = tokens(job, piece).unwrap_or_default();
-    Some(View {
-        job,
-        data: job.data.get(usize::from(place.buffer))?.get(begin..begin + place.form.stored(len))?,
-        form: place.form,
-        ne,
-        token_dim: piece.token_dim,
-        rows: part.map_or(rows, |part| rows.get(part.tokens.clone()).unwrap_or_default()),
-    })
-}
-
-/// The tokens of a piece. A table of another length than the dimension that it describes says nothing that
-/// could be trusted.
+/// The tokens of a piece. A table of another length than the dimension that it describes says nothing that could be
+/// trusted.
 fn tokens<'a>(job: &'a Job, piece: &Piece) -> Option<&'a [Row]> {
     let count = piece.ne.get(usize::from(piece.token_dim)).map_or(0, |&n| n as usize);
     let rows = job.row_sets.get(usize::from(piece.rows?))?;
     (piece.token_dim > 0 && rows.len() == count).then_some(rows)
 }
 
-/// Values in a row as codecs see it: all of a token where tokens are the outermost dimension in use, else
-/// the innermost dimension.
+/// Values in a row as codecs see it: all of a token where tokens are the outermost dimension in use, else the innermost
+/// dimension.
 #[must_use]
 pub fn row_len(ne: &[u32; 4], token_dim: u8) -> u32 {
     let t = usize::from(token_dim);
@@ -126,7 +116,7 @@ fn cut_run(run: Run, token_dim: usize, most: usize, each: &mut impl FnMut(Run)) 
 
 #[cfg(test)]
 mod tests {
-    use super::{Bundle, Chunk, cut, fits, row_len};
+    use super::{Chunk, cut, fits, row_len};
     use crate::codec::DType;
     use crate::format::stream::{Route, Row};
     use crate::pipeline::pool::Pool;
@@ -157,14 +147,13 @@ mod tests {
 
     /// (bytes, ne, first position, tensors) of each chunk; their values follow each other.
     fn chunks(ne: [u32; 4], token_dim: u8, most: usize) -> Vec<(usize, [u32; 4], i32, u64)> {
-        let bundles: [Bundle; 1] = [[job(ne, token_dim)].into()];
-        let job = &bundles[0][0];
+        let job = Arc::new(job(ne, token_dim));
         let (mut out, mut bytes) = (Vec::new(), Vec::new());
         assert!(fits(&job.table.pieces()[0], 4, most));
         cut(&job.table.pieces()[0], most, &mut |run| {
             let (len, last) = (run.len, run.last);
-            let chunk = Chunk { bundle: 0, jobs: 0..1, piece: 0, part: Some(Box::new(run)) };
-            let v = chunk.views(&bundles).next().unwrap();
+            let chunk = Chunk { job: Arc::clone(&job), piece: 0, part: Some(Box::new(run)) };
+            let v = chunk.view().unwrap();
             assert_eq!(v.rows.len(), v.ne[usize::from(token_dim)] as usize);
             assert_eq!((v.ne.iter().product::<u32>() as usize * 4, v.data.len()), (len, len));
             bytes.extend_from_slice(v.data);

@@ -6,6 +6,7 @@ use std::os::fd::IntoRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use super::limits::MOST_SMALL_FILE;
 use crate::error::{Error, Result};
 use crate::host;
 
@@ -29,9 +30,6 @@ pub(super) trait Disk: Send + std::fmt::Debug {
 /// host inherits it.
 const NEVER_WAIT: i32 = libc::O_CLOEXEC | libc::O_NOCTTY | libc::O_NONBLOCK;
 
-/// Bytes that a small file of ours has at most; whatever is larger is not ours.
-const MOST_SMALL: u64 = 64 << 20;
-
 fn is_writable_kind(about: &Metadata) -> bool {
     about.is_file() || about.file_type().is_char_device()
 }
@@ -49,11 +47,11 @@ pub(super) fn open_beside(path: &Path, options: &mut OpenOptions) -> IoResult<Fi
 pub(super) fn read_small(path: &Path) -> IoResult<Vec<u8>> {
     let file = open_beside(path, OpenOptions::new().read(true))?;
     let about = file.metadata()?;
-    if !about.is_file() || about.len() > MOST_SMALL {
+    if !about.is_file() || about.len() > MOST_SMALL_FILE {
         return Err(IoError::other("not a file of ours"));
     }
     let mut bytes = Vec::new();
-    file.take(MOST_SMALL).read_to_end(&mut bytes)?;
+    file.take(MOST_SMALL_FILE).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use super::{Amount, Buffer};
+use super::account::Amount;
+use super::pool::Buffer;
 use crate::codec::{Codec, DType, Errors};
 use crate::format::stream::{Route, Row, Slice};
 
@@ -17,7 +18,7 @@ pub struct Spec {
     pub op: String,
     /// Block of the model.
     pub layer: Option<i32>,
-    /// `graph::component::Component` as a number.
+    /// `graph::class::Component` as a number.
     pub component: u8,
     /// Which of the nodes with this name and operation, from 0.
     pub occurrence: u16,
@@ -74,8 +75,8 @@ pub struct Place {
 pub enum Form {
     /// Its values as they are.
     Values,
-    /// Its rows in so many bytes of this codec, with these errors: those of the
-    /// pipeline's settings ([`super::Pipeline::params`]).
+    /// Its rows in so many bytes of this codec, with these errors: those of the pipeline's settings
+    /// (`Pipeline::params`).
     Rows(usize, Codec, Errors),
 }
 
@@ -89,8 +90,8 @@ impl Form {
     }
 }
 
-/// The tensors of a step. Steps of one graph share a table, so that nothing is looked up for each tensor of
-/// each of them.
+/// The tensors of a step. Steps of one graph share a table, so that nothing is looked up for each tensor of each of
+/// them.
 #[derive(Debug)]
 pub struct Table {
     specs: Arc<[Arc<Spec>]>,

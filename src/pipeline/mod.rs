@@ -2,31 +2,57 @@
 //! nothing of llama.cpp.
 //!
 //! ```text
-//!   host's thread           lri-cap-collect     lri-cap-codecN         lri-cap-write    lri-cap-disk
+//!   host's thread           lri-cap-collect     lri-cap-codecN            lri-cap-write
 //!
-//!   reserve ─ copy ─ push ─► segment of jobs ──► packet of a tensor ──► in order ──────► full blocks ─► .stream
-//!      ▲                                               │
-//!      └───────────── pool ◄── buffers come back ──────┘
+//!   reserve ─ copy ─ push ─► segment of jobs ─┬► packet of a tensor ─┐
+//!      ▲                                      │         │            ▼
+//!      │                                      └─ order of packets ─► full blocks ─► .stream
+//!      └───────────── pool ◄── buffers come back ───────┘
 //! ```
 //!
 //! The host's thread takes a buffer, fills it and hands it over; it waits only under [`Policy::Block`], and never after
 //! a failure. What a step gave is either in the file or counted as dropped ([`Account`]).
+//!
+//! # Who compresses
+//!
+//! A codec worker of ours, with a low weight (nice 10). There is one unless a number is set. It takes whole packets:
+//! the collector gathers steps for 0.8 s, or until they fill a quarter of the memory, or hold 64 MiB of values that are
+//! not encoded, and then puts all steps of a tensor together, so that packets are large and few. Tensors stand in a
+//! packet in the order in which they first came.
+//!
+//! Where the host computes on every core, a worker can only take one from it, and the host's other threads wait for
+//! that one at their next barrier. Therefore rows of single tokens come encoded (`capture::early`): the host's own
+//! threads encode them in place, all at the same moment, while they are still in the caches, and hand over
+//! [`Form::Rows`] instead of [`Form::Values`]. The bytes are the same. Nothing is copied raw then, and the worker only
+//! puts rows together, which takes it a fifth of the time. All other work is left to the scheduler of the kernel.
+//!
+//! **Order.** The collector makes a one-shot channel for each packet. The task that goes to the workers holds its
+//! sender, and the writer's queue holds its receiver, at the packet's place. The writer takes one after the other, so
+//! packets need no numbers before they are in the file, and a worker that panics is a sender that is gone. Collector
+//! and writer sleep up to 100 ms while little lies before them: a thread of ours that wakes up at every step and for
+//! every packet takes a core each time.
+//!
+//! **Memory.** One budget is divided once (`budget`): buffers for the host, what workers work in, packets on their way
+//! to the disk, a block. A worker takes an empty output before it takes a task, so whoever has the oldest packet can
+//! always go on, and the writer gives outputs back.
+//!
+//! All durations and thresholds stand in `limits`, with units and reasons.
 
 mod account;
 mod block;
+mod budget;
 mod checkpoint;
-mod courtesy;
+mod collector;
 mod cut;
-mod desk;
 mod disk;
 mod file;
-mod gang;
-mod group;
+mod handle;
 mod job;
+mod limits;
+mod message;
 mod pool;
 mod resume;
-mod segment;
-mod share;
+mod shared;
 mod start;
 mod threads;
 mod tokens;
@@ -36,450 +62,11 @@ mod writer;
 #[cfg(test)]
 mod tests;
 
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock, Weak};
-use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
-
-use crossbeam_channel::{Receiver, RecvTimeoutError, SendTimeoutError, TrySendError, bounded};
-use parking_lot::Mutex;
-
 pub use crate::config::Policy;
 pub use account::{Account, Amount, Counts, InStep, Reason};
 pub use cut::row_len;
 pub use disk::replace;
+pub use handle::{Options, Pipeline, Resumed, Totals};
 pub use job::{Form, Job, Piece, Place, Spec, Table};
-pub use pool::{Buffer, ENOUGH, Refused};
-pub use share::LEAST_PACKET;
-
-use crate::codec;
-use crate::error::{Error, Result};
-use crate::format::stream::{Row, SampledToken};
-use crate::log;
-use crate::mailbox::Outbox;
-use segment::Message;
-
-/// How long jobs and packets may lie before the thread they are for looks, when they are few: it costs the host less to
-/// be looked after ten times a second than at every step.
-const NAP: Duration = Duration::from_millis(100);
-
-/// The end of a stream does not wait for a disk that has taken nothing for so long, unless everything is written and it
-/// is asked to keep it.
-const STANDSTILL: Duration = Duration::from_secs(5);
-
-/// How often that is looked at.
-const LOOK: Duration = Duration::from_millis(100);
-
-/// Slots of the queue that jobs cannot take: for tokens and commands.
-const ROOM_FOR_TOKENS: usize = 3072;
-
-/// What to write, and at what cost.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// The stream. A file with content is refused unless `resume` is set.
-    pub path: PathBuf,
-    /// Fields of the header packet beyond format and version: a JSON object.
-    pub header: serde_json::Value,
-    /// Codec and bound.
-    pub params: codec::Params,
-    /// Bytes that the pipeline may use, everything included.
-    pub max_memory: usize,
-    /// Of these, what the caller uses elsewhere, at most [`Options::most_aside`]. Once the pipeline has started,
-    /// [`Pipeline::set_aside`] changes it.
-    pub aside: Arc<AtomicUsize>,
-    /// What to do when they are used up.
-    pub policy: Policy,
-    /// Threads that encode; 0 is taken as 1.
-    pub workers: usize,
-    /// Threads of the host may encode as well ([`Pipeline::help`]).
-    pub may_be_helped: bool,
-    /// A checkpoint every so many tokens of the steps.
-    pub checkpoint_tokens: Option<u64>,
-    /// Go on where the last checkpoint of an existing stream stands.
-    pub resume: bool,
-    /// Where the chosen tokens go; `None` derives it from `path`: `X.stream` has `X_tokens.json`.
-    pub tokens_path: Option<PathBuf>,
-}
-
-impl Options {
-    /// Bytes of such a budget that the caller may use elsewhere.
-    #[must_use]
-    pub fn most_aside(max_memory: usize, workers: usize, may_be_helped: bool) -> usize {
-        start::shares(max_memory, workers, may_be_helped).map_or(0, |shares| pool::most_aside(shares.pool))
-    }
-}
-
-/// What the threads share.
-#[derive(Debug)]
-struct Shared {
-    account: Account,
-    pool: Arc<pool::Pool>,
-    policy: Policy,
-    failed: AtomicBool,
-    problem: Mutex<Option<Error>>,
-    /// Steps that policy `sample` was asked about.
-    steps: AtomicU64,
-    packets: AtomicU64,
-    bytes: AtomicU64,
-    /// Everything is written, and the disk was asked to keep it.
-    keeping: AtomicBool,
-    /// Bytes of jobs that the collector has not looked at.
-    unseen: AtomicUsize,
-    /// Tokens in the queue.
-    tokens_queued: AtomicUsize,
-    tokens_lost: AtomicU64,
-    /// When our threads leave the cores to the host's.
-    courtesy: courtesy::Courtesy,
-    /// Tasks too large for a thread of the host to begin one (`gang`) that wait or are in work.
-    large_tasks: AtomicUsize,
-    /// What such threads work with.
-    gang: OnceLock<Weak<gang::Gang>>,
-}
-
-impl Shared {
-    fn failed(&self) -> bool {
-        self.failed.load(Ordering::Acquire)
-    }
-
-    /// The stream ends here. Told once.
-    fn fail(&self, problem: Error) {
-        if !self.failed.swap(true, Ordering::AcqRel) {
-            log::error(format!("{problem}. The stream ends here; the host goes on"));
-            *self.problem.lock() = Some(problem);
-        }
-        if let Some(gang) = self.gang.get().and_then(Weak::upgrade) {
-            gang.dismiss();
-        }
-        self.pool.fail();
-    }
-}
-
-/// What a finished stream holds.
-#[derive(Clone, Debug, Default)]
-pub struct Totals {
-    /// What became of everything seen, over all runs of the stream.
-    pub account: Counts,
-    /// Packets in the file.
-    pub packets: u64,
-    /// Bytes of the file.
-    pub bytes: u64,
-    /// Chosen tokens that found no room in the queue.
-    pub tokens_lost: u64,
-    /// Whether the stream was closed in order.
-    pub clean: bool,
-    /// What went wrong.
-    pub problem: Option<Error>,
-}
-
-/// Where a resumed stream goes on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Resumed {
-    /// The last step that the stream has, as the earlier run numbered it.
-    pub last_step: u64,
-    /// Tokens of its steps.
-    pub tokens: u64,
-    /// Chosen tokens.
-    pub chosen_tokens: u64,
-    /// How often it was resumed, this time included.
-    pub count: u64,
-}
-
-/// A stream that is being written.
-#[derive(Debug)]
-pub struct Pipeline {
-    shared: Arc<Shared>,
-    inbox: Outbox<Message>,
-    /// Bytes of jobs after which the collector is to look at them.
-    worth_a_look: usize,
-    threads: Mutex<Vec<JoinHandle<()>>>,
-    closed: Receiver<bool>,
-    finished: Mutex<Option<Totals>>,
-    resumed: Option<Resumed>,
-    params: codec::Params,
-    gives_way: bool,
-    helpers: usize,
-    gang: Option<Arc<gang::Gang>>,
-}
-
-impl Pipeline {
-    /// Whether [`Self::start`] would find a file at `path` that it can write: what is wrong with the path is told
-    /// before there is anything to write. Never waits, whatever stands there.
-    ///
-    /// # Errors
-    /// As for [`Self::start`], as far as the file is concerned.
-    pub fn check(path: &std::path::Path, resume: bool) -> Result<()> {
-        start::check(path, resume)
-    }
-
-    /// Opens the stream, writes its first packet (which shows whether it can be written at all) and starts the threads.
-    ///
-    /// # Errors
-    /// When the file cannot be opened or written, the budget is too small, or a thread cannot be started.
-    pub fn start(options: Options) -> Result<Self> {
-        start::start(options)
-    }
-
-    /// Whether this step should be captured. False only under [`Policy::Sample`] while memory is short; the caller then
-    /// counts the step as dropped, [`Reason::Sampled`].
-    #[must_use]
-    pub fn admit(&self) -> bool {
-        if self.shared.policy != Policy::Sample {
-            return true;
-        }
-        let step = self.shared.steps.fetch_add(1, Ordering::Relaxed);
-        // The fuller, the fewer: every step up to half of the budget, none beyond seven eighths.
-        match self.shared.pool.fill() {
-            0..512 => true,
-            512..640 => step.is_multiple_of(2),
-            640..768 => step.is_multiple_of(4),
-            768..896 => step.is_multiple_of(8),
-            _ => false,
-        }
-    }
-
-    /// A buffer of `bytes`. Its content is left over from its last use. Hold one at a time: under [`Policy::Block`] a
-    /// second one may wait for the first.
-    ///
-    /// # Errors
-    /// [`Refused`] says why there is none. Only [`Policy::Block`] waits.
-    pub fn reserve(&self, bytes: usize) -> std::result::Result<Buffer, Refused> {
-        let result = match self.shared.pool.take(bytes) {
-            Err(Refused::Full) if self.shared.policy == Policy::Block => {
-                // What is being gathered holds memory that we wait for. A full queue means that the collector is awake.
-                self.shared.pool.wait(bytes, || {
-                    let _ = self.inbox.try_put(Message::Pressed);
-                    self.inbox.ring();
-                })
-            }
-            Err(Refused::Full) => {
-                // So does what lies in the queue, for the next step. No message: a host that does not wait would
-                // fill the queue.
-                self.inbox.ring();
-                Err(Refused::Full)
-            }
-            result => result,
-        };
-        if result.as_ref().is_err_and(|refused| *refused == Refused::NoMemory) {
-            self.shared.pool.tell_no_memory(bytes);
-        }
-        result
-    }
-
-    /// The same, but never waits: the caller may hold others.
-    #[must_use]
-    pub fn reserve_now(&self, bytes: usize) -> Option<Buffer> {
-        self.shared.pool.take(bytes).ok()
-    }
-
-    /// The caller uses so many bytes of the budget elsewhere from now on. False, and nothing is changed, if they are
-    /// in use here.
-    #[must_use]
-    pub fn set_aside(&self, bytes: usize) -> bool {
-        self.shared.pool.set_aside(bytes)
-    }
-
-    /// The codec and its bound.
-    #[must_use]
-    pub const fn params(&self) -> &codec::Params {
-        &self.params
-    }
-
-    /// Threads of the host that may compress ([`Self::help`], or rows before they are handed over), 0 if they are
-    /// not asked to.
-    #[must_use]
-    pub const fn helpers(&self) -> usize {
-        self.helpers
-    }
-
-    /// Bytes of the largest buffer that can be had; the caller splits what is larger.
-    #[must_use]
-    pub fn largest(&self) -> usize {
-        self.shared.pool.largest()
-    }
-
-    /// Hands a step over. Its tensors are captured or counted as dropped from here on. Never waits: the pool
-    /// bounds the queue.
-    pub fn push(&self, mut job: Job) {
-        // The end waits for whoever is here: what was entered stands in the queue ahead of it.
-        let Some(_open) = self.shared.account.open() else { return };
-        self.shared.account.enter(job.table.amount());
-        job.keep_sound(|amount| self.shared.account.lost(Reason::Internal, amount));
-        let amount = job.table.amount();
-        let rows: usize = job.row_sets.iter().map(|r| size_of_val::<[Row]>(r)).sum();
-        let own_table = if Arc::strong_count(&job.table) == 1 { job.table.pieces().len() } else { 0 };
-        let mut beside = rows + job.places.capacity() * size_of::<Place>() + own_table * size_of::<Piece>();
-        job.data.iter_mut().for_each(|buffer| buffer.handed_over(std::mem::take(&mut beside)));
-        let bytes = job.bytes();
-        let before = self.shared.unseen.fetch_add(bytes, Ordering::AcqRel);
-        let raw = job.raw();
-        if self.inbox.try_put(Message::Job(job, raw)).is_err() {
-            // Only when the collector is gone.
-            self.shared.account.lost(if self.shared.failed() { Reason::IoError } else { Reason::Internal }, amount);
-        } else if before < self.worth_a_look && before + bytes >= self.worth_a_look {
-            self.inbox.ring();
-        }
-    }
-
-    /// A token was chosen; `text` where it may be written. Under [`Policy::Block`] it waits for room, under the others
-    /// it is lost and counted when there is none.
-    pub fn token(&self, token: SampledToken, text: Option<Box<str>>) {
-        let Some(open) = self.shared.account.open() else { return };
-        let queued = self.shared.tokens_queued.fetch_add(1, Ordering::AcqRel);
-        let mut message = Message::Token(token, text);
-        if queued < ROOM_FOR_TOKENS - 64 {
-            match self.inbox.try_put(message) {
-                Ok(()) => return,
-                Err(TrySendError::Full(m) | TrySendError::Disconnected(m)) => message = m,
-            }
-        }
-        drop(open);
-        while self.shared.policy == Policy::Block
-            && !self.shared.failed()
-            && let Some(_open) = self.shared.account.open()
-        {
-            match self.inbox.put_within(message, Duration::from_millis(100)) {
-                Ok(()) => return,
-                Err(SendTimeoutError::Timeout(m)) => message = m,
-                Err(SendTimeoutError::Disconnected(_)) => break,
-            }
-        }
-        self.shared.tokens_queued.fetch_sub(1, Ordering::AcqRel);
-        self.shared.tokens_lost.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// The host computes on every core until [`Self::host_rests`]: our threads stay out of its way for a while, if they
-    /// may be helped at all and there is room.
-    pub fn host_computes(&self) {
-        if self.gives_way {
-            self.shared.courtesy.host_computes();
-        }
-    }
-
-    /// See [`Self::host_computes`].
-    pub fn host_rests(&self) {
-        if self.gives_way {
-            self.shared.courtesy.host_rests();
-        }
-    }
-
-    /// The host is about to compute on so many threads, which are all the cores that there are. True if [`Self::help`]
-    /// of theirs is welcome, until [`Self::help_no_more`].
-    #[must_use]
-    pub fn ask_for_help(&self, threads: usize) -> bool {
-        self.gang.as_ref().is_some_and(|g| g.assemble(threads))
-    }
-
-    /// Makes packets on the calling thread, for about as long as any other that was asked to help with this
-    /// step. Never waits.
-    pub fn help(&self) {
-        if let Some(gang) = &self.gang {
-            gang.help();
-        }
-    }
-
-    /// The step is over.
-    pub fn help_no_more(&self) {
-        if let Some(gang) = &self.gang {
-            gang.disperse();
-        }
-    }
-
-    /// The running account: the caller counts what it sees, skips and drops.
-    #[must_use]
-    pub fn account(&self) -> &Account {
-        &self.shared.account
-    }
-
-    /// Where this stream went on, if it did.
-    #[must_use]
-    pub fn resumed(&self) -> Option<Resumed> {
-        self.resumed
-    }
-
-    /// Packets and bytes in the file so far.
-    #[must_use]
-    pub fn written(&self) -> (u64, u64) {
-        (self.shared.packets.load(Ordering::Relaxed), self.shared.bytes.load(Ordering::Relaxed))
-    }
-
-    /// Whether the stream has ended early; [`Totals::problem`] says why.
-    #[must_use]
-    pub fn has_failed(&self) -> bool {
-        self.shared.failed()
-    }
-
-    /// Waits until everything pushed before is in the file (the kernel has it; a checkpoint also waits for the disk).
-    /// False after a failure, or when it takes longer than `patience`.
-    pub fn flush(&self, patience: Duration) -> bool {
-        if self.shared.failed() {
-            return false;
-        }
-        let (done, answer) = bounded(1);
-        let until = Instant::now() + patience;
-        let told = self.inbox.put_within(Message::Flush(done), patience).is_ok();
-        self.inbox.ring();
-        told && answer.recv_deadline(until) == Ok(true)
-    }
-
-    /// Ends the stream: everything pushed is written, then account, index and end. A disk that takes longer than
-    /// `patience`, or takes nothing for five seconds, is left alone, and what is still on its way is counted as
-    /// dropped. A second call finds nothing to do.
-    pub fn finish(&self, patience: Duration) -> Totals {
-        let mut finished = self.finished.lock();
-        if let Some(totals) = finished.as_ref() {
-            return totals.clone();
-        }
-        self.shared.account.end_begins();
-        let began = Instant::now();
-        let told = self.inbox.put_within(Message::Finish, patience.min(STANDSTILL)).is_ok();
-        self.inbox.ring();
-        let clean = match if told { self.wait_for_the_end(began + patience) } else { Err(RecvTimeoutError::Timeout) } {
-            Ok(clean) => {
-                for thread in std::mem::take(&mut *self.threads.lock()) {
-                    let _ = thread.join();
-                }
-                clean
-            }
-            // All threads have ended without an answer: one of them panicked.
-            Err(RecvTimeoutError::Disconnected) => false,
-            Err(RecvTimeoutError::Timeout) => {
-                let problem = format!("not closed within {:.1} s", began.elapsed().as_secs_f64());
-                self.shared.fail(Error::new("closing", "the stream", problem, "check the disk"));
-                false
-            }
-        };
-        // Nobody gets a buffer any more; what has not come into the file is counted.
-        self.shared.pool.fail();
-        self.shared.account.close(if clean { Reason::Stopped } else { Reason::IoError });
-        finished
-            .insert(Totals {
-                account: self.shared.account.totals(),
-                packets: self.shared.packets.load(Ordering::Relaxed),
-                bytes: self.shared.bytes.load(Ordering::Relaxed),
-                tokens_lost: self.shared.tokens_lost.load(Ordering::Relaxed),
-                clean,
-                problem: self.shared.problem.lock().clone(),
-            })
-            .clone()
-    }
-
-    /// Whether the stream was closed in order; an error after `until`, or when the disk has stood still for too long.
-    fn wait_for_the_end(&self, until: Instant) -> std::result::Result<bool, RecvTimeoutError> {
-        let (mut written, mut since) = (self.written(), Instant::now());
-        loop {
-            let now = Instant::now();
-            match self.closed.recv_deadline(until.min(now + LOOK)) {
-                Err(RecvTimeoutError::Timeout) => {}
-                ended => return ended,
-            }
-            let so_far = self.written();
-            if so_far != written || self.shared.keeping.load(Ordering::Relaxed) {
-                (written, since) = (so_far, now);
-            }
-            if now >= until || since.elapsed() >= STANDSTILL {
-                return Err(RecvTimeoutError::Timeout);
-            }
-        }
-    }
-}
+pub use limits::{ENOUGH, LEAST_PACKET};
+pub use pool::{Buffer, Refused};

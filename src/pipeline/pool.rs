@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
+use super::limits::{MOST_OUT, SMALLEST_BUFFER, STANDSTILL};
 use crate::host::Pages;
 use crate::log;
 
@@ -17,7 +17,7 @@ use crate::log;
 pub enum Refused {
     /// The budget is used up at this moment.
     Full,
-    /// More than [`super::Pipeline::largest`]: never.
+    /// More than the pipeline's largest: never.
     TooLarge,
     /// The stream can no longer be written, or is being closed.
     Failed,
@@ -25,24 +25,10 @@ pub enum Refused {
     NoMemory,
 }
 
-/// Smallest buffer: a page.
-const SMALLEST: usize = 4096;
-
-/// Buffers that may be out at the same time; what bounds the queue behind them.
-pub(super) const MOST_OUT: usize = 2048;
-
-/// Bytes that a host asks for at a time where it does not ask for a single tensor: larger ones would come back late,
-/// when all that is in them is encoded.
-pub const ENOUGH: usize = 16 << 20;
-
 /// Bytes of such a budget that may be set aside: two of the largest buffers are left.
 pub(super) const fn most_aside(budget: usize) -> usize {
     budget / 2
 }
-
-/// How long a waiting host may look at memory that only hosts hold before it gives up: two threads that each wait
-/// for the other's.
-const STANDSTILL: Duration = Duration::from_secs(5);
 
 /// All buffers of a pipeline.
 #[derive(Debug)]
@@ -138,13 +124,6 @@ impl Pool {
         let state = self.state.lock();
         let bytes = state.used() * 1024 / self.budget().max(1);
         bytes.max(state.out * 1024 / MOST_OUT)
-    }
-
-    /// From which [`Self::fill`] on the next few buffers may be refused: an eighth, or more where that is less than
-    /// a large one.
-    pub(super) fn nearly_full(&self) -> usize {
-        let one = (self.largest.min(ENOUGH) * 1024).div_ceil(self.budget().max(1));
-        1024 - one.clamp(128, 256)
     }
 
     /// Whether a host's thread waits for memory.
@@ -251,29 +230,23 @@ impl Pool {
             self.freed.notify_all();
         }
     }
-
-    #[cfg(test)]
-    fn allocated(&self) -> usize {
-        self.state.lock().allocated
-    }
 }
 
 /// Sizes in quarters of a power of two, whole pages: at most a fifth of a buffer is unused.
 fn class_of(bytes: usize) -> usize {
-    let bytes = bytes.max(SMALLEST);
-    let step = (bytes.next_power_of_two() / 8).max(SMALLEST);
+    let bytes = bytes.max(SMALLEST_BUFFER);
+    let step = (bytes.next_power_of_two() / 8).max(SMALLEST_BUFFER);
     bytes.div_ceil(step) * step
 }
 
 /// The largest size that fits into `budget` as a whole class.
 pub(super) fn largest_class(budget: usize) -> usize {
-    let step = (budget.next_power_of_two() / 8).max(SMALLEST);
+    let step = (budget.next_power_of_two() / 8).max(SMALLEST_BUFFER);
     let class = budget / step * step;
     if class_of(class) <= budget { class } else { class.saturating_sub(step) }
 }
 
-/// Memory of the pool that the caller fills and hands over with a [`super::Job`]. Its content is whatever was
-/// in it before.
+/// Memory of the pool that the caller fills and hands over with a job. Its content is whatever was in it before.
 #[derive(Debug)]
 pub struct Buffer {
     pages: Option<Pages>,
@@ -317,7 +290,7 @@ impl Drop for Buffer {
 
 #[cfg(test)]
 mod tests {
-    use super::{Pool, Refused, SMALLEST, class_of, largest_class};
+    use super::{Pool, Refused, SMALLEST_BUFFER, class_of, largest_class};
     use std::sync::Arc;
     use std::time::{Duration, Instant};
 
@@ -327,15 +300,19 @@ mod tests {
         Pool::new(budget, largest, Arc::default())
     }
 
+    fn allocated(pool: &Pool) -> usize {
+        pool.state.lock().allocated
+    }
+
     #[test]
     fn classes_hold_their_sizes_and_waste_little() {
         for bytes in (1..5 * MB).step_by(977) {
             let class = class_of(bytes);
-            assert!(class >= bytes && class.is_multiple_of(SMALLEST));
-            assert!(bytes < 16 * SMALLEST || class - bytes <= class / 4, "{bytes} in {class}");
+            assert!(class >= bytes && class.is_multiple_of(SMALLEST_BUFFER));
+            assert!(bytes < 16 * SMALLEST_BUFFER || class - bytes <= class / 4, "{bytes} in {class}");
             assert_eq!(class_of(class), class);
-            let largest = largest_class(bytes.max(SMALLEST));
-            assert!(class_of(largest) <= bytes.max(SMALLEST) && largest * 4 + 4 * SMALLEST >= bytes * 3);
+            let largest = largest_class(bytes.max(SMALLEST_BUFFER));
+            assert!(class_of(largest) <= bytes.max(SMALLEST_BUFFER) && largest * 4 + 4 * SMALLEST_BUFFER >= bytes * 3);
         }
     }
 
@@ -348,10 +325,10 @@ mod tests {
         drop(held);
         // The memory of the large ones is taken for small ones, and back.
         let small: Vec<_> = (0..256).map(|_| pool.take(20_000).unwrap()).collect();
-        assert!(pool.allocated() <= 8 * MB);
+        assert!(allocated(&pool) <= 8 * MB);
         drop(small);
         let held: Vec<_> = (0..4).map(|_| pool.take(2 * MB).unwrap()).collect();
-        assert!(pool.allocated() <= 8 * MB && held.len() == 4);
+        assert!(allocated(&pool) <= 8 * MB && held.len() == 4);
         assert!(pool.fill() >= 1024);
     }
 
@@ -377,9 +354,9 @@ mod tests {
         // It is in use, and then free: memory that nobody uses goes back to the system.
         assert!(!pool.set_aside(4 * MB));
         drop((held, more));
-        assert_eq!(pool.allocated(), 6 * MB);
+        assert_eq!(allocated(&pool), 6 * MB);
         assert!(pool.set_aside(4 * MB));
-        assert_eq!(pool.allocated(), 4 * MB);
+        assert_eq!(allocated(&pool), 4 * MB);
     }
 
     #[test]
@@ -395,18 +372,6 @@ mod tests {
             assert!(pool.set_aside(0));
             assert_eq!(waiter.join().unwrap(), Ok(2 * MB));
         });
-    }
-
-    #[test]
-    fn before_the_pool_is_full_there_is_room_for_a_buffer() {
-        for budget in [4 * MB, 17 * MB, 34 * MB, 200 * MB, 868 * MB, 8 << 30] {
-            let pool = pool(budget, largest_class(budget / 4));
-            let room = budget * (1024 - pool.nearly_full()) / 1024;
-            assert!(
-                (budget / 8..=budget / 4 + 1).contains(&room) && room + 1024 >= pool.largest().min(super::ENOUGH),
-                "{budget}"
-            );
-        }
     }
 
     #[test]

@@ -8,17 +8,9 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
 use super::checkpoint::{self, Checkpoint};
-use super::segment::Told;
+use super::limits::{LARGEST_NOTE, MOST_FALSE_MARKS, SEARCH_WINDOW};
+use super::message::Told;
 use crate::format::stream::{Content, END_MARK, FRAME_LEN, Frame, Kind, Packet, TAIL_LEN, Tail};
-
-/// Bytes that are searched at once.
-const WINDOW: u64 = 1 << 20;
-
-/// End marks that end no packet: so many are no accident, and looking at each takes its time.
-const MOST_FALSE_MARKS: u32 = 1 << 18;
-
-/// Packets of ours that are not tensors are small; a damaged length must not make us allocate.
-const LARGEST_NOTE: usize = 64 << 20;
 
 /// A stream that may be resumed.
 #[derive(Debug)]
@@ -85,9 +77,9 @@ fn behind(file: &File, mut at: u64, length: u64) -> IoResult<Behind> {
         at += packet;
     }
     // A block that was written before it was full ends with zeros.
-    let mut rest = vec![0; (length - at).min(WINDOW) as usize];
+    let mut rest = vec![0; (length - at).min(SEARCH_WINDOW) as usize];
     while at < length {
-        let rest = rest.get_mut(..(length - at).min(WINDOW) as usize).unwrap_or_default();
+        let rest = rest.get_mut(..(length - at).min(SEARCH_WINDOW) as usize).unwrap_or_default();
         file.read_exact_at(rest, at)?;
         if rest.iter().any(|b| *b != 0) {
             found.torn = length - at;
@@ -163,7 +155,7 @@ impl Marks {
         while until >= floor + MARK {
             let inside = self.from + MARK <= until && until <= self.from + self.bytes.len() as u64;
             if !inside {
-                self.from = until.saturating_sub(WINDOW).max(floor);
+                self.from = until.saturating_sub(SEARCH_WINDOW).max(floor);
                 self.bytes.resize((until - self.from) as usize, 0);
                 file.read_exact_at(&mut self.bytes, self.from)?;
             }

@@ -1,47 +1,34 @@
 //! Start of a stream: a new file, or an old one from its last checkpoint on; its header; the threads.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use crossbeam_channel::bounded;
 use parking_lot::Mutex;
 use serde_json::Value;
 
 use super::account::Account;
+use super::budget::Budget;
 use super::checkpoint::{self, Checkpoint};
-use super::courtesy::Courtesy;
-use super::desk::Desk;
+use super::collector::{Collector, Gathering};
 use super::disk::{Disk, FileDisk};
 use super::file::StreamFile;
-use super::gang::{Gang, Kit};
-use super::pool::{MOST_OUT, Pool};
-use super::resume;
-use super::segment::Collector;
-use super::share::Shares;
+use super::handle::{Options, Pipeline, Resumed};
+use super::limits::{MOST_OUT, NAP, QUEUES, ROOM_FOR_TOKENS, TASKS, WORTH_A_LOOK};
+use super::message::Progress;
+use super::pool::Pool;
+use super::shared::Shared;
 use super::tokens::{self, History};
-use super::worker::{Maker, Worker};
-use super::writer::{Progress, Writer, now_s};
-use super::{NAP, Options, Pipeline, ROOM_FOR_TOKENS, Resumed, Shared, threads};
+use super::worker::{Scratch, Worker};
+use super::writer::{State, Writer, now_s};
+use super::{resume, threads};
 use crate::error::{Error, Result};
 use crate::format::stream::{IndexBuilder, Kind};
 use crate::mailbox::mailbox;
 use crate::{clock, heap, host, log};
 
-/// Packets to be made that wait for a worker: a segment of most models, so that the collector need not wait for each.
-const TASKS: usize = 4096;
-
-/// Bytes of jobs that the collector does not let lie, at most.
-const WORTH_A_LOOK: usize = 8 << 20;
-
-/// Packets and notes that wait for the writer; outputs bound the packets already.
-pub(super) const ITEMS: usize = 64;
-
-/// Bytes that the queues take, and the first steps beside them. There is a stream if these can be had; more is taken as
-/// it is needed.
-const QUEUES: usize = 2 << 20;
-
 /// A file to append to, and what its checkpoint says.
-struct Opened {
+pub(super) struct Opened {
     disk: Box<dyn Disk>,
     from: Option<Checkpoint>,
     /// The packets before, for the index.
@@ -49,45 +36,43 @@ struct Opened {
     head: Vec<u8>,
 }
 
-pub(super) fn start(options: Options) -> Result<Pipeline> {
-    clock::init();
-    let shares = shares(options.max_memory, options.workers, options.may_be_helped)?;
-    let checkpoint = checkpoint::path_of(&options.path);
-    if options.tokens_path.as_ref().is_some_and(|p| *p == options.path || *p == checkpoint) {
-        let subject = options.path.display().to_string();
-        return Err(Error::new(
-            "opening the stream",
-            subject,
-            "the tokens would go into the same file",
-            "choose another path for them",
-        ));
+impl Opened {
+    /// A new stream.
+    pub(super) fn empty(disk: Box<dyn Disk>) -> Self {
+        Self { disk, from: None, index: IndexBuilder::default(), head: Vec::new() }
     }
-    // A file that cannot be written must not be made or cut first.
-    let opened = host::without_write_signals(|| open(&options.path, options.resume))?;
-    start_on(options, &shares, opened)
 }
 
-/// For tests: a disk of theirs.
-#[cfg(test)]
-pub(super) fn start_with(options: Options, disk: Box<dyn Disk>) -> Result<Pipeline> {
-    clock::init();
-    let shares = shares(options.max_memory, options.workers, options.may_be_helped)?;
-    start_on(options, &shares, Opened { disk, from: None, index: IndexBuilder::default(), head: Vec::new() })
-}
+impl Pipeline {
+    /// Whether [`Self::start`] would find a file at `path` that it can write: what is wrong with the path is told
+    /// before there is anything to write. Never waits, whatever stands there.
+    ///
+    /// # Errors
+    /// As for [`Self::start`], as far as the file is concerned.
+    pub fn check(path: &Path, resume: bool) -> Result<()> {
+        host::without_write_signals(|| open_free(path, resume)).map(|_| ())
+    }
 
-/// How the budget is divided.
-pub(super) fn shares(max_memory: usize, workers: usize, may_be_helped: bool) -> Result<Shares> {
-    Shares::of(max_memory, workers.max(1), helpers(max_memory, may_be_helped))
-}
-
-/// Threads of the host that have room to work in.
-fn helpers(max_memory: usize, may_be_helped: bool) -> usize {
-    if may_be_helped { Gang::size(max_memory) } else { 0 }
-}
-
-/// Whether a stream can be begun at `path`, or gone on with: told now what would only be told at the first step.
-pub(super) fn check(path: &Path, resume: bool) -> Result<()> {
-    host::without_write_signals(|| open_free(path, resume)).map(|_| ())
+    /// Opens the stream, writes its first packet (which shows whether it can be written at all) and starts the threads.
+    ///
+    /// # Errors
+    /// When the file cannot be opened or written, the budget is too small, or a thread cannot be started.
+    pub fn start(options: Options) -> Result<Self> {
+        Budget::of(options.max_memory, options.workers, options.helpers)?;
+        let checkpoint = checkpoint::path_of(&options.path);
+        if options.tokens_path.as_ref().is_some_and(|p| *p == options.path || *p == checkpoint) {
+            let subject = options.path.display().to_string();
+            return Err(Error::new(
+                "opening the stream",
+                subject,
+                "the tokens would go into the same file",
+                "choose another path for them",
+            ));
+        }
+        // A file that cannot be written must not be made or cut first.
+        let opened = host::without_write_signals(|| open(&options.path, options.resume))?;
+        start_on(options, opened)
+    }
 }
 
 /// The stream's file, and the bytes that are in it: none unless it is to be gone on with.
@@ -133,7 +118,7 @@ fn open(path: &Path, resume: bool) -> Result<Opened> {
     }
     // Of a stream that is gone.
     checkpoint::remove(&checkpoint::path_of(path));
-    Ok(Opened { disk: Box::new(disk), from: None, index: IndexBuilder::default(), head: Vec::new() })
+    Ok(Opened::empty(Box::new(disk)))
 }
 
 /// A stream goes on behind its last checkpoint: what an earlier run has written after it is lost.
@@ -151,52 +136,34 @@ fn tell_what_is_cut_off(path: &Path, found: &resume::Found) {
     ));
 }
 
-fn start_on(options: Options, shares: &Shares, opened: Opened) -> Result<Pipeline> {
-    let workers = options.workers.max(1);
+pub(super) fn start_on(options: Options, opened: Opened) -> Result<Pipeline> {
+    clock::init();
+    let budget = Budget::of(options.max_memory, options.workers, options.helpers)?;
     let from = opened.from.as_ref();
     if !heap::has(QUEUES) {
         let path = options.path.display().to_string();
         return Err(Error::new("opening the stream", path, "the system has no memory", "allow the host more memory"));
     }
     let offset = from.map_or(0, |c| c.stream_offset);
-    let mut file = StreamFile::new(opened.disk, shares.block, offset, &opened.head)
+    let file = StreamFile::new(opened.disk, budget.block, offset, &opened.head)
         .map_err(|e| Error::new("opening the stream", options.path.display().to_string(), e, "allow more memory"))?;
-    let shared = Arc::new(Shared {
-        account: from.map_or_else(Account::default, |c| Account::resumed(&c.account)),
-        pool: Pool::new(shares.pool, shares.largest, Arc::clone(&options.aside)),
-        policy: options.policy,
-        failed: false.into(),
-        problem: Mutex::default(),
-        steps: 0.into(),
-        packets: from.map_or(0, |c| c.next_packet).into(),
-        bytes: offset.into(),
-        keeping: false.into(),
-        unseen: 0.into(),
-        tokens_queued: 0.into(),
-        tokens_lost: 0.into(),
-        courtesy: Courtesy::default(),
-        large_tasks: 0.into(),
-        gang: OnceLock::new(),
-    });
-    let mut all = vec![file.write_behind(&shared)?];
+    let shared = Arc::new(Shared::new(
+        from.map_or_else(Account::default, |c| Account::resumed(&c.account)),
+        Pool::new(budget.pool, budget.largest, Arc::clone(&options.aside)),
+        options.policy,
+        from.map_or(0, |c| c.next_packet),
+        offset,
+    ));
     let (inbox, jobs) = mailbox(MOST_OUT + ROOM_FOR_TOKENS, NAP);
     let (tasks, to_workers) = bounded(TASKS);
-    // Notes wait for room (`Collector::send`), so that a packet always finds some, and the one that is put back
-    // (`Desk::hand_in`): a thread of the host must not wait for the writer.
-    let (out, items) = mailbox(ITEMS + shares.outputs + shares.helpers_outputs + 1, NAP);
+    let (out, items) = bounded(TASKS);
     // Their memory comes with the packets that need it (`worker`).
-    let outputs = |count: usize| {
-        let (spare, outputs) = bounded(count);
-        (0..count).for_each(|_| _ = spare.send(Vec::new()));
-        (spare, outputs)
-    };
-    let (spare, workers_outputs) = outputs(shares.outputs);
-    let (helpers_spare, helpers_outputs) = outputs(shares.helpers_outputs);
+    let (spare, outputs) = bounded(budget.outputs);
+    (0..budget.outputs).for_each(|_| _ = spare.send(Vec::new()));
     let began_s = from.map_or_else(now_s, |c| c.start_s);
     let mut writer = Writer {
         shared: Arc::clone(&shared),
         spare,
-        helpers_spare,
         file,
         path: options.path.clone(),
         history: Some(history(&options, from, began_s)),
@@ -205,7 +172,7 @@ fn start_on(options: Options, shares: &Shares, opened: Opened) -> Result<Pipelin
         sequence: from.map_or(0, |c| c.next_packet),
         began_s,
         resume_count: from.map_or(0, |c| c.resume_count + 1),
-        state: super::writer::State::default(),
+        state: State::default(),
     };
     let resumed = from.map(|c| Resumed {
         last_step: c.last_step,
@@ -213,63 +180,45 @@ fn start_on(options: Options, shares: &Shares, opened: Opened) -> Result<Pipelin
         chosen_tokens: c.total_tokens,
         count: c.resume_count + 1,
     });
-    let helpers = helpers(options.max_memory, options.may_be_helped);
     let fields = header(options.header, from)?;
     host::without_write_signals(|| writer.header(&fields))?;
     let collector = Collector {
         shared: Arc::clone(&shared),
         inbox: jobs,
         tasks,
-        out: out.clone(),
-        shares: *shares,
+        out,
+        budget,
         checkpoint_tokens: options.checkpoint_tokens.filter(|&n| n > 0),
         progress: from
             .map_or_else(Progress::default, |c| Progress { step_tokens: c.step_tokens, last_step: c.last_step }),
-        gathering: super::segment::Gathering::default(),
+        gathering: Gathering::default(),
     };
     let (closing, closed) = bounded(1);
-    let desk = Arc::new(Desk::new(writer, items.queue()));
-    let writers_desk = Arc::clone(&desk);
-    all.push(threads::spawn(&shared, "lri-cap-write".to_owned(), move || {
-        let _ = closing.send(writers_desk.run(&items));
-    })?);
-    let worker = |maker| Worker {
-        shared: Arc::clone(&shared),
-        params: options.params,
-        most: if maker == Maker::Worker { shares.packet } else { shares.gather },
-        tasks: to_workers.clone(),
-        spare: if maker == Maker::Worker { workers_outputs.clone() } else { helpers_outputs.clone() },
-        maker,
-        out: out.clone(),
-        scratch: super::worker::Scratch::default(),
-        manners: super::courtesy::Manners::default(),
-    };
-    let kit = || Kit { worker: worker(Maker::Helper), desk: Arc::clone(&desk), output: None };
-    let kits: Vec<Kit> = std::iter::repeat_with(kit).take(helpers).collect();
-    let gang = (!kits.is_empty()).then(|| Arc::new(Gang::new(kits)));
-    if let Some(gang) = &gang {
-        _ = shared.gang.set(Arc::downgrade(gang));
-    }
-    for i in 0..workers {
-        let worker = worker(Maker::Worker);
+    let mut all = vec![threads::spawn(&shared, "lri-cap-write".to_owned(), move || {
+        let _ = closing.send(writer.run(&items));
+    })?];
+    for i in 0..options.workers.max(1) {
+        let worker = Worker {
+            shared: Arc::clone(&shared),
+            params: options.params,
+            most: budget.packet,
+            tasks: to_workers.clone(),
+            spare: outputs.clone(),
+            scratch: Scratch::default(),
+        };
         all.push(threads::spawn(&shared, format!("lri-cap-codec{i}"), move || worker.run())?);
     }
     all.push(threads::spawn(&shared, "lri-cap-collect".to_owned(), move || collector.run())?);
-    let worth_a_look = (shares.segment / 4).min(WORTH_A_LOOK);
-    let gives_way = options.may_be_helped;
-    let (threads, finished) = (Mutex::new(all), Mutex::default());
     Ok(Pipeline {
         shared,
         inbox,
-        worth_a_look,
-        threads,
+        worth_a_look: (budget.gathered_raw / 4).min(WORTH_A_LOOK),
+        threads: Mutex::new(all),
         closed,
-        finished,
+        finished: Mutex::default(),
         resumed,
         params: options.params,
-        gives_way,
-        helpers,
-        gang,
+        helpers: options.helpers,
     })
 }
 

@@ -5,16 +5,21 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crossbeam_channel::bounded;
 use parking_lot::{Condvar, Mutex};
 
 use super::disk::Disk;
 use super::file::StreamFile;
-use super::{Form, Job, Options, Piece, Pipeline, Place, Policy, Reason, Refused, Spec, Table, Totals, start};
+use super::message::{Item, Made, Progress};
+use super::pool::Pool;
+use super::shared::Shared;
+use super::writer::{State, Writer};
+use super::{Account, Amount, Form, Job, Options, Piece, Pipeline, Place, Policy, Reason, Refused, Spec, Table, Totals, start, threads};
 use crate::codec::{Codec, DType, Params};
-use crate::format::stream::{Content, Frame, Packet, Route};
+use crate::format::stream::{self, Content, Frame, IndexBuilder, Packet, Route};
 
 mod ends;
-mod helped;
+mod rows;
 
 const MIB: usize = 1 << 20;
 
@@ -120,22 +125,22 @@ fn options(policy: Policy, mib: usize) -> Options {
         aside: Arc::default(),
         policy,
         workers: 2,
-        may_be_helped: false,
+        helpers: 0,
         checkpoint_tokens: None,
         resume: false,
         tokens_path: None,
     }
 }
 
-fn spec() -> Arc<Spec> {
-    spec_of("ADD")
+fn start_with(options: Options, disk: Box<dyn Disk>) -> crate::error::Result<Pipeline> {
+    start::start_on(options, start::Opened::empty(disk))
 }
 
-fn spec_of(op: &str) -> Arc<Spec> {
+fn spec() -> Arc<Spec> {
     Arc::new(Spec {
         name: "x".into(),
         tensor: "x".into(),
-        op: op.into(),
+        op: "ADD".into(),
         layer: None,
         component: 0,
         occurrence: 0,
@@ -146,11 +151,7 @@ fn spec_of(op: &str) -> Arc<Spec> {
 
 /// Steps of 100 rows of 256 values, `step` in each; counted as the host does.
 fn feed(pipeline: &Pipeline, steps: std::ops::Range<u64>) -> u64 {
-    feed_of(pipeline, steps, &spec())
-}
-
-fn feed_of(pipeline: &Pipeline, steps: std::ops::Range<u64>, spec: &Arc<Spec>) -> u64 {
-    let len = 100 * 256 * 4;
+    let (spec, len) = (spec(), 100 * 256 * 4);
     let mut pushed = 0;
     for step in steps {
         let _in_step = pipeline.account().step_begins();
@@ -166,7 +167,7 @@ fn feed_of(pipeline: &Pipeline, steps: std::ops::Range<u64>, spec: &Arc<Spec>) -
         data.chunks_exact_mut(4).for_each(|v| v.copy_from_slice(&(step as f32).to_le_bytes()));
         let (ne, route) = ([256, 100, 1, 1], Route::Retain);
         let piece = Piece { spec: 0, len, ne, token_dim: 1, rows: None, route, completes: true };
-        let table = Arc::new(Table::new([Arc::clone(spec)].into(), vec![piece]));
+        let table = Arc::new(Table::new([Arc::clone(&spec)].into(), vec![piece]));
         let places = vec![Place { buffer: 0, offset: 0, form: Form::Values }];
         pipeline.push(Job { step, t_ns: 0, table, places, row_sets: vec![], data: vec![data], tokens: 1 });
         pushed += 1;
@@ -207,7 +208,7 @@ fn check(totals: &Totals) {
 #[test]
 fn a_slow_disk_loses_nothing_under_block() {
     let disk = Fake::with(|p| (p.delay, p.direct) = (Duration::from_millis(15), true));
-    let pipeline = start::start_with(options(Policy::Block, 16), Box::new(disk.clone())).unwrap();
+    let pipeline = start_with(options(Policy::Block, 16), Box::new(disk.clone())).unwrap();
     assert_eq!(feed(&pipeline, 1..301), 300);
     let totals = pipeline.finish(Duration::from_secs(60));
     check(&totals);
@@ -218,7 +219,7 @@ fn a_slow_disk_loses_nothing_under_block() {
 #[test]
 fn a_slow_disk_costs_a_host_that_drops_nothing_but_data() {
     let disk = Fake::with(|p| p.delay = Duration::from_millis(200));
-    let pipeline = start::start_with(options(Policy::Drop, 16), Box::new(disk.clone())).unwrap();
+    let pipeline = start_with(options(Policy::Drop, 16), Box::new(disk.clone())).unwrap();
     let began = Instant::now();
     let pushed = feed(&pipeline, 1..1001);
     let took = began.elapsed();
@@ -239,7 +240,7 @@ fn a_disk_that_fills_up_keeps_a_valid_prefix_and_its_account() {
         for direct in [false, true] {
             let disk = Fake::with(|p| (p.fails_at, p.direct, p.no_room_ahead) = (Some((limit, errno)), direct, true));
             let policy = if direct { Policy::Block } else { Policy::Drop };
-            let pipeline = start::start_with(options(policy, 16), Box::new(disk.clone()));
+            let pipeline = start_with(options(policy, 16), Box::new(disk.clone()));
             let pipeline = match pipeline {
                 Ok(pipeline) => pipeline,
                 Err(e) => {
@@ -277,7 +278,7 @@ fn a_disk_that_fills_up_keeps_a_valid_prefix_and_its_account() {
 #[test]
 fn a_stuck_disk_holds_up_neither_the_end_nor_the_account() {
     let disk = Fake::default();
-    let pipeline = start::start_with(options(Policy::Block, 16), Box::new(disk.clone())).unwrap();
+    let pipeline = start_with(options(Policy::Block, 16), Box::new(disk.clone())).unwrap();
     feed(&pipeline, 1..20);
     assert!(pipeline.flush(Duration::from_secs(10)));
     disk.platter().stuck = true;
@@ -301,7 +302,7 @@ fn a_stuck_disk_holds_up_neither_the_end_nor_the_account() {
 #[test]
 fn a_host_that_waits_for_a_stuck_disk_is_let_go_by_the_end() {
     let disk = Fake::default();
-    let pipeline = start::start_with(options(Policy::Block, 16), Box::new(disk.clone())).unwrap();
+    let pipeline = start_with(options(Policy::Block, 16), Box::new(disk.clone())).unwrap();
     disk.platter().stuck = true;
     std::thread::scope(|s| {
         let host = s.spawn(|| feed(&pipeline, 1..1000));
@@ -323,7 +324,7 @@ fn a_host_that_waits_for_a_stuck_disk_is_let_go_by_the_end() {
 fn short_writes_and_refused_direct_ones_are_gone_on_with() {
     for (most, refuses) in [(Some(5000), false), (Some(4096), false), (None, true), (Some(777), true)] {
         let disk = Fake::with(|p| (p.most, p.direct, p.refuses_direct) = (most, true, refuses));
-        let pipeline = start::start_with(options(Policy::Block, 16), Box::new(disk.clone())).unwrap();
+        let pipeline = start_with(options(Policy::Block, 16), Box::new(disk.clone())).unwrap();
         for from in [1, 21, 41] {
             feed(&pipeline, from..from + 20);
             assert!(pipeline.flush(Duration::from_secs(20)));
@@ -374,7 +375,7 @@ fn a_file_is_the_same_however_it_is_appended_to_and_paused() {
 #[test]
 fn jobs_that_do_not_fit_their_data_are_counted_and_harm_nobody() {
     let disk = Fake::default();
-    let pipeline = start::start_with(options(Policy::Block, 16), Box::new(disk.clone())).unwrap();
+    let pipeline = start_with(options(Policy::Block, 16), Box::new(disk.clone())).unwrap();
     let of = |offset, len, ne| {
         let piece = Piece { spec: 0, len, ne, token_dim: 1, rows: Some(3), route: Route::Retain, completes: true };
         (piece, Place { buffer: 0, offset, form: Form::Values })
@@ -405,16 +406,25 @@ fn jobs_that_do_not_fit_their_data_are_counted_and_harm_nobody() {
     assert!(pipeline.largest() < 16 * MIB && pipeline.reserve(pipeline.largest() + 1).is_err());
 }
 
+/// Not known to be false before it is called.
+fn pipeline_is_sound() -> bool {
+    std::env::var_os("LRI_PANIC").is_none()
+}
+
 #[test]
 #[ignore = "the child of the test below: a panic of ours ends every recording of a process"]
 fn panics_in_a_thread() {
     let which = std::env::var("LRI_PANIC").expect("run by the test below");
     let disk = Fake::default();
-    let pipeline = start::start_with(options(Policy::Block, 16), Box::new(disk.clone())).unwrap();
+    let pipeline = start_with(options(Policy::Block, 16), Box::new(disk.clone())).unwrap();
     assert_eq!(feed(&pipeline, 1..20), 19);
     assert!(pipeline.flush(Duration::from_secs(20)));
-    disk.platter().panics = which == "disk";
-    feed_of(&pipeline, 20..21, &spec_of(&which));
+    disk.platter().panics = which == "the writer";
+    if which == "another thread" {
+        let body = || assert!(pipeline_is_sound(), "asked for");
+        assert!(threads::spawn(&pipeline.shared, "lri-cap-test".into(), body).unwrap().join().is_ok(), "it ends here");
+    }
+    feed(&pipeline, 20..21);
     let began = Instant::now();
     // The host waits for memory, and is let go.
     while !pipeline.has_failed() {
@@ -432,8 +442,50 @@ fn panics_in_a_thread() {
 }
 
 #[test]
+fn a_packet_whose_worker_is_gone_is_lost_and_the_next_one_is_written() {
+    let disk = Fake::default();
+    let pool = Pool::new(MIB, MIB, Arc::default());
+    let shared = Arc::new(Shared::new(Account::default(), pool, Policy::Block, 0, 0));
+    let (spare, outputs) = bounded(2);
+    let writer = Writer {
+        shared: Arc::clone(&shared),
+        spare,
+        file: StreamFile::new(Box::new(disk.clone()), MIB, 0, &[]).unwrap(),
+        path: PathBuf::new(),
+        history: None,
+        history_asked: false,
+        index: IndexBuilder::default(),
+        sequence: 0,
+        began_s: 0.0,
+        resume_count: 0,
+        state: State::default(),
+    };
+    let (out, items) = bounded(3);
+    let amount = Amount::new(1, 100);
+    shared.account.seen(2, 200);
+    shared.account.enter(Amount::new(2, 200));
+    let packet = |worker_panics: bool| {
+        let (done, made) = bounded(1);
+        if !worker_panics {
+            let mut bytes = Vec::new();
+            stream::write_account(&mut bytes, 0, &serde_json::json!({})).unwrap();
+            done.send(Made { bytes, result: Ok(()) }).unwrap();
+        }
+        out.send(Item::Packet { made, spec: spec(), amount }).unwrap();
+    };
+    packet(true);
+    packet(false);
+    out.send(Item::Finish(Progress::default())).unwrap();
+    assert!(writer.run(&items), "closed in order");
+    let totals = shared.account.totals();
+    assert!(totals.is_exact() && totals.captured == amount, "{totals:?}");
+    assert_eq!((totals.dropped, outputs.len()), (vec![(Reason::Internal, amount)], 1));
+    assert!(steps_in(&disk.platter().bytes).1.is_some());
+}
+
+#[test]
 fn a_panic_in_any_thread_ends_the_stream_and_nothing_else() {
-    for which in ["panic in the collector", "panic in a worker", "disk"] {
+    for which in ["another thread", "the writer"] {
         let mut child = std::process::Command::new(std::env::current_exe().unwrap());
         child.args(["pipeline::tests::panics_in_a_thread", "--exact", "--ignored", "--nocapture"]);
         let output = child.env("LRI_PANIC", which).output().unwrap();

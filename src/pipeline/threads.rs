@@ -5,7 +5,7 @@ use std::ffi::CString;
 use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
 
-use super::Shared;
+use super::shared::Shared;
 use crate::error::{Error, Result};
 use crate::{boundary, host};
 

@@ -9,16 +9,14 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 
 use super::disk;
-use super::segment::Told;
+use super::limits::MOST_PENDING;
+use super::message::Told;
 use crate::error::{Error, Result};
 
 const HEAD: &[u8] = b"{\"tokens\": [";
 
-/// Bytes that wait at most.
-const MOST_PENDING: usize = 64 << 10;
-
-/// `X.stream` has `X_tokens.json`; any other name has `.tokens.json` behind it, so that no two streams
-/// have one document.
+/// `X.stream` has `X_tokens.json`; any other name has `.tokens.json` behind it, so that no two streams have one
+/// document.
 pub(super) fn path_of(stream: &Path) -> PathBuf {
     let name = stream.file_name().unwrap_or_default().to_string_lossy();
     let (mut own, end) = match name.strip_suffix(".stream").filter(|_| stream.extension().is_some()) {

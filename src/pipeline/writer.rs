@@ -1,74 +1,33 @@
-//! What writes, on one thread at a time (`desk`): packets in their order, numbered; notes between them;
-//! checkpoints; the end. On the first error the file is cut back to its last whole packet, and everything else is
-//! counted as dropped.
+//! The writer's thread: packets and notes in the order of its queue, numbered; checkpoints; the end. On the first error
+//! the file is cut back to its last whole packet, and everything else is counted as dropped.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::thread;
+use std::time::Instant;
 
-use crossbeam_channel::Sender;
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError};
 use serde_json::{Value, json};
 
+use super::account::{Amount, Reason};
 use super::checkpoint::{self, Checkpoint};
 use super::file::StreamFile;
-use super::segment::Told;
+use super::limits::{INDEX_EVERY, NAP, SETTLE};
+use super::message::{Item, Made, Progress};
+use super::shared::Shared;
 use super::tokens::History;
-use super::worker::Maker;
-use super::{Amount, Reason, Shared, Spec};
 use crate::error::{Error, Result};
 use crate::format::stream::{self, IndexBuilder, Kind};
 use crate::{clock, log};
-
-/// The longest that bytes stay in the block while nothing else comes.
-const PATIENCE: Duration = Duration::from_millis(500);
-
-/// Packets in an index.
-const INDEX_EVERY: usize = 16_384;
-
-/// Where the host is.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Progress {
-    /// Tokens of all steps.
-    pub(super) step_tokens: u64,
-    /// The last step that was handed over.
-    pub(super) last_step: u64,
-}
-
-/// Something for the writer, and its place.
-#[derive(Debug)]
-pub(super) struct Item {
-    pub(super) order: u64,
-    pub(super) what: What,
-}
-
-/// What the writer does.
-#[derive(Debug)]
-pub(super) enum What {
-    /// A packet of a worker.
-    Packet { bytes: Vec<u8>, maker: Maker, spec: Arc<Spec>, amount: Amount },
-    /// A packet that there is not.
-    Lost { output: Vec<u8>, maker: Maker, reason: Reason, amount: Amount },
-    /// Chosen tokens.
-    Tokens(Vec<Told>),
-    /// Everything before goes into the file now.
-    Settle,
-    /// A point to resume from.
-    Checkpoint(Progress),
-    /// The same as settle, and an answer.
-    Flush(Sender<bool>),
-    /// The end.
-    Finish(Progress),
-}
 
 /// The writer.
 #[derive(Debug)]
 pub(super) struct Writer {
     pub(super) shared: Arc<Shared>,
-    /// Empty outputs, to our workers and to the host's threads.
+    /// Empty outputs, to the workers.
     pub(super) spare: Sender<Vec<u8>>,
-    pub(super) helpers_spare: Sender<Vec<u8>>,
     pub(super) file: StreamFile,
     pub(super) path: PathBuf,
     pub(super) history: Option<History>,
@@ -85,16 +44,12 @@ pub(super) struct Writer {
 /// What the writer keeps.
 #[derive(Debug, Default)]
 pub(super) struct State {
-    early: BTreeMap<u64, What>,
-    next: u64,
     /// End and content of every packet that is not in the file yet.
     unsettled: VecDeque<(u64, Amount)>,
     /// End of the last packet that is, and the number behind its own.
     good_end: u64,
     good_sequence: u64,
     note: Vec<u8>,
-    /// The last output that was given back, for the thread of the host that is at the desk.
-    kept: Option<Vec<u8>>,
     dirty_since: Option<Instant>,
     failed: bool,
     /// The error was one that leaves room for a few last bytes.
@@ -114,105 +69,85 @@ impl Writer {
         self.settle()
     }
 
-    /// Something has come.
-    pub(super) fn put(&mut self, item: Item) {
-        self.state.early.insert(item.order, item.what);
-    }
-
-    /// Everything appended goes into the file.
-    pub(super) fn settle_now(&mut self) {
-        self.attempt(Self::settle);
-    }
-
-    /// When that should happen.
-    pub(super) fn due(&self) -> Option<Instant> {
-        self.state.dirty_since.map(|since| since + PATIENCE)
-    }
-
-    /// Does what has come, in its order. At the end, whether the stream was closed in order.
-    pub(super) fn go_on(&mut self) -> Option<bool> {
-        while let Some(what) = self.state.early.remove(&self.state.next) {
-            self.state.next += 1;
-            if let What::Finish(progress) = what {
-                self.attempt(|w| w.close(progress));
-                self.last_words(progress);
-                return Some(!self.state.failed && !self.shared.failed());
-            }
-            self.take(what);
-        }
-        None
-    }
-
-    /// The same, up to the first thing that may need the disk, which is given back.
-    pub(super) fn go_on_lightly(&mut self) -> Option<Item> {
-        while let Some(next) = self.state.early.first_entry().filter(|next| *next.key() == self.state.next) {
-            let (order, what) = next.remove_entry();
-            if !self.is_light(&what) {
-                return Some(Item { order, what });
-            }
-            self.state.next += 1;
-            self.take(what);
-        }
-        None
-    }
-
-    /// Whether it can be done in memory alone. The first packet after a pause is for the writer's thread, which then
-    /// knows when to look again.
-    fn is_light(&self, what: &What) -> bool {
-        match what {
-            What::Packet { bytes, .. } => {
-                !self.state.failed
-                    && self.state.dirty_since.is_some()
-                    && self.file.has_room(bytes.len())
-                    && self.index.index().entries.len() + 1 < INDEX_EVERY
-            }
-            What::Lost { .. } => true,
-            _ => false,
-        }
-    }
-
-    fn take(&mut self, what: What) {
-        match what {
-            What::Packet { mut bytes, maker, spec, amount } => {
-                if self.state.failed {
-                    self.shared.account.lost(Reason::IoError, amount);
-                } else {
-                    self.attempt(|w| w.packet(&mut bytes, Kind::Tensor, &spec.name, amount));
+    /// Until the end. True if the stream was closed in order.
+    pub(super) fn run(mut self, items: &Receiver<Item>) -> bool {
+        let _ = self.shared.writer.set(thread::current());
+        loop {
+            let next = match self.due() {
+                Some(due) => items.recv_deadline(due),
+                None => items.recv().map_err(RecvTimeoutError::from),
+            };
+            match next {
+                Ok(item) => {
+                    if let Some(in_order) = self.take(item) {
+                        return in_order;
+                    }
                 }
-                self.give_back(bytes, maker);
+                Err(RecvTimeoutError::Timeout) => self.attempt(Self::settle),
+                // The collector is gone.
+                Err(RecvTimeoutError::Disconnected) => return false,
             }
-            What::Lost { output, maker, reason, amount } => {
-                self.shared.account.lost(reason, amount);
-                self.give_back(output, maker);
-            }
-            What::Tokens(tokens) => {
+        }
+    }
+
+    /// When everything appended goes into the file, if nothing else comes.
+    fn due(&self) -> Option<Instant> {
+        self.state.dirty_since.map(|since| since + SETTLE)
+    }
+
+    /// Whether the stream was closed in order, at its end.
+    fn take(&mut self, item: Item) -> Option<bool> {
+        match item {
+            Item::Packet { made, spec, amount } => match self.wait_for(&made) {
+                Some(Made { mut bytes, result }) => {
+                    match result {
+                        Err(reason) => self.shared.account.lost(reason, amount),
+                        Ok(()) if self.state.failed => self.shared.account.lost(Reason::IoError, amount),
+                        Ok(()) => self.attempt(|w| w.packet(&mut bytes, Kind::Tensor, &spec.name, amount)),
+                    }
+                    // The workers may be gone.
+                    let _ = self.spare.send(bytes);
+                }
+                None => self.shared.account.lost(Reason::Internal, amount),
+            },
+            Item::Tokens(tokens) => {
                 let sampled: Vec<_> = tokens.iter().map(|(t, _)| *t).collect();
                 self.attempt(|w| w.note(Kind::Tokens, |out, n, _| stream::write_tokens(out, n, &sampled)));
                 if !self.state.failed {
                     self.record(|history, now| history.add(&tokens, now));
                 }
             }
-            What::Settle => self.attempt(Self::settle),
-            What::Checkpoint(progress) => self.attempt(|w| w.checkpoint(progress)),
-            What::Flush(done) => {
+            Item::Settle => self.attempt(Self::settle),
+            Item::Checkpoint(progress) => self.attempt(|w| w.checkpoint(progress)),
+            Item::Flush(done) => {
                 self.attempt(Self::settle);
                 let _ = done.send(!self.state.failed);
             }
-            What::Finish(_) => {}
+            Item::Finish(progress) => {
+                self.attempt(|w| w.close(progress));
+                self.last_words(progress);
+                return Some(!self.state.failed && !self.shared.failed());
+            }
         }
+        None
     }
 
-    fn give_back(&mut self, output: Vec<u8>, maker: Maker) {
-        // The one that comes back last is warm in the caches.
-        let output = if maker == Maker::Helper { self.state.kept.replace(output) } else { Some(output) };
-        let spare = if maker == Maker::Worker { &self.spare } else { &self.helpers_spare };
-        // The workers may be gone.
-        output.into_iter().for_each(|output| _ = spare.send(output));
-    }
-
-    /// An output of the host's threads that has come back, if one has since the last call.
-    pub(super) fn kept_output(&mut self) -> Option<Vec<u8>> {
-        self.state.kept.take()
+    /// The packet that a worker makes; `None` if the worker has panicked. Sleeps until some are made: a thread that
+    /// wakes for each takes a core from a host that computes on all of them.
+    fn wait_for(&mut self, made: &Receiver<Made>) -> Option<Made> {
+        loop {
+            match made.try_recv() {
+                Ok(made) => return Some(made),
+                Err(TryRecvError::Disconnected) => return None,
+                Err(TryRecvError::Empty) => {}
+            }
+            let nap_ends = Instant::now() + NAP;
+            let until = self.due().map_or(nap_ends, |due| due.min(nap_ends));
+            thread::park_timeout(until.saturating_duration_since(Instant::now()));
+            if self.due().is_some_and(|due| due <= Instant::now()) {
+                self.attempt(Self::settle);
+            }
+        }
     }
 
     /// Does something with the file, unless that has failed before.

@@ -47,7 +47,7 @@ pub fn options(path: &Path, codec: Codec, mib: usize, policy: Policy) -> Options
         aside: std::sync::Arc::default(),
         policy,
         workers: 1,
-        may_be_helped: false,
+        helpers: 0,
         checkpoint_tokens: None,
         resume: false,
         tokens_path: None,

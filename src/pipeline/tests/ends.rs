@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use super::{Fake, check, feed, options, start, steps_in};
+use super::{Fake, check, feed, options, start_with, steps_in};
 use crate::pipeline::{Job, Policy, Reason, Table};
 
 /// What the account in the stream's end says: seen, and the sum of everything that became of it.
@@ -23,7 +23,7 @@ fn balance(account: &Value) -> ([u64; 2], [u64; 2]) {
 #[test]
 fn a_step_in_flight_at_the_end_is_stopped_and_the_file_says_so() {
     let disk = Fake::default();
-    let pipeline = start::start_with(options(Policy::Block, 16), Box::new(disk.clone())).unwrap();
+    let pipeline = start_with(options(Policy::Block, 16), Box::new(disk.clone())).unwrap();
     feed(&pipeline, 1..20);
     let in_step = pipeline.account().step_begins();
     pipeline.account().seen(3, 300);
@@ -48,7 +48,7 @@ fn a_step_in_flight_at_the_end_is_stopped_and_the_file_says_so() {
 fn hosts_that_feed_while_the_stream_ends_leave_an_account_that_adds_up() {
     for round in 0..20 {
         let disk = Fake::default();
-        let pipeline = start::start_with(options(Policy::Block, 32), Box::new(disk.clone())).unwrap();
+        let pipeline = start_with(options(Policy::Block, 32), Box::new(disk.clone())).unwrap();
         let over = AtomicBool::new(false);
         let totals = std::thread::scope(|s| {
             for host in 0..3 {
@@ -84,7 +84,7 @@ fn hosts_that_feed_while_the_stream_ends_leave_an_account_that_adds_up() {
 #[test]
 fn a_disk_that_takes_nothing_is_not_waited_for_as_long_as_one_that_is_slow() {
     let disk = Fake::default();
-    let pipeline = start::start_with(options(Policy::Block, 16), Box::new(disk.clone())).unwrap();
+    let pipeline = start_with(options(Policy::Block, 16), Box::new(disk.clone())).unwrap();
     feed(&pipeline, 1..20);
     disk.platter().stuck = true;
     feed(&pipeline, 20..40);
