@@ -2,6 +2,7 @@
 // rounds throw, it catches and goes on. `mock_host [decode|accept|apply|compute|plain]...`
 //
 // Other verbs are what only some hosts do, see `special`. Those that begin or end a recording need the library linked.
+#include <dlfcn.h>
 #include <unistd.h>
 
 #include <cstdint>
@@ -13,7 +14,7 @@
 struct llama_batch { int32_t n_tokens; int32_t *token; float *embd; int32_t *pos; int32_t *n_seq_id; int32_t **seq_id; int8_t *logits; };
 struct params { char bytes[200]; };
 extern "C" {
-extern int mock_throw;
+extern int mock_throw, mock_step_us;
 void mock_compute(void);
 void mock_picture(void);
 void *llama_model_load_from_file(const char *, params);
@@ -50,6 +51,19 @@ static void sample(void *ctx) {
     llama_sampler_accept(nullptr, 7);
 }
 
+static void flush() {
+    auto *function = reinterpret_cast<int32_t (*)()>(dlsym(RTLD_DEFAULT, "llama_resource_instrumentation_flush"));
+    if (function) { function(); }
+}
+
+// What tests/server/test_instructions.py has counted.
+extern "C" __attribute__((noinline)) void counted_steps(void *ctx, int n) {
+    for (int32_t pos = 0; pos < n; pos++) {
+        decode(ctx, pos);
+        sample(ctx);
+    }
+}
+
 // True if it was such a verb; `value` is what follows its `=`.
 static bool special(const std::string & verb, const char *value) {
     static int32_t next;
@@ -77,6 +91,14 @@ static bool special(const std::string & verb, const char *value) {
             sample(kept);
             usleep(10000);
         }
+    } else if (verb == "count") {
+        // A few that are not counted build plans, then so many; the writer is at work before, and has nothing left behind them.
+        mock_step_us = 25000;
+        for (int i = 0; i < 8; i++) { decode(kept, next++); sample(kept); }
+        flush();
+        counted_steps(kept, n);
+        flush();
+        _exit(0);
     } else if (verb == "throw") {
         mock_throw = 4;
         try {

@@ -7,6 +7,7 @@
 //   MOCK_NAMELESS a device as a host may make one for a backend of its own: it says neither its name nor its kind
 //   MOCK_BOUND    ggml's calls within its own library are bound there: nobody else sees them
 //   MOCK_TOKENS   its graph looks tokens up, so that it is a step, and has memory that can be captured
+//   MOCK_MODEL    with it, as many layers: the graph has the nodes, sizes and barriers of a small Llama's decode step
 // Its llama_decode, scheduler and samplers throw C++ exceptions when they are told to. A context that was freed must not be asked for
 // anything, nor a cache for a sequence that it does not have, nor a device for a name that it has not got: the mock aborts then, or crashes
 // as the real one does.
@@ -103,13 +104,21 @@ void *ggml_get_data(const ggml_tensor *t) { return t->data; }
 #endif
 
 static useconds_t mock_sleep_us;
+int mock_step_us;  // how long a step of MOCK_MODEL takes
+
+#ifdef MOCK_MODEL
+#include "mock_model.h"
+#endif
 
 #ifndef MOCK_MINIMAL
 // A graph of two nodes, computed as the CPU backend does: the tensor is announced, threads meet.
 struct graph { int n; ggml_tensor *nodes[2]; };
 int ggml_graph_n_nodes(graph *g) { return g->n; }
 ggml_tensor **ggml_graph_nodes(graph *g) { return g->nodes; }
-#ifdef MOCK_TOKENS
+#if defined MOCK_MODEL
+const char *ggml_op_desc(const ggml_tensor *t) { return mock_ops[t->op]; }
+const char *ggml_type_name(int32_t type) { return type == 26 ? "i32" : type == 3 ? "q4_1" : "f32"; }
+#elif defined MOCK_TOKENS
 const char *ggml_op_desc(const ggml_tensor *t) {
     return t->op == 2 ? "ADD" : t->op == 25 ? "RMS_NORM" : t->op == 40 ? "GET_ROWS" : "NONE";
 }
@@ -133,6 +142,9 @@ int ggml_backend_sched_graph_compute_async(void *sched, graph *g) {
         std::fputs("MOCK: a scheduler of another copy was asked\n", stderr);
         std::abort();
     }
+#ifdef MOCK_MODEL
+    return mock_run(g->n, ggml_graph_nodes(g));
+#endif
     for (int i = 0; i < g->n; i++) {
         ggml_cpu_extra_compute_forward(nullptr, g->nodes[i]);
         if (mock_throw == 4) { throw std::runtime_error("compute"); }
@@ -153,6 +165,14 @@ bool ggml_backend_sched_alloc_graph(void *sched, graph *g) {
     }
     return true;
 }
+#ifdef MOCK_MODEL
+void mock_compute() {
+    static mock_graph model;
+    auto *g = reinterpret_cast<graph *>(&model.graph);
+    ggml_backend_sched_alloc_graph(logits, g);
+    ggml_backend_sched_graph_compute_async(logits, g);
+}
+#else
 // Three nodes of one token, with memory of their own; each step has its own values.
 void mock_compute() {
     static ggml_tensor weights, ids, rows, norm, out;
@@ -176,6 +196,7 @@ void mock_compute() {
     ggml_backend_sched_alloc_graph(logits, same);
     ggml_backend_sched_graph_compute_async(logits, same);
 }
+#endif
 #else
 void mock_compute() {
     static ggml_tensor a, b;
@@ -256,6 +277,8 @@ void *llama_init_from_model(void *, params) {
 }
 void *llama_get_memory(void *ctx) { return alive(ctx); }
 uint32_t llama_n_ctx(void *ctx) { return alive(ctx) ? 64 : 0; }
+int32_t llama_n_threads(void *) { return 1; }
+int32_t llama_n_threads_batch(void *) { return 1; }
 uint32_t llama_n_seq_max(void *ctx) { return alive(ctx) ? 2 : 0; }
 void llama_free(void *ctx) {
     if (ctx) {
