@@ -10,6 +10,7 @@ pub mod devices;
 pub mod gpu;
 pub mod host;
 pub mod kv;
+pub mod live;
 pub mod memory;
 pub mod model;
 pub mod moe;

@@ -161,8 +161,7 @@ impl Collector {
         let chunk = |part| Chunk { job: Arc::clone(job), piece: number, part };
         if piece.len == 0 {
             self.shared.account.captured(all);
-        } else if !cut::fits(piece, spec.dtype.size(), self.budget.packet)
-            || !(is_small || place.form == Form::Values)
+        } else if !cut::fits(piece, spec.dtype.size(), self.budget.packet) || !(is_small || place.form == Form::Values)
         {
             // A row that is too long; or where one row ends is not known any more.
             self.shared.account.lost(Reason::TooLarge, all);

@@ -14,7 +14,10 @@ use super::message::{Item, Made, Progress};
 use super::pool::Pool;
 use super::shared::Shared;
 use super::writer::{State, Writer};
-use super::{Account, Amount, Form, Job, Options, Piece, Pipeline, Place, Policy, Reason, Refused, Spec, Table, Totals, start, threads};
+use super::{
+    Account, Amount, Form, Job, Options, Piece, Pipeline, Place, Policy, Reason, Refused, Spec, Table, Totals, start,
+    threads,
+};
 use crate::codec::{Codec, DType, Params};
 use crate::format::stream::{self, Content, Frame, IndexBuilder, Packet, Route};
 
