@@ -15,8 +15,8 @@ const ROOMS: &[Room] = &[
     ("error", &[], "one type"),
     ("queue", &[], "rings of anything"),
     ("mailbox", &[], "a queue and a bell"),
-    ("ahead", &[], "hints to the processor"),
-    ("codec", &["ahead"], "values to bytes and back"),
+    ("prefetch", &[], "hints to the processor"),
+    ("codec", &["prefetch"], "values to bytes and back"),
     ("format", &["codec", "error"], "the types of a line and of a packet: no thread, no file, no clock"),
     ("host", &[], "libc, and nothing of ours"),
     ("log", &["host"], "writes to stderr, or to the caller's callback"),
@@ -59,14 +59,14 @@ const ROOMS: &[Room] = &[
     ),
     (
         "pipeline",
-        &["ahead", "boundary", "clock", "codec", "config", "error", "format", "heap", "host", "log", "mailbox"],
+        &["boundary", "clock", "codec", "config", "error", "format", "heap", "host", "log", "mailbox", "prefetch"],
         "threads of its own between the host's and the disk",
     ),
     (
         "capture",
         &[
-            "ahead", "boundary", "clock", "codec", "config", "error", "format", "ggml", "graph", "heap", "log",
-            "observe", "pipeline", "select",
+            "boundary", "clock", "codec", "config", "error", "format", "ggml", "graph", "heap", "log", "observe",
+            "pipeline", "prefetch", "select",
         ],
         "finds nodes in the host's graphs, asks `observe` whose rows they are, and feeds `pipeline`",
     ),
@@ -112,7 +112,7 @@ const ROOMS: &[Room] = &[
 const UNSAFE: &[&str] = &[
     "abi",
     "capture",
-    "ahead.rs",
+    "prefetch.rs",
     "codec/simd.rs",
     "ggml",
     "gpu/mig.rs",

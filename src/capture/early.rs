@@ -20,11 +20,11 @@ use parking_lot::{Mutex, RwLock};
 
 use super::copy;
 use super::graph::Wanted;
-use crate::prefetch;
 use crate::codec::{Codec, Encoder};
 use crate::ggml::view::TensorPtr;
 use crate::observe::timer::HOT;
 use crate::pipeline::{self, Buffer, Form, Pipeline, Place};
+use crate::prefetch;
 
 /// Bytes of values after which a stretch ends: about what stays in a core's cache beside the weights.
 const STRETCH: usize = 96 << 10;

@@ -76,11 +76,6 @@ impl Start {
     }
 }
 
-<<<<<<< HEAD
-/// Bytes of the memory budget that may be kept outside of the pipeline, which has what is not: by the host's allocator
-/// for the route `retain`, and by us where the eval callback of the C API is all we have. A quarter, but what the
-/// pipeline needs comes first.
-=======
 /// Threads of the host that encode at most; each has an encoder in the budget.
 const MOST_HELPERS: usize = 4;
 
@@ -90,7 +85,6 @@ const LEAST_MEMORY_TO_HELP: u64 = 64 << 20;
 /// Bytes of the memory budget that may be kept outside of the pipeline, which has what is not: by the host's allocator
 /// for the route `retain`, and by us where the eval callback of the C API is all we have. A quarter, but what the
 /// pipeline needs comes first.
->>>>>>> 1d9d6da (WIP)
 fn retained(config: &CaptureConfig) -> u64 {
     (config.max_memory / 4).min(config.max_memory.saturating_sub(LEAST_MEMORY))
 }

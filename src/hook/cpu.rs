@@ -1,13 +1,8 @@
 //! The CPU backend from inside: which operation begins on this thread, and the barriers between
 //! operations. See `observe::timer`.
 //!
-<<<<<<< HEAD
-//! These run for every operation on every compute thread, so they are written out: no guard but around `share::help`
+//! These run for every operation on every compute thread, so they are written out: no guard but around `helpers::help`
 //! (nothing else in them can panic), and when no step is timed one line of the cache (`timer::HOT`) and two jumps.
-=======
-//! These run for every operation on every compute thread, so they are written out: no guard but around `helpers::help` (nothing else in
-//! them can panic), and when no step is timed one line of the cache (`timer::HOT`) and two jumps.
->>>>>>> 1d9d6da (WIP)
 
 use std::ffi::c_void;
 use std::sync::atomic::{AtomicPtr, Ordering};

@@ -193,15 +193,6 @@ impl Timer {
         Running { outer, timer: self }
     }
 
-<<<<<<< HEAD
-    /// Before the first operation the threads do something for us (`capture::share`), and wait for each other behind
-    /// it: no wait of the host's.
-    pub fn first_barrier_is_not_the_hosts(&self) {
-        self.skips_barrier.set(true);
-    }
-
-=======
->>>>>>> 1d9d6da (WIP)
     /// What the step's operations took.
     #[must_use]
     pub fn finish(&self) -> (Sums, Vec<Span>) {

@@ -10,7 +10,7 @@ use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
 
 use super::account::{Amount, Reason};
 use super::budget::Budget;
-use super::cut::{self, Chunk, Run};
+use super::cut::{self, Chunk};
 use super::job::{Form, Job, Piece, Spec, Table};
 use super::limits::{END_OF_STEP, GATHER, MOST_OUT, MOST_TOKENS, UNDER_PRESSURE};
 use super::message::{Item, Message, Progress, Task, Told};
@@ -132,7 +132,8 @@ impl Collector {
     /// Everything gathered goes to the workers.
     fn seal(&mut self) {
         let g = &mut self.gathering;
-        let (jobs, groups, tokens) = (std::mem::take(&mut g.jobs), std::mem::take(&mut g.groups), std::mem::take(&mut g.tokens));
+        let (jobs, groups) = (std::mem::take(&mut g.jobs), std::mem::take(&mut g.groups));
+        let tokens = std::mem::take(&mut g.tokens);
         g.by_name.clear();
         g.by_piece.clear();
         (g.raw, g.buffers, g.bytes, g.since) = (0, 0, 0, None);
@@ -156,26 +157,26 @@ impl Collector {
         let piece = job.table.pieces().get(number as usize);
         let Some((piece, place)) = piece.zip(place) else { return };
         let Some(spec) = job.table.spec(piece) else { return };
-        let is_small = piece.len <= self.budget.packet;
+        let (is_small, all) = (piece.len <= self.budget.packet, piece.amount());
+        let chunk = |part| Chunk { job: Arc::clone(job), piece: number, part };
         if piece.len == 0 {
-            self.shared.account.captured(piece.amount());
-        } else if !cut::fits(piece, spec.dtype.size(), self.budget.packet) || !(is_small || place.form == Form::Values) {
+            self.shared.account.captured(all);
+        } else if !cut::fits(piece, spec.dtype.size(), self.budget.packet) || !(is_small || place.form == Form::Values)
+        {
             // A row that is too long; or where one row ends is not known any more.
-            self.shared.account.lost(Reason::TooLarge, piece.amount());
+            self.shared.account.lost(Reason::TooLarge, all);
         } else if is_small {
-            self.add(open, spec, piece, piece.ne, piece.amount(), Chunk { job: Arc::clone(job), piece: number, part: None });
+            self.add(open, spec, Kind::of(piece, &piece.ne), all, chunk(None));
         } else {
-            cut::cut(piece, self.budget.packet, &mut |run: Run| {
-                let amount = Amount::new(if run.last { piece.amount().tensors } else { 0 }, run.len as u64);
-                let (ne, part) = (run.ne, Some(Box::new(run)));
-                self.add(open, spec, piece, ne, amount, Chunk { job: Arc::clone(job), piece: number, part });
+            cut::cut(piece, self.budget.packet, &mut |run| {
+                let amount = Amount::new(if run.last { all.tensors } else { 0 }, run.len as u64);
+                self.add(open, spec, Kind::of(piece, &run.ne), amount, chunk(Some(Box::new(run))));
             });
         }
     }
 
     /// Adds a chunk to the open packet, or to a new one where it does not fit or is of another kind.
-    fn add(&self, open: &mut Option<Open>, spec: &Arc<Spec>, piece: &Piece, ne: [u32; 4], amount: Amount, chunk: Chunk) {
-        let kind = Kind { route: piece.route, row_len: cut::row_len(&ne, piece.token_dim), width: ne[0] };
+    fn add(&self, open: &mut Option<Open>, spec: &Arc<Spec>, kind: Kind, amount: Amount, chunk: Chunk) {
         let fits = |o: &Open| o.kind == kind && (o.amount.bytes + amount.bytes) as usize <= self.budget.gather;
         if !open.as_ref().is_some_and(fits) {
             self.task(open.take());
@@ -248,6 +249,13 @@ struct Kind {
     row_len: u32,
     /// Of the first dimension.
     width: u32,
+}
+
+impl Kind {
+    /// Of values of a piece that have this shape.
+    fn of(piece: &Piece, ne: &[u32; 4]) -> Self {
+        Self { route: piece.route, row_len: cut::row_len(ne, piece.token_dim), width: ne[0] }
+    }
 }
 
 /// A packet that takes more.

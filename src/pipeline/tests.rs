@@ -5,13 +5,21 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crossbeam_channel::bounded;
 use parking_lot::{Condvar, Mutex};
 
 use super::disk::Disk;
 use super::file::StreamFile;
-use super::{Form, Job, Options, Piece, Pipeline, Place, Policy, Reason, Refused, Spec, Table, Totals, start, threads};
+use super::message::{Item, Made, Progress};
+use super::pool::Pool;
+use super::shared::Shared;
+use super::writer::{State, Writer};
+use super::{
+    Account, Amount, Form, Job, Options, Piece, Pipeline, Place, Policy, Reason, Refused, Spec, Table, Totals, start,
+    threads,
+};
 use crate::codec::{Codec, DType, Params};
-use crate::format::stream::{Content, Frame, Packet, Route};
+use crate::format::stream::{self, Content, Frame, IndexBuilder, Packet, Route};
 
 mod ends;
 mod rows;
@@ -132,14 +140,10 @@ fn start_with(options: Options, disk: Box<dyn Disk>) -> crate::error::Result<Pip
 }
 
 fn spec() -> Arc<Spec> {
-    spec_of("ADD")
-}
-
-fn spec_of(op: &str) -> Arc<Spec> {
     Arc::new(Spec {
         name: "x".into(),
         tensor: "x".into(),
-        op: op.into(),
+        op: "ADD".into(),
         layer: None,
         component: 0,
         occurrence: 0,
@@ -150,11 +154,7 @@ fn spec_of(op: &str) -> Arc<Spec> {
 
 /// Steps of 100 rows of 256 values, `step` in each; counted as the host does.
 fn feed(pipeline: &Pipeline, steps: std::ops::Range<u64>) -> u64 {
-    feed_of(pipeline, steps, &spec())
-}
-
-fn feed_of(pipeline: &Pipeline, steps: std::ops::Range<u64>, spec: &Arc<Spec>) -> u64 {
-    let len = 100 * 256 * 4;
+    let (spec, len) = (spec(), 100 * 256 * 4);
     let mut pushed = 0;
     for step in steps {
         let _in_step = pipeline.account().step_begins();
@@ -170,7 +170,7 @@ fn feed_of(pipeline: &Pipeline, steps: std::ops::Range<u64>, spec: &Arc<Spec>) -
         data.chunks_exact_mut(4).for_each(|v| v.copy_from_slice(&(step as f32).to_le_bytes()));
         let (ne, route) = ([256, 100, 1, 1], Route::Retain);
         let piece = Piece { spec: 0, len, ne, token_dim: 1, rows: None, route, completes: true };
-        let table = Arc::new(Table::new([Arc::clone(spec)].into(), vec![piece]));
+        let table = Arc::new(Table::new([Arc::clone(&spec)].into(), vec![piece]));
         let places = vec![Place { buffer: 0, offset: 0, form: Form::Values }];
         pipeline.push(Job { step, t_ns: 0, table, places, row_sets: vec![], data: vec![data], tokens: 1 });
         pushed += 1;
@@ -442,6 +442,48 @@ fn panics_in_a_thread() {
     check(&totals);
     assert!(!totals.clean && totals.account.captured.tensors >= 19, "{totals:?}");
     assert!(totals.account.all_dropped().tensors > 0);
+}
+
+#[test]
+fn a_packet_whose_worker_is_gone_is_lost_and_the_next_one_is_written() {
+    let disk = Fake::default();
+    let pool = Pool::new(MIB, MIB, Arc::default());
+    let shared = Arc::new(Shared::new(Account::default(), pool, Policy::Block, 0, 0));
+    let (spare, outputs) = bounded(2);
+    let writer = Writer {
+        shared: Arc::clone(&shared),
+        spare,
+        file: StreamFile::new(Box::new(disk.clone()), MIB, 0, &[]).unwrap(),
+        path: PathBuf::new(),
+        history: None,
+        history_asked: false,
+        index: IndexBuilder::default(),
+        sequence: 0,
+        began_s: 0.0,
+        resume_count: 0,
+        state: State::default(),
+    };
+    let (out, items) = bounded(3);
+    let amount = Amount::new(1, 100);
+    shared.account.seen(2, 200);
+    shared.account.enter(Amount::new(2, 200));
+    let packet = |worker_panics: bool| {
+        let (done, made) = bounded(1);
+        if !worker_panics {
+            let mut bytes = Vec::new();
+            stream::write_account(&mut bytes, 0, &serde_json::json!({})).unwrap();
+            done.send(Made { bytes, result: Ok(()) }).unwrap();
+        }
+        out.send(Item::Packet { made, spec: spec(), amount }).unwrap();
+    };
+    packet(true);
+    packet(false);
+    out.send(Item::Finish(Progress::default())).unwrap();
+    assert!(writer.run(&items), "closed in order");
+    let totals = shared.account.totals();
+    assert!(totals.is_exact() && totals.captured == amount, "{totals:?}");
+    assert_eq!((totals.dropped, outputs.len()), (vec![(Reason::Internal, amount)], 1));
+    assert!(steps_in(&disk.platter().bytes).1.is_some());
 }
 
 #[test]
