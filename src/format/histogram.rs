@@ -1,4 +1,5 @@
-//! Counts by exponential buckets, as OpenTelemetry's exponential histograms have them: they can be added up over requests, hosts and time.
+//! Counts by exponential buckets, as OpenTelemetry's exponential histograms have them: they can be added up over
+//! requests, hosts and time.
 
 use serde::{Deserialize, Serialize};
 
