@@ -7,6 +7,7 @@ mod devices;
 pub mod gaps;
 pub mod html;
 pub mod json;
+pub mod live;
 pub mod prometheus;
 pub mod stream;
 pub mod table;

@@ -35,6 +35,8 @@ pub enum Command {
     Report(Report),
     /// Run a program with the library loaded into it
     Run(Box<Run>),
+    /// Show what hosts do now: metrics for Prometheus, events, a summary and a page, over HTTP
+    Serve(crate::serve::Serve),
     /// Say whether a binary can be instrumented, and what will work
     Doctor(Doctor),
     /// Look into, check, repair and export activation streams
@@ -77,6 +79,7 @@ Examples:
   llama-resource run -- llama-server -m model.gguf
   llama-resource run --level verbose --log server.jsonl -- llama-server -m model.gguf
   llama-resource run --report -- llama-bench -m model.gguf -p 64 -n 32
+  llama-resource run --serve 127.0.0.1:9464 -- llama-server -m model.gguf
   llama-resource run -- python my_script.py              hooks resolve when it loads llama.cpp
 
 Activations, for numpy and others (`llama-resource stream --help`):
@@ -109,6 +112,9 @@ pub struct Run {
     /// When the command ends, show the report on standard error
     #[arg(long)]
     pub report: bool,
+    /// While the command runs, serve metrics, events and a page here, e.g. 127.0.0.1:9464 (see `serve --help`)
+    #[arg(long, value_name = "ADDR")]
+    pub serve: Option<String>,
     /// The command and its arguments
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "CMD")]
     pub command: Vec<OsString>,

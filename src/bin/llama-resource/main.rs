@@ -7,6 +7,7 @@ mod doctor;
 mod library;
 mod report;
 mod run;
+mod serve;
 #[expect(unsafe_code, reason = "signal handlers need libc")]
 mod signals;
 mod stream;
@@ -39,6 +40,7 @@ fn dispatch(command: &args::Command) -> Result<ExitCode, String> {
     match command {
         args::Command::Report(args) => report::report(args).map(|()| ExitCode::SUCCESS),
         args::Command::Run(args) => run::run(args),
+        args::Command::Serve(args) => serve::serve(args),
         args::Command::Doctor(args) => doctor::doctor(args),
         args::Command::Stream(args) => stream::stream(args),
         args::Command::Bench(args) => bench::bench(args),

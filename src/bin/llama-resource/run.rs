@@ -1,11 +1,13 @@
-//! `run`: starts a command with the library loaded into it. Without --report this process becomes the command.
+//! `run`: starts a command with the library loaded into it. Without --report and --serve this process becomes the command.
 
 use std::ffi::OsStr;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, ExitStatus};
+use std::sync::Arc;
 
 use crate::library::{library, preload};
+use crate::serve::{Metrics, Serving};
 use crate::terminal::eprint_line;
 use crate::{args, doctor, report, signals};
 
@@ -33,8 +35,8 @@ pub fn run(args: &args::Run) -> Result<ExitCode, String> {
     set(&mut command, "LLAMA_RESOURCE_LOG_PATH", args.log.as_ref().map(|p| p.as_os_str()));
     set(&mut command, "LLAMA_RESOURCE_FOLLOW_CHILDREN", args.follow_children.then(|| OsStr::new("1")));
     command.envs(args.capture.variables());
-    if args.report {
-        with_report(command, args)
+    if args.report || args.serve.is_some() {
+        beside(command, args)
     } else {
         // On success exec does not return: signals, exit status and process id are the command's own from here.
         let error = command.exec();
@@ -42,16 +44,32 @@ pub fn run(args: &args::Run) -> Result<ExitCode, String> {
     }
 }
 
-fn with_report(mut command: Command, args: &args::Run) -> Result<ExitCode, String> {
+/// Starts the command and stays beside it, for what is served while it runs and for the report when it has ended.
+fn beside(mut command: Command, args: &args::Run) -> Result<ExitCode, String> {
     let named = args.log.clone().or_else(|| std::env::var_os("LLAMA_RESOURCE_LOG_PATH").map(PathBuf::from));
     let log = named.unwrap_or_else(|| PathBuf::from(format!("llama-resource.{}.jsonl", std::process::id())));
     command.env("LLAMA_RESOURCE_LOG_PATH", &log);
-    let logs = Logs::before(log);
+    let logs = Arc::new(Logs::before(log));
+    let serving = match &args.serve {
+        Some(address) => {
+            let of_this_run = Arc::clone(&logs);
+            let more = move || of_this_run.written().into_iter().map(|(path, _)| path).collect();
+            let serving = Serving::start(address, Vec::new(), more, &Metrics::default())?;
+            eprint_line(&format!("serving at http://{}/", serving.address));
+            Some(serving)
+        }
+        None => None,
+    };
     signals::hold();
     let mut child = command.spawn().map_err(|e| cannot_start(command.get_program(), &e))?;
     signals::forward_to(child.id());
     let status = child.wait().map_err(|e| format!("cannot wait for the command: {e}"))?;
-    report_on(&logs);
+    if let Some(serving) = serving {
+        serving.finish();
+    }
+    if args.report {
+        report_on(&logs);
+    }
     Ok(exit_code(status))
 }
 
