@@ -85,7 +85,7 @@ class Subject(overhead.Subject):
         """Waits until what was captured is compressed and written."""
         if not self.stream.exists():
             return
-        # A tensor lies for 0.8 s at most before it is compressed (src/pipeline/segment.rs).
+        # A tensor lies for 0.8 s at most before it is compressed (src/pipeline/limits.rs).
         time.sleep(1.0)
         before = self._cpu_ns("lri-cap-")
         while time.sleep(0.1) or (now := self._cpu_ns("lri-cap-")) - before > 1e6:

@@ -21,7 +21,7 @@
 
 namespace {
 
-// Steps that no clock sees, and that it does, of each phase. The collector lets a job lie for 0.8 s at most (src/pipeline/segment.rs).
+// Steps that no clock sees, and that it does, of each phase. The collector lets a job lie for 0.8 s at most (src/pipeline/limits.rs).
 constexpr int n_prompt = 512, decode_before = 130, decode_timed = 220, prefill_before = 2, prefill_timed = 4;
 
 std::string folder;

@@ -30,9 +30,9 @@ impl Bell {
 
 /// Rings when it goes.
 #[derive(Clone, Debug)]
-struct Rope(Arc<Bell>);
+struct Waker(Arc<Bell>);
 
-impl Drop for Rope {
+impl Drop for Waker {
     fn drop(&mut self) {
         self.0.ring();
     }
@@ -41,9 +41,9 @@ impl Drop for Rope {
 /// Where messages are put in.
 #[derive(Debug)]
 pub struct Outbox<T> {
-    /// Before the rope: whom its end wakes must find the queue closed.
+    /// Before the waker: whom its end wakes must find the queue closed.
     queue: Sender<T>,
-    rope: Rope,
+    waker: Waker,
 }
 
 /// Where they are taken out.
@@ -60,12 +60,12 @@ pub struct Inbox<T> {
 pub fn mailbox<T>(capacity: usize, nap: Duration) -> (Outbox<T>, Inbox<T>) {
     let (out, queue) = bounded(capacity);
     let bell = Arc::new(Bell::default());
-    (Outbox { queue: out, rope: Rope(Arc::clone(&bell)) }, Inbox { queue, bell, nap })
+    (Outbox { queue: out, waker: Waker(Arc::clone(&bell)) }, Inbox { queue, bell, nap })
 }
 
 impl<T> Clone for Outbox<T> {
     fn clone(&self) -> Self {
-        Self { queue: self.queue.clone(), rope: self.rope.clone() }
+        Self { queue: self.queue.clone(), waker: self.waker.clone() }
     }
 }
 
@@ -75,7 +75,7 @@ impl<T> Outbox<T> {
         let result = self.queue.try_send(message);
         // With the one in `Inbox::take`: either we see that it sleeps, or it sees the message before it does.
         fence(Ordering::SeqCst);
-        if self.rope.0.asleep.load(Ordering::Relaxed) {
+        if self.waker.0.asleep.load(Ordering::Relaxed) {
             self.ring();
         }
         result
@@ -109,14 +109,9 @@ impl<T> Outbox<T> {
         }
     }
 
-    /// Messages in it.
-    pub fn queued(&self) -> usize {
-        self.queue.len()
-    }
-
     /// The receiver looks now.
     pub fn ring(&self) {
-        self.rope.0.ring();
+        self.waker.0.ring();
     }
 }
 
@@ -153,11 +148,6 @@ impl<T> Inbox<T> {
         }
     }
 
-    /// For others who may take what lies here, without waiting.
-    pub fn queue(&self) -> Receiver<T> {
-        self.queue.clone()
-    }
-
     /// Whether nothing is in it.
     pub fn is_empty(&self) -> bool {
         self.queue.is_empty()
@@ -181,12 +171,12 @@ mod tests {
         std::thread::scope(|s| {
             let receiver =
                 s.spawn(move || (0..3).map(|_| inbox.take(None).map(|n| (n, Instant::now()))).collect::<Vec<_>>());
-            while !out.rope.0.asleep.load(super::Ordering::Relaxed) {
+            while !out.waker.0.asleep.load(super::Ordering::Relaxed) {
                 std::thread::sleep(SOON);
             }
             let began = Instant::now();
             out.try_put(1).unwrap();
-            while out.rope.0.asleep.load(super::Ordering::Relaxed) {
+            while out.waker.0.asleep.load(super::Ordering::Relaxed) {
                 std::thread::yield_now();
             }
             // The receiver takes it and naps.

@@ -94,7 +94,7 @@ impl Start {
     }
 
     /// How long a server of this mode may be at work after its answer: what was captured lies for 0.8 s at most
-    /// (`pipeline::segment`), then it is compressed. The plain server is not to pay for that.
+    /// (`pipeline::limits`), then it is compressed. The plain server is not to pay for that.
     pub fn aftermath(&self) -> Duration {
         if self.writes.iter().any(|p| p.extension().is_some_and(|e| e == "stream")) {
             Duration::from_millis(1200)
