@@ -51,4 +51,5 @@ pub mod read;
 pub mod record;
 pub mod select;
 pub mod session;
+pub mod store;
 pub mod tell;

@@ -57,16 +57,20 @@ const ROOMS: &[Room] = &[
         &["boundary", "clock", "error", "format", "gpu", "host", "journal", "log", "mailbox"],
         "the writer's thread and its file; `gpu` for the processors' energy; `boundary` to end recording on an I/O error",
     ),
+    ("store", &["error", "format", "host", "log"], "the stream's files: blocks, checkpoints, tokens; no thread"),
     (
         "pipeline",
-        &["boundary", "clock", "codec", "config", "error", "format", "heap", "host", "log", "mailbox", "prefetch"],
+        &[
+            "boundary", "clock", "codec", "config", "error", "format", "heap", "host", "log", "mailbox", "prefetch",
+            "store",
+        ],
         "threads of its own between the host's and the disk",
     ),
     (
         "capture",
         &[
             "boundary", "clock", "codec", "config", "error", "format", "ggml", "graph", "heap", "log", "observe",
-            "pipeline", "prefetch", "select",
+            "pipeline", "prefetch", "select", "store",
         ],
         "finds nodes in the host's graphs, asks `observe` whose rows they are, and feeds `pipeline`",
     ),

@@ -34,7 +34,7 @@ pub fn write(capture: &Capture, live: &Live) {
         "nodes": nodes,
         "unmatched_terms": capture.unmatched(),
     });
-    if let Err(e) = crate::pipeline::replace(path, text.to_string().as_bytes()) {
+    if let Err(e) = crate::store::disk::replace(path, text.to_string().as_bytes()) {
         crate::log::error(format!("the list of tensors {} cannot be written: {e}", path.display()));
     }
 }

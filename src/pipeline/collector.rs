@@ -13,10 +13,11 @@ use super::budget::Budget;
 use super::cut::{self, Chunk};
 use super::job::{Form, Job, Piece, Spec, Table};
 use super::limits::{END_OF_STEP, GATHER, MOST_OUT, MOST_TOKENS, UNDER_PRESSURE};
-use super::message::{Item, Message, Progress, Task, Told};
+use super::message::{Item, Message, Progress, Task};
 use super::shared::Shared;
 use crate::format::stream::Route;
 use crate::mailbox::Inbox;
+use crate::store::tokens::Told;
 
 /// The collector's thread.
 #[derive(Debug)]

@@ -53,17 +53,10 @@ pub(super) const TASKS: usize = 4096;
 /// Packets in an index.
 pub(super) const INDEX_EVERY: usize = 16_384;
 
-/// Blocks that are reserved on the disk ahead of the writes, so that the file system lays them out together.
-pub(super) const BLOCKS_AHEAD: u64 = 16;
-
 /// Pieces of up to so many bytes are fetched into the caches before they are read, so many at a time: within what the
 /// first cache holds.
 pub(super) const PREFETCHED: usize = 4 * KIB;
 pub(super) const PREFETCHED_AT_A_TIME: usize = 8;
-
-/// End marks that end no packet: so many in a stream that is resumed are no accident, and looking at each takes its
-/// time.
-pub(super) const MOST_FALSE_MARKS: u32 = 1 << 18;
 
 // Bytes.
 
@@ -99,9 +92,6 @@ pub(super) const WORTH_A_LOOK: usize = 8 * MIB;
 /// Smallest buffer: a page.
 pub(super) const SMALLEST_BUFFER: usize = 4 * KIB;
 
-/// What direct writes are aligned to.
-pub(super) const ALIGN: usize = 4 * KIB;
-
 /// One write to the disk: large enough for its full speed, and no more than a small budget can spare.
 pub(super) const LEAST_BLOCK: usize = 256 * KIB;
 pub(super) const MOST_BLOCK: usize = 4 * MIB;
@@ -109,15 +99,3 @@ pub(super) const MOST_BLOCK: usize = 4 * MIB;
 /// What the queues take, and the first steps beside them. There is a stream if these can be had; more is taken as it is
 /// needed.
 pub(super) const QUEUES: usize = 2 * MIB;
-
-/// A small file of ours has at most so many; whatever is larger is not ours.
-pub(super) const MOST_SMALL_FILE: u64 = 64 << 20;
-
-/// Packets of ours that are not tensors are small; a damaged length must not make us allocate.
-pub(super) const LARGEST_NOTE: usize = 64 * MIB;
-
-/// A stream that is resumed is searched so many bytes at a time.
-pub(super) const SEARCH_WINDOW: u64 = 1 << 20;
-
-/// The document of tokens is written when so many wait.
-pub(super) const MOST_PENDING: usize = 64 * KIB;

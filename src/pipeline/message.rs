@@ -8,6 +8,7 @@ use super::account::{Amount, Reason};
 use super::cut::Chunk;
 use super::job::{Job, Spec};
 use crate::format::stream::{Route, SampledToken};
+use crate::store::tokens::Told;
 
 /// What the collector can be told.
 #[derive(Debug)]
@@ -23,9 +24,6 @@ pub(super) enum Message {
     /// The same, and end the stream.
     Finish,
 }
-
-/// A chosen token with its text.
-pub(super) type Told = (SampledToken, Option<Box<str>>);
 
 /// A packet that a worker is to make.
 #[derive(Debug)]

@@ -39,23 +39,17 @@
 //! All durations and thresholds stand in `limits`, with units and reasons.
 
 mod account;
-mod block;
 mod budget;
-mod checkpoint;
 mod collector;
 mod cut;
-mod disk;
-mod file;
 mod handle;
 mod job;
 mod limits;
 mod message;
 mod pool;
-mod resume;
 mod shared;
 mod start;
 mod threads;
-mod tokens;
 mod worker;
 mod writer;
 
@@ -65,7 +59,6 @@ mod tests;
 pub use crate::config::Policy;
 pub use account::{Account, Amount, Counts, InStep, Reason};
 pub use cut::row_len;
-pub use disk::replace;
 pub use handle::{Options, Pipeline, Resumed, Totals};
 pub use job::{Form, Job, Piece, Place, Spec, Table};
 pub use limits::{ENOUGH, LEAST_PACKET};

@@ -8,8 +8,6 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::bounded;
 use parking_lot::{Condvar, Mutex};
 
-use super::disk::Disk;
-use super::file::StreamFile;
 use super::message::{Item, Made, Progress};
 use super::pool::Pool;
 use super::shared::Shared;
@@ -20,6 +18,9 @@ use super::{
 };
 use crate::codec::{Codec, DType, Params};
 use crate::format::stream::{self, Content, Frame, IndexBuilder, Packet, Route};
+use crate::store::disk::Disk;
+use crate::store::file::StreamFile;
+use crate::store::open::Opened;
 
 mod ends;
 mod rows;
@@ -136,7 +137,7 @@ fn options(policy: Policy, mib: usize) -> Options {
 }
 
 fn start_with(options: Options, disk: Box<dyn Disk>) -> crate::error::Result<Pipeline> {
-    start::start_on(options, start::Opened::empty(disk))
+    start::start_on(options, Opened::empty(disk))
 }
 
 fn spec() -> Arc<Spec> {

@@ -12,14 +12,14 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError};
 use serde_json::{Value, json};
 
 use super::account::{Amount, Reason};
-use super::checkpoint::{self, Checkpoint};
-use super::file::StreamFile;
 use super::limits::{INDEX_EVERY, NAP, SETTLE};
 use super::message::{Item, Made, Progress};
 use super::shared::Shared;
-use super::tokens::History;
 use crate::error::{Error, Result};
 use crate::format::stream::{self, IndexBuilder, Kind};
+use crate::store::checkpoint::{self, Checkpoint};
+use crate::store::file::StreamFile;
+use crate::store::tokens::History;
 use crate::{clock, log};
 
 /// The writer.

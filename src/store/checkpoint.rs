@@ -12,35 +12,35 @@ const VERSION: u64 = 1;
 
 /// A point of a stream behind which nothing is missing.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(super) struct Checkpoint {
+pub(crate) struct Checkpoint {
     /// Bytes of the stream up to and with its checkpoint packet.
-    pub(super) stream_offset: u64,
+    pub(crate) stream_offset: u64,
     /// Number of the packet that comes next.
-    pub(super) next_packet: u64,
+    pub(crate) next_packet: u64,
     /// Chosen tokens, and where they end in `tokens.json`.
-    pub(super) total_tokens: u64,
-    pub(super) tokens_offset: u64,
-    pub(super) tokens_file: String,
+    pub(crate) total_tokens: u64,
+    pub(crate) tokens_offset: u64,
+    pub(crate) tokens_file: String,
     /// Tokens of steps.
-    pub(super) step_tokens: u64,
-    pub(super) last_step: u64,
-    pub(super) account: Value,
-    pub(super) last_index: Option<u64>,
+    pub(crate) step_tokens: u64,
+    pub(crate) last_step: u64,
+    pub(crate) account: Value,
+    pub(crate) last_index: Option<u64>,
     /// Unix seconds: first start of the stream, this checkpoint.
-    pub(super) start_s: f64,
-    pub(super) now_s: f64,
-    pub(super) resume_count: u64,
+    pub(crate) start_s: f64,
+    pub(crate) now_s: f64,
+    pub(crate) resume_count: u64,
 }
 
 /// Where the checkpoint of `stream` is.
-pub(super) fn path_of(stream: &Path) -> PathBuf {
+pub(crate) fn path_of(stream: &Path) -> PathBuf {
     let mut name = stream.as_os_str().to_owned();
     name.push(".ckpt.json");
     name.into()
 }
 
 impl Checkpoint {
-    pub(super) fn to_json(&self) -> Value {
+    pub(crate) fn to_json(&self) -> Value {
         json!({
             "version": VERSION,
             "total_tokens": self.total_tokens,
@@ -61,7 +61,7 @@ impl Checkpoint {
         })
     }
 
-    pub(super) fn from_json(doc: &Value) -> Option<Self> {
+    pub(crate) fn from_json(doc: &Value) -> Option<Self> {
         let number = |name: &str| doc.get(name).and_then(Value::as_u64);
         let about = doc.get("metadata")?;
         if number("version")? != VERSION {
@@ -84,7 +84,7 @@ impl Checkpoint {
     }
 
     /// The body of the stream's own checkpoint packet: the same, but what only its place can say.
-    pub(super) fn to_packet(&self) -> Value {
+    pub(crate) fn to_packet(&self) -> Value {
         let mut doc = self.to_json();
         if let Value::Object(fields) = &mut doc {
             fields.remove("stream_offset");
@@ -96,26 +96,26 @@ impl Checkpoint {
     }
 
     /// From a checkpoint packet that ends at `offset`.
-    pub(super) fn from_packet(body: &Value, offset: u64) -> Option<Self> {
+    pub(crate) fn from_packet(body: &Value, offset: u64) -> Option<Self> {
         let mut doc = body.clone();
         doc.as_object_mut()?.insert("stream_offset".to_owned(), offset.into());
         Self::from_json(&doc)
     }
 
     /// Replaces the file.
-    pub(super) fn save(&self, path: &Path) -> IoResult<()> {
+    pub(crate) fn save(&self, path: &Path) -> IoResult<()> {
         let mut text = self.to_json().to_string();
         text.push('\n');
         disk::replace(path, text.as_bytes())
     }
 
-    pub(super) fn load(path: &Path) -> Option<Self> {
+    pub(crate) fn load(path: &Path) -> Option<Self> {
         Self::from_json(&serde_json::from_slice(&disk::read_small(path).ok()?).ok()?)
     }
 }
 
 /// After a clean end there is nothing to resume.
-pub(super) fn remove(path: &Path) {
+pub(crate) fn remove(path: &Path) {
     let _ = std::fs::remove_file(path);
 }
 

@@ -8,7 +8,7 @@ use super::limits::{ALIGN, BLOCKS_AHEAD};
 
 /// Appends to a disk in blocks.
 #[derive(Debug)]
-pub(super) struct StreamFile {
+pub(crate) struct StreamFile {
     disk: Box<dyn Disk>,
     block: Block,
     /// A block could not be written: nothing can follow a hole.
@@ -19,30 +19,30 @@ pub(super) struct StreamFile {
 
 impl StreamFile {
     /// Goes on at `offset`; `head` is what stands in the file between the last aligned offset and `offset`.
-    pub(super) fn new(disk: Box<dyn Disk>, size: usize, offset: u64, head: &[u8]) -> IoResult<Self> {
+    pub(crate) fn new(disk: Box<dyn Disk>, size: usize, offset: u64, head: &[u8]) -> IoResult<Self> {
         let block = Block::new(size, offset, head)?;
         let allocated = Some(block.base());
         Ok(Self { disk, block, broken: false, allocated })
     }
 
     /// How many bytes before `offset` stand in the same aligned unit.
-    pub(super) const fn head_len(offset: u64) -> usize {
+    pub(crate) const fn head_len(offset: u64) -> usize {
         (offset % ALIGN as u64) as usize
     }
 
     /// Where the next byte goes.
-    pub(super) fn end(&self) -> u64 {
+    pub(crate) fn end(&self) -> u64 {
         self.block.end()
     }
 
     /// Everything before is in the file.
-    pub(super) fn settled(&self) -> u64 {
+    pub(crate) fn settled(&self) -> u64 {
         self.block.settled()
     }
 
     /// Appends `bytes`. After an error nothing more is written until [`Self::cut`]; [`Self::settled`] says how far the
     /// file is good.
-    pub(super) fn append(&mut self, mut bytes: &[u8]) -> IoResult<()> {
+    pub(crate) fn append(&mut self, mut bytes: &[u8]) -> IoResult<()> {
         while !bytes.is_empty() {
             bytes = self.block.fill(bytes);
             if self.block.is_full() {
@@ -55,7 +55,7 @@ impl StreamFile {
     }
 
     /// Everything appended is in the file after this, and the file ends there.
-    pub(super) fn settle(&mut self) -> IoResult<()> {
+    pub(crate) fn settle(&mut self) -> IoResult<()> {
         if self.block.is_clean() && !self.broken {
             return Ok(());
         }
@@ -71,12 +71,12 @@ impl StreamFile {
     }
 
     /// Waits for the disk.
-    pub(super) fn sync(&mut self) -> IoResult<()> {
+    pub(crate) fn sync(&mut self) -> IoResult<()> {
         self.disk.sync()
     }
 
     /// The file ends at `offset`, which is at most [`Self::settled`], for good.
-    pub(super) fn cut(&mut self, offset: u64) -> IoResult<()> {
+    pub(crate) fn cut(&mut self, offset: u64) -> IoResult<()> {
         self.broken = false;
         self.block.begin_at(offset);
         self.disk.set_len(offset)

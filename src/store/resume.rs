@@ -9,28 +9,28 @@ use std::path::Path;
 
 use super::checkpoint::{self, Checkpoint};
 use super::limits::{LARGEST_NOTE, MOST_FALSE_MARKS, SEARCH_WINDOW};
-use super::message::Told;
+use super::tokens::Told;
 use crate::format::stream::{Content, END_MARK, FRAME_LEN, Frame, Kind, Packet, TAIL_LEN, Tail};
 
 /// A stream that may be resumed.
 #[derive(Debug)]
-pub(super) struct Found {
-    pub(super) checkpoint: Checkpoint,
+pub(crate) struct Found {
+    pub(crate) checkpoint: Checkpoint,
     /// Length of its packet.
-    pub(super) packet_len: u32,
+    pub(crate) packet_len: u32,
     /// The bytes before the checkpoint's end, in its last aligned unit.
-    pub(super) head: Vec<u8>,
-    pub(super) behind: Behind,
+    pub(crate) head: Vec<u8>,
+    pub(crate) behind: Behind,
 }
 
 /// What stands behind the checkpoint, and cannot be gone on with.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Behind {
+pub(crate) struct Behind {
     /// Whole packets of values and tokens, and their bytes.
-    pub(super) packets: u64,
-    pub(super) bytes: u64,
+    pub(crate) packets: u64,
+    pub(crate) bytes: u64,
     /// Bytes behind them that are no whole packet.
-    pub(super) torn: u64,
+    pub(crate) torn: u64,
 }
 
 fn open(path: &Path) -> IoResult<File> {
@@ -39,7 +39,7 @@ fn open(path: &Path) -> IoResult<File> {
 }
 
 /// The last checkpoint of the stream at `path`, if it has one.
-pub(super) fn find(path: &Path, head_len: fn(u64) -> usize) -> IoResult<Option<Found>> {
+pub(crate) fn find(path: &Path, head_len: fn(u64) -> usize) -> IoResult<Option<Found>> {
     let file = open(path)?;
     let length = file.metadata()?.len();
     let saved = Checkpoint::load(&checkpoint::path_of(path)).and_then(|c| {
@@ -171,7 +171,7 @@ impl Marks {
 }
 
 /// The chosen tokens of the stream up to `end`, handed to `each` packet by packet; their texts are not in it.
-pub(super) fn tokens_before(path: &Path, end: u64, mut each: impl FnMut(&[Told])) -> IoResult<()> {
+pub(crate) fn tokens_before(path: &Path, end: u64, mut each: impl FnMut(&[Told])) -> IoResult<()> {
     let file = open(path)?;
     let mut at = 0;
     while at + FRAME_LEN as u64 <= end {

@@ -10,14 +10,17 @@ use serde_json::json;
 
 use super::disk;
 use super::limits::MOST_PENDING;
-use super::message::Told;
 use crate::error::{Error, Result};
+use crate::format::stream::SampledToken;
+
+/// A chosen token with its text.
+pub(crate) type Told = (SampledToken, Option<Box<str>>);
 
 const HEAD: &[u8] = b"{\"tokens\": [";
 
 /// `X.stream` has `X_tokens.json`; any other name has `.tokens.json` behind it, so that no two streams have one
 /// document.
-pub(super) fn path_of(stream: &Path) -> PathBuf {
+pub(crate) fn path_of(stream: &Path) -> PathBuf {
     let name = stream.file_name().unwrap_or_default().to_string_lossy();
     let (mut own, end) = match name.strip_suffix(".stream").filter(|_| stream.extension().is_some()) {
         Some(stem) => (stem.into(), "_tokens.json"),
@@ -46,7 +49,7 @@ fn open(path: &Path, options: &mut OpenOptions) -> IoResult<File> {
 
 /// The document being written.
 #[derive(Debug)]
-pub(super) struct History {
+pub(crate) struct History {
     path: PathBuf,
     /// Made with the first token.
     file: Option<File>,
@@ -59,12 +62,12 @@ pub(super) struct History {
 }
 
 impl History {
-    pub(super) fn new(path: PathBuf, began_s: f64) -> Self {
+    pub(crate) fn new(path: PathBuf, began_s: f64) -> Self {
         Self { path, file: None, at: 0, count: 0, pending: HEAD.to_vec(), began_s }
     }
 
     /// Goes on with the document of an earlier run, whose tokens end at `at`. `None` if it is not that document.
-    pub(super) fn resume(path: &Path, began_s: f64, at: u64, count: u64) -> Option<Self> {
+    pub(crate) fn resume(path: &Path, began_s: f64, at: u64, count: u64) -> Option<Self> {
         if count == 0 || at == 0 {
             return None;
         }
@@ -82,21 +85,21 @@ impl History {
     }
 
     /// Tokens so far.
-    pub(super) const fn count(&self) -> u64 {
+    pub(crate) const fn count(&self) -> u64 {
         self.count
     }
 
     /// Where the tokens end in the file.
-    pub(super) const fn offset(&self) -> u64 {
+    pub(crate) const fn offset(&self) -> u64 {
         self.at
     }
 
-    pub(super) fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
     /// Adds tokens; `now_s` is the Unix time.
-    pub(super) fn add(&mut self, tokens: &[Told], now_s: f64) -> Result<()> {
+    pub(crate) fn add(&mut self, tokens: &[Told], now_s: f64) -> Result<()> {
         for (token, text) in tokens {
             self.pending.extend_from_slice(if self.count == 0 { b"\n  " } else { b",\n  " });
             let line = json!({
@@ -116,7 +119,7 @@ impl History {
     }
 
     /// The file holds every token after this.
-    pub(super) fn write(&mut self, now_s: f64) -> Result<()> {
+    pub(crate) fn write(&mut self, now_s: f64) -> Result<()> {
         let result = self.try_write(now_s);
         result.map_err(|e| {
             Error::new("writing the tokens", self.path.display().to_string(), e, "choose a file that can be written")
@@ -153,7 +156,7 @@ impl History {
     }
 
     /// Waits for the disk.
-    pub(super) fn sync(&self) {
+    pub(crate) fn sync(&self) {
         if let Some(file) = &self.file {
             let _ = file.sync_data();
         }

@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::host;
 
 /// What the blocks go to; tests have slow and broken ones.
-pub(super) trait Disk: Send + std::fmt::Debug {
+pub(crate) trait Disk: Send + std::fmt::Debug {
     /// Writes some of `bytes` at `at`.
     fn write_at(&mut self, bytes: &[u8], at: u64) -> IoResult<usize>;
     /// Sets the file's length.
@@ -37,14 +37,14 @@ fn is_writable_kind(about: &Metadata) -> bool {
 /// Opens a file whose name we have made from the stream's, by `options`. Whatever somebody else has put there under
 /// that name is left alone: a symbolic link is not followed, a pipe is not waited for, and nothing but a file (or a
 /// device such as /dev/null) is taken.
-pub(super) fn open_beside(path: &Path, options: &mut OpenOptions) -> IoResult<File> {
+pub(crate) fn open_beside(path: &Path, options: &mut OpenOptions) -> IoResult<File> {
     // In a host whose stderr is closed the lowest free number is 2. A clone is never below 3.
     let file = options.custom_flags(NEVER_WAIT | libc::O_NOFOLLOW).open(path)?.try_clone()?;
     if is_writable_kind(&file.metadata()?) { Ok(file) } else { Err(IoError::other("neither a file nor a device")) }
 }
 
 /// The content of a small file of ours.
-pub(super) fn read_small(path: &Path) -> IoResult<Vec<u8>> {
+pub(crate) fn read_small(path: &Path) -> IoResult<Vec<u8>> {
     let file = open_beside(path, OpenOptions::new().read(true))?;
     let about = file.metadata()?;
     if !about.is_file() || about.len() > MOST_SMALL_FILE {
@@ -56,7 +56,7 @@ pub(super) fn read_small(path: &Path) -> IoResult<Vec<u8>> {
 }
 
 /// Replaces a small file as a whole or not at all: written beside it as a file of our own making, on the disk, renamed.
-pub fn replace(path: &Path, content: &[u8]) -> IoResult<()> {
+pub(crate) fn replace(path: &Path, content: &[u8]) -> IoResult<()> {
     let mut beside = path.as_os_str().to_owned();
     beside.push(".tmp");
     let beside = PathBuf::from(beside);
@@ -81,7 +81,7 @@ fn sync_directory(path: &Path) -> IoResult<()> {
 
 /// A real file.
 #[derive(Debug)]
-pub(super) struct FileDisk {
+pub(crate) struct FileDisk {
     file: File,
     /// Devices have no length.
     regular: bool,
@@ -96,7 +96,7 @@ fn identity(about: &Metadata) -> (u64, u64) {
 
 impl FileDisk {
     /// Opens or makes the file at `path`, for its owner alone, and locks it against other writers.
-    pub(super) fn open(path: &Path) -> Result<Self> {
+    pub(crate) fn open(path: &Path) -> Result<Self> {
         let fail = |e: IoError| {
             let remedy = match e.kind() {
                 ErrorKind::NotFound => format!("create the directory of {}", path.display()),
@@ -135,7 +135,7 @@ impl FileDisk {
     }
 
     /// Bytes that are in it; a device has none.
-    pub(super) fn length(&self) -> IoResult<u64> {
+    pub(crate) fn length(&self) -> IoResult<u64> {
         if self.regular { Ok(self.file.metadata()?.len()) } else { Ok(0) }
     }
 

@@ -8,7 +8,7 @@ use crate::host::Pages;
 
 /// Bytes that go to the disk in one write, or in more where a pause comes between.
 #[derive(Debug)]
-pub(super) struct Block {
+pub(crate) struct Block {
     pages: Pages,
     /// Offset in the file, aligned.
     base: u64,
@@ -20,7 +20,7 @@ pub(super) struct Block {
 
 impl Block {
     /// A block that goes on at `offset`, behind `head`, which stands in the file since the last aligned offset.
-    pub(super) fn new(size: usize, offset: u64, head: &[u8]) -> IoResult<Self> {
+    pub(crate) fn new(size: usize, offset: u64, head: &[u8]) -> IoResult<Self> {
         let mut pages = Pages::new(size)?;
         if let Some(start) = pages.get_mut(..head.len()) {
             start.copy_from_slice(head);
@@ -28,41 +28,41 @@ impl Block {
         Ok(Self { pages, base: offset - head.len() as u64, filled: head.len(), clean: head.len() })
     }
 
-    pub(super) fn size(&self) -> usize {
+    pub(crate) fn size(&self) -> usize {
         self.pages.len()
     }
 
     /// Where it begins.
-    pub(super) const fn base(&self) -> u64 {
+    pub(crate) const fn base(&self) -> u64 {
         self.base
     }
 
     /// Where the next byte goes.
-    pub(super) const fn end(&self) -> u64 {
+    pub(crate) const fn end(&self) -> u64 {
         self.base + self.filled as u64
     }
 
     /// Everything before is in the file, if all blocks before are.
-    pub(super) const fn settled(&self) -> u64 {
+    pub(crate) const fn settled(&self) -> u64 {
         self.base + self.clean as u64
     }
 
     /// How many bytes it still takes.
-    pub(super) fn room(&self) -> usize {
+    pub(crate) fn room(&self) -> usize {
         self.size() - self.filled
     }
 
-    pub(super) fn is_full(&self) -> bool {
+    pub(crate) fn is_full(&self) -> bool {
         self.room() == 0
     }
 
     /// Nothing is to be written.
-    pub(super) const fn is_clean(&self) -> bool {
+    pub(crate) const fn is_clean(&self) -> bool {
         self.clean == self.filled
     }
 
     /// Takes in what there is room for; the rest.
-    pub(super) fn fill<'a>(&mut self, bytes: &'a [u8]) -> &'a [u8] {
+    pub(crate) fn fill<'a>(&mut self, bytes: &'a [u8]) -> &'a [u8] {
         let (now, later) = bytes.split_at(self.room().min(bytes.len()));
         if let Some(space) = self.pages.get_mut(self.filled..self.filled + now.len()) {
             space.copy_from_slice(now);
@@ -72,17 +72,17 @@ impl Block {
     }
 
     /// Empty, and goes to `offset`.
-    pub(super) const fn begin_at(&mut self, offset: u64) {
+    pub(crate) const fn begin_at(&mut self, offset: u64) {
         (self.base, self.filled, self.clean) = (offset, 0, 0);
     }
 
     /// Writes it, up to the last byte.
-    pub(super) fn write_all(&mut self, disk: &mut dyn Disk) -> IoResult<()> {
+    pub(crate) fn write_all(&mut self, disk: &mut dyn Disk) -> IoResult<()> {
         self.write(disk, self.filled)
     }
 
     /// Writes it, with zeros up to the next aligned offset where the disk wants that. True if there are any.
-    pub(super) fn write_padded(&mut self, disk: &mut dyn Disk) -> IoResult<bool> {
+    pub(crate) fn write_padded(&mut self, disk: &mut dyn Disk) -> IoResult<bool> {
         let padded = if disk.is_direct() { self.filled.next_multiple_of(ALIGN) } else { self.filled };
         if let Some(padding) = self.pages.get_mut(self.filled..padded) {
             padding.fill(0);
@@ -92,7 +92,7 @@ impl Block {
     }
 
     /// What is written and complete need not be written again; the last, partial unit is, when more follows.
-    pub(super) fn keep_partial_unit(&mut self) {
+    pub(crate) fn keep_partial_unit(&mut self) {
         let whole = self.filled - self.filled % ALIGN;
         self.pages.copy_within(whole..self.filled, 0);
         self.base += whole as u64;
