@@ -1,5 +1,5 @@
-//! A stream's files on the disk: its blocks, the checkpoint beside it, the document of chosen tokens, and where an earlier
-//! run ended. No thread, no queue: what is called here runs on the caller's thread, and may wait for the disk.
+//! A stream's files on the disk: its blocks, the checkpoint beside it, the document of chosen tokens, and where an
+//! earlier run ended. No thread, no queue: what is called here runs on the caller's thread, and may wait for the disk.
 //!
 //! After it: nothing. Before it: `pipeline`, whose writer hands over packets in order.
 

@@ -1,4 +1,4 @@
-"""Where llama.cpp computes on every core, its own threads encode rows while a step runs: the same stream, and hardly any work for ours."""
+"""Where llama.cpp computes on every core, its own threads encode rows while a step runs: the same stream, and less work for ours."""
 
 import os
 from pathlib import Path
@@ -37,7 +37,8 @@ def test_the_hosts_threads_compress_where_they_fill_every_core(tmp_path):
         captured(tmp_path / f"{n}.stream", CORES, codec_threads=n) for n in (None, 1))
     print(f"codec threads: {helped:.1f} ms helped, {alone:.1f} ms alone")
     assert text == same
-    assert alone > 20 and helped < alone / 6, (helped, alone)
+    # Ours puts encoded rows together to packets.
+    assert alone > 20 and helped < alone / 2, (helped, alone)
     # The same rows of the same steps in the same order, whoever compressed them.
     assert ours.parts.keys() == theirs.parts.keys()
     for name, parts in ours.parts.items():
@@ -49,7 +50,7 @@ def test_with_a_core_to_spare_they_compute(tmp_path):
         pytest.skip("one core")
     _, spared, _ = captured(tmp_path / "a.stream", CORES - 1, codec_threads=None)
     _, alone, _ = captured(tmp_path / "b.stream", CORES - 1, codec_threads=1)
-    assert spared > alone / 4, (spared, alone)
+    assert spared > alone * 2 / 3, (spared, alone)
 
 
 class Decoded:
