@@ -1,16 +1,19 @@
-// What the library costs inside one process: the same steps as the plain program and with the library, in turns. `llama-resource bench
-// --in-process target/paired` starts it again and again (`make target/paired` builds it); docs/BENCHMARK.md tells more.
+// What the library costs inside one process: the same steps as the plain program and with the library, in turns.
+// `llama-resource bench --in-process target/paired` starts it again and again (`make target/paired` builds it);
+// docs/BENCHMARK.md tells more.
 //
-//     LD_BIND_NOW=1 LD_PRELOAD=.../libllama_resource_instrumentation.so LLAMA_RESOURCE_DISABLED=1 paired MODEL.gguf PAIRS THREADS MODES
+//     LD_BIND_NOW=1 LD_PRELOAD=.../libllama_resource_instrumentation.so LLAMA_RESOURCE_DISABLED=1 \
+//       paired MODEL.gguf PAIRS THREADS MODES
 //
-// One process has one layout of memory: what makes two servers differ is not here, so that tenths of a per cent can be seen. For the plain
-// side of a pair every slot holds what it would hold without the preload (switch_hooks.h). MODES are those of `llama-resource bench`. Each
-// pair is a line of JSON on standard output.
+// One process has one layout of memory: what makes two servers differ is not here, so that tenths of a per cent can be
+// seen. For the plain side of a pair every slot holds what it would hold without the preload (switch_hooks.h). MODES
+// are those of `llama-resource bench`. Each pair is a line of JSON on standard output.
 //
-// A level: both sides share a context, and ordinary decode steps are timed, which the rate limit keeps out of the log; with one thread the
-// clock is its CPU time, which other programs hardly touch. A capture: each side has a context of its own, because what is captured is
-// decided when a graph's memory is planned; it decodes without a clock until encoding and writing have come into step with it, then by wall
-// time, and the mean of all steps counts, because what other threads take comes in bursts.
+// A level: both sides share a context, and ordinary decode steps are timed, which the rate limit keeps out of the log;
+// with one thread the clock is its CPU time, which other programs hardly touch. A capture: each side has a context of
+// its own, because what is captured is decided when a graph's memory is planned; it decodes without a clock until
+// encoding and writing have come into step with it, then by wall time, and the mean of all steps counts, because what
+// other threads take comes in bursts.
 
 #include <sys/stat.h>
 #include <time.h>
@@ -48,7 +51,8 @@ mode parse(const std::string & name) {
     mode m{name};
     for (int i = 0; i < 3; i++) if (name == levels[i]) m.level = i;
     if (name.rfind("capture", 0) == 0) {
-        const size_t selection = name.find(':'), codec = selection == name.npos ? selection : name.find(':', selection + 1);
+        const size_t selection = name.find(':');
+        const size_t codec = selection == name.npos ? selection : name.find(':', selection + 1);
         m.level = 1;
         m.tensors = selection == name.npos ? "residual" : name.substr(selection + 1, codec - selection - 1);
         m.codec = codec == name.npos ? "bounded" : name.substr(codec + 1);
@@ -68,7 +72,8 @@ llama_context * make_context() {
 }
 
 // Milliseconds of each of `n` steps; from an empty cache each, if `clear`.
-std::vector<double> steps(llama_context * ctx, std::vector<llama_token> tokens, int n, bool clear, clockid_t clock = CLOCK_MONOTONIC) {
+std::vector<double> steps(llama_context * ctx, std::vector<llama_token> tokens, int n, bool clear,
+                          clockid_t clock = CLOCK_MONOTONIC) {
     std::vector<double> found;
     for (int i = 0; i < n; i++) {
         if (clear) llama_memory_clear(llama_get_memory(ctx), false);
@@ -109,7 +114,7 @@ times run(const mode & m, bool on, llama_context * shared) {
     }
     times t = {NAN, NAN};
     llama_context * ctx = capture ? make_context() : shared;
-    // The first two steps of a context are taken for warm-ups (src/observe/contexts.rs), and the rate limit lets one of each phase through.
+    // The first two steps of a context are taken for warm-ups, and the rate limit lets one of each phase through.
     steps(ctx, one, 5, true);
     if (capture) {
         steps(ctx, prompt, 2, true);
@@ -122,7 +127,8 @@ times run(const mode & m, bool on, llama_context * shared) {
     } else {
         llama_memory_clear(llama_get_memory(ctx), false);
         steps(ctx, one, 3, false);
-        t.decode = median(steps(ctx, one, 24, false, threads == 1 ? CLOCK_THREAD_CPUTIME_ID : CLOCK_MONOTONIC));
+        const clockid_t clock = threads == 1 ? CLOCK_THREAD_CPUTIME_ID : CLOCK_MONOTONIC;
+        t.decode = median(steps(ctx, one, 24, false, clock));
     }
     if (recording) recording_free();
     struct stat s;
@@ -136,13 +142,14 @@ times run(const mode & m, bool on, llama_context * shared) {
 
 void say(const mode & m, const char * phase, double plain_ms, double mode_ms) {
     if (std::isnan(plain_ms)) return;
-    printf("{\"mode\": \"%s\", \"phase\": \"%s\", \"plain_ms\": %.6f, \"mode_ms\": %.6f}\n", m.name.c_str(), phase, plain_ms, mode_ms);
+    printf("{\"mode\": \"%s\", \"phase\": \"%s\", \"plain_ms\": %.6f, \"mode_ms\": %.6f}\n", m.name.c_str(), phase, plain_ms,
+           mode_ms);
 }
 
 }  // namespace
 
 int main(int argc, char ** argv) {
-    if (argc != 5) fail("usage: paired MODEL.gguf PAIRS THREADS MODES, with LD_PRELOAD, LD_BIND_NOW=1 and LLAMA_RESOURCE_DISABLED=1");
+    if (argc != 5) fail("usage: paired MODEL.gguf PAIRS THREADS MODES, and LD_PRELOAD, LLAMA_RESOURCE_DISABLED=1");
     find_library(argv);
     const int pairs = atoi(argv[2]);
     threads = atoi(argv[3]);
@@ -154,7 +161,10 @@ int main(int argc, char ** argv) {
     }
     const char * directory = getenv("TMPDIR");
     folder = std::string(directory ? directory : "/tmp") + "/lri-paired-" + std::to_string(getpid());
-    llama_log_set([](ggml_log_level level, const char * text, void *) { if (level >= GGML_LOG_LEVEL_ERROR) fputs(text, stderr); }, nullptr);
+    const auto log = [](ggml_log_level level, const char * text, void *) {
+        if (level >= GGML_LOG_LEVEL_ERROR) fputs(text, stderr);
+    };
+    llama_log_set(log, nullptr);
     llama_backend_init();
     model = llama_model_load_from_file(argv[1], llama_model_default_params());
     if (!model) fail(std::string("cannot load ") + argv[1]);

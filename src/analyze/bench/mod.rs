@@ -36,7 +36,7 @@ const CEILINGS: [(&str, f64); 7] = [
     ("patched-on", 2.0),
 ];
 
-/// Per cent that a capture of another selection than `residual` may cost, so that 96 and 92 per cent of the speed are kept.
+/// Per cent that a capture of another selection than `residual` may cost: 96 and 92 per cent of the speed are kept.
 const CAPTURES: [(&str, f64); 3] = [("ATTENTION_ONLY", 4.2), ("MLP_ONLY", 4.2), ("FULL_TENSOR", 8.7)];
 
 /// The modes that are measured where none is named, in the order in which they are shown.
@@ -325,7 +325,8 @@ impl Report {
         found
     }
 
-    /// Two runs as one; the rounds of the second come after those of the first. They should be of the same machine, build and workload.
+    /// Two runs as one; the rounds of the second come after those of the first. They should be of the same machine,
+    /// build and workload.
     #[must_use]
     pub fn joined(mut self, other: Self) -> Self {
         let (rounds, began_s) = (self.pairs.iter().map(|p| p.round + 1).max().unwrap_or(0), self.took_s);

@@ -30,7 +30,7 @@ pub struct Bench {
     /// CPU time of short requests to servers of one thread: 480 pairs in 80 rounds, plain, disabled and patched-off
     #[arg(long, conflicts_with = "quick")]
     pub fine: bool,
-    /// Steps inside one process a round, which this program runs (bench/paired.cpp, `make target/paired`); x86-64 and glibc
+    /// Steps inside one process a round, which this program runs (bench/paired.cpp, `make target/paired`)
     #[arg(long, value_name = "PROGRAM", conflicts_with_all = ["quick", "fine"])]
     pub in_process: Option<PathBuf>,
     /// llama-server [default: target/llama.cpp/bin/llama-server, else from PATH]

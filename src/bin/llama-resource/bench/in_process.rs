@@ -1,4 +1,4 @@
-//! Rounds of pairs inside one process each: bench/paired.cpp makes them, and where a process's memory lies is what rounds differ by.
+//! Rounds of pairs inside one process each, which bench/paired.cpp makes.
 
 use std::path::Path;
 use std::time::Instant;

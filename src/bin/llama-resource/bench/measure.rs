@@ -187,7 +187,8 @@ impl Run<'_> {
         let start = Start::of(mode, &self.task.parts, &name)?;
         let mut arguments = vec!["-m".into(), self.task.model.clone().into_os_string()];
         arguments.extend(self.task.workload.arguments(self.task.threads).into_iter().map(Into::into));
-        // A name of any length, so that the heap lies elsewhere in every server: what that is worth would pass for a cost of the mode.
+        // A name of any length, so that the heap lies elsewhere in every server: what that is worth would pass for a
+        // cost of the mode.
         let alias = "x".repeat(1 + Random::new(self.servers.into()).bits() as usize % 4096);
         arguments.extend(["--alias".into(), alias.into()]);
         let plan = Plan {
