@@ -2,8 +2,8 @@
 // `llama-resource bench --in-process target/paired` starts it again and again (`make target/paired` builds it);
 // docs/BENCHMARK.md tells more.
 //
-//     LD_BIND_NOW=1 LD_PRELOAD=.../libllama_resource_instrumentation.so LLAMA_RESOURCE_DISABLED=1 \
-//       paired MODEL.gguf PAIRS THREADS MODES
+//     export LD_BIND_NOW=1 LLAMA_RESOURCE_DISABLED=1
+//     LD_PRELOAD=.../libllama_resource_instrumentation.so paired MODEL.gguf PAIRS THREADS MODES
 //
 // One process has one layout of memory: what makes two servers differ is not here, so that tenths of a per cent can be
 // seen. For the plain side of a pair every slot holds what it would hold without the preload (switch_hooks.h). MODES
@@ -101,6 +101,7 @@ times run(const mode & m, bool on, llama_context * shared) {
         unlink(log.c_str());
         unlink(stream.c_str());
         if (capture) {
+            unsetenv("LLAMA_RESOURCE_LOG_RATE");
             setenv("LLAMA_RESOURCE_CAPTURE", stream.c_str(), 1);
             setenv("LLAMA_RESOURCE_TENSORS", m.tensors.c_str(), 1);
             setenv("LLAMA_RESOURCE_CODEC", m.codec.c_str(), 1);
@@ -142,8 +143,8 @@ times run(const mode & m, bool on, llama_context * shared) {
 
 void say(const mode & m, const char * phase, double plain_ms, double mode_ms) {
     if (std::isnan(plain_ms)) return;
-    printf("{\"mode\": \"%s\", \"phase\": \"%s\", \"plain_ms\": %.6f, \"mode_ms\": %.6f}\n", m.name.c_str(), phase, plain_ms,
-           mode_ms);
+    printf("{\"mode\": \"%s\", \"phase\": \"%s\", ", m.name.c_str(), phase);
+    printf("\"plain_ms\": %.6f, \"mode_ms\": %.6f}\n", plain_ms, mode_ms);
 }
 
 }  // namespace
