@@ -103,15 +103,23 @@ fuzz: submodule ## Mutated streams, logs, lines, selections and settings: SECOND
 reproducible: ## The library built twice, in two folders, is the same
 	@.make/reproducible.sh
 
-bench: llama llama-patched model lib ## What it costs: slow-down by level and of the patched server, interleaved pairs; ns per event
-	$(PYTHON) bench/overhead.py $(BENCH)
-	$(PYTHON) bench/overhead.py --fine --json target/overhead-fine.json
-	$(PYTHON) bench/in_process.py --json target/in-process.json
-	target/release/llama-resource bench --modes patched-off,patched-on --rounds 8 --pairs 16 --json target/bench-patched.json
+CAPTURES := plain,capture,capture:ATTENTION_ONLY,capture:MLP_ONLY,capture:FULL_TENSOR
+BENCH    := target/release/llama-resource bench
+
+bench: llama llama-patched model lib target/paired ## What it costs: servers, CPU time of short requests, inside one process; ns per event (hours)
+	$(BENCH) --json target/bench.json
+	$(BENCH) --modes $(CAPTURES) --json target/bench-captures.json
+	$(BENCH) --fine --json target/bench-fine.json
+	$(BENCH) --in-process target/paired --json target/bench-in-process.json
+	$(BENCH) --in-process target/paired --threads 2 --rounds 20 --pairs 20 --modes $(CAPTURES) --json target/bench-in-process-captures.json
 	cargo bench --quiet
 
+target/paired: bench/paired.cpp bench/switch_hooks.h | llama
+	c++ -O2 -std=c++17 bench/paired.cpp -o $@ -Illama.cpp/include -Illama.cpp/ggml/include -Ltarget/llama.cpp/bin \
+	  -lllama -lggml -lggml-base -Wl,-rpath,$$(realpath target/llama.cpp/bin)
+
 bench-short: llama model lib ## Within 4 minutes: fails only on a slow-down beyond doubt
-	target/release/llama-resource bench --quick --time 210 --threads 1 --rounds 8 --pairs 8 --modes disabled,detailed,capture --check \
+	$(BENCH) --quick --time 210 --threads 1 --rounds 8 --pairs 8 --modes disabled,detailed,capture --check \
 	  --json target/bench-short.json --html target/bench-short.html
 
 install: ## Install library, header, program, pkg-config and CMake files (PREFIX=/usr/local)

@@ -1,10 +1,12 @@
 // The cheapest tool that can be written with ggml's eval callback, preloaded: it copies the wanted tensors and throws them away.
 //
 //     cc -O2 -shared -fPIC -Illama.cpp/ggml/include bench/memcpy_callback.c -o memcpy_callback.so -ldl
-//     MEMCPY_TENSORS=names.txt LD_PRELOAD=./memcpy_callback.so llama-server ...
+//     llama-resource stream ls acts.stream --json | jq -r '.. | objects | select(.op?) | "\(.tensor // .name)\t\(.op)"' >names.txt
+//     MEMCPY_TENSORS=$PWD/names.txt llama-resource bench --modes preload:$PWD/memcpy_callback.so
 //
-// What bench/capture.py compares captures with. No file, no thread, no lock, no look at a value: one hash of the name a node, one copy a
-// wanted node, into memory that is warm. A line of MEMCPY_TENSORS is "NAME OP". At its end it says how much it has copied (MEMCPY_REPORT).
+// What a capture can be compared with. No file, no thread, no lock, no look at a value: one hash of the name a node, one copy a wanted
+// node, into memory that is warm. A line of MEMCPY_TENSORS is "NAME OP", of the tensors that a capture (acts.stream) holds. At its end
+// it says how much it has copied (MEMCPY_REPORT).
 
 #define _GNU_SOURCE
 #include <dlfcn.h>

@@ -7,7 +7,9 @@ use std::process::{Command, Output};
 
 use llama_resource_instrumentation::analyze::bench::statistics::Random;
 use llama_resource_instrumentation::analyze::bench::summary::{Summary, Verdict};
-use llama_resource_instrumentation::analyze::bench::{Binary, Build, File, Machine, Model, Pair, Report, Settings};
+use llama_resource_instrumentation::analyze::bench::{
+    Binary, Build, File, Machine, Method, Model, Pair, Report, Settings,
+};
 use llama_resource_instrumentation::export::table::{Style, WIDTH};
 use llama_resource_instrumentation::export::{html, text};
 use serde_json::Value;
@@ -80,6 +82,7 @@ fn made(seed: u64, rounds: u32, slow: (&str, f64)) -> Report {
             pairs_per_round: 2,
             time_limit_s: None,
             capture: ["residual".to_owned(), "bounded".to_owned()],
+            method: Method::Servers,
         },
         not_measured: Vec::new(),
         notes: Vec::new(),
@@ -202,7 +205,7 @@ fn other_machines_builds_and_requests_are_refused() {
         change(&mut new);
         new
     };
-    let cases: [(Change<'_>, &str); 9] = [
+    let cases: [(Change<'_>, &str); 10] = [
         (&|r| r.machine.cpu = "Another".into(), "processor: Processor then, Another now"),
         (&|r| r.machine.cores = 3, "cores: 2 then, 3 now"),
         (&|r| r.machine.kernel = "6.19".into(), "kernel"),
@@ -213,6 +216,7 @@ fn other_machines_builds_and_requests_are_refused() {
         (&|r| r.build.server.files[0].sha256 = None, "llama-server: aaaaaaaaaaaa then, unknown now"),
         (&|r| r.build.server.files.truncate(1), "libllama.so.0 is gone"),
         (&|r| r.build.model.sha256_of_16_mib = Some("f".repeat(64)), "model: cccccccccccc then, ffffffffffff now"),
+        (&|r| r.settings.method = Method::Fine, "method: the servers' clocks then, CPU time of short requests now"),
         (&|r| r.settings.threads = 1, "threads: 2 then, 1 now"),
         (&|r| r.settings.contexts = vec![32, 384], "prompts, tokens: [128, 1024] then, [32, 384] now"),
     ];
@@ -318,6 +322,46 @@ fn a_written_report_says_the_same_again() {
     let json: Value = serde_json::from_str(&std::fs::read_to_string(folder.0.join("s.json")).unwrap()).unwrap();
     assert_eq!(json["rows"].as_array().unwrap().len(), 12);
     assert_eq!(json["pairs"].as_array().unwrap().len(), 12 * 48);
+}
+
+#[test]
+fn runs_together_are_all_their_pairs_in_all_their_rounds() {
+    let folder = Folder::new("together");
+    let mut second = made(6, 8, ("", 0.0));
+    second.pairs.retain(|p| p.mode != "verbose");
+    second.build.library = None;
+    folder.write("a.json", &made(5, ROUNDS, ("", 0.0)));
+    folder.write("b.json", &second);
+    let output = folder.run(&["bench", "--from", "a.json", "b.json", "--json", "both.json"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert!(stdout(&output).contains("the runs were of different libraries"), "{}", stdout(&output));
+    let json: Value = serde_json::from_str(&std::fs::read_to_string(folder.0.join("both.json")).unwrap()).unwrap();
+    for row in json["rows"].as_array().unwrap() {
+        let rounds = if row["mode"] == "verbose" { ROUNDS } else { ROUNDS + 8 };
+        assert_eq!((&row["rounds"], &row["pairs"]), (&rounds.into(), &(2 * rounds).into()), "{row}");
+    }
+    // The drift is that of the whole: the second run is later than the first.
+    assert!(json["pairs"].as_array().unwrap().last().unwrap()["at_s"].as_f64().unwrap() > 600.0);
+
+    second.machine.cores = 4;
+    folder.write("b.json", &second);
+    let output = folder.run(&["bench", "--from", "a.json", "b.json"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("`b.json` and those before it say nothing together: cores: 2 then, 4 now"));
+}
+
+#[test]
+fn captures_have_the_ceiling_of_what_they_capture() {
+    let folder = Folder::new("captures");
+    let mut report = made(7, ROUNDS, ("capture", 12.0));
+    for pair in report.pairs.iter_mut().filter(|p| p.mode == "capture") {
+        pair.mode = "capture:FULL_TENSOR:fast".to_owned();
+    }
+    folder.write("r.json", &report);
+    let output = folder.run(&["bench", "--from", "r.json", "--check"]);
+    assert_eq!(output.status.code(), Some(2), "{}", stdout(&output));
+    assert!(stdout(&output).contains("OVER ITS CEILING: capture:FULL_TENSOR:fast,"), "{}", stdout(&output));
+    assert!(stdout(&output).lines().any(|l| l.contains("  FULL_TENSOR:fast") && l.contains(" 8.7 ")));
 }
 
 #[test]

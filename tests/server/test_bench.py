@@ -94,6 +94,43 @@ def test_modes_write_what_they_should_and_missing_ones_are_named(tmp_path):
     assert all(len(line) <= 80 for line in said.splitlines() if not line.startswith(("llama-resource: wrote", "round")))
 
 
+@pytest.fixture(scope="module")
+def paired():
+    """The program that measures inside one process."""
+    program = harness.TARGET / "paired"
+    subprocess.run(["make", "--no-print-directory", "-o", "llama", "target/paired"], cwd=harness.REPOSITORY, check=True)
+    return program
+
+
+def test_cpu_time_of_short_requests(tmp_path):
+    options = ["--fine", "--rounds", "2", "--pairs", "4"]
+    code, report, said = bench(tmp_path / "r.json", harness.LIBRARY, *options, modes="plain,disabled")
+    assert code == 0, said
+    expected = [(mode, phase, 4) for mode in ("plain", "disabled") for phase in ("decode 16", "prefill 64")]
+    assert [(r["mode"], r["phase"], r["pairs"]) for r in report["rows"]] == expected
+    assert report["settings"]["method"] == "fine" and "CPU time of short requests" in said
+    # One thread computes: its CPU time for a token is no less than a millisecond, and no more than the request took.
+    assert all(1 < p["plain_ms"] < 500 for p in report["pairs"] if p["phase"] == "decode 16")
+
+
+def test_steps_inside_one_process(paired, tmp_path):
+    options = ["--in-process", paired, "--rounds", "1", "--pairs", "1"]
+    modes = "plain,disabled,minimal,verbose,capture,patched-off"
+    code, report, said = bench(tmp_path / "r.json", harness.LIBRARY, *options, modes=modes)
+    assert code == 0, said
+    levels = [(mode, "decode") for mode in ("plain", "disabled", "minimal", "verbose")]
+    assert [(r["mode"], r["phase"]) for r in report["rows"]] == [*levels, ("capture", "decode"), ("capture", "prefill")]
+    assert [m["mode"] for m in report["not_measured"]] == ["patched-off"]
+
+
+def test_another_library_in_the_place_of_ours(slow_library, tmp_path):
+    once = ["--rounds", "1", "--pairs", "1"]
+    code, report, said = bench(tmp_path / "r.json", harness.LIBRARY, *once, modes=f"preload:{slow_library}")
+    assert code == 0 and [r["ceiling"] for r in report["rows"]] == [None] * len(PHASES), said
+    code, report, said = bench(tmp_path / "r.json", harness.LIBRARY, *once, modes="preload:/no/such.so")
+    assert code == 1 and "the library was not loaded" in said, said
+
+
 def test_a_library_that_is_none_is_not_measured(tmp_path):
     no_library = tmp_path / "empty.so"
     no_library.write_text("no ELF file")

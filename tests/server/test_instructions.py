@@ -1,16 +1,16 @@
-"""How many instructions the library adds to a decode step, counted under valgrind: unlike times, they are the same on a
-busy machine.
+"""How many instructions the library adds to a decode step, counted under valgrind: unlike times, they are the same on
+a busy machine.
 
-A MOCK host (tests/host/mock_model.h) makes the calls of a SmolLM2-135M decode step without its arithmetic, on one thread,
-so that all it counts beyond the plain host is the library's doing. `library` is our own code on the host's thread, `host`
-what that thread executes more than the plain one's, libc on our behalf included; `all` is our code on all threads until
-everything is written. The rate keeps steps out of the log but for `written`, and a mock step takes 25 ms, so that DETAILED
-times each one. With one core the host fills every core, and encodes rows itself while the step runs; with a core to spare
-our threads do.
+A MOCK host (tests/host/mock_model.h) makes the calls of a SmolLM2-135M decode step without its arithmetic, on one
+thread, so that all it counts beyond the plain host is the library's doing. `library` is our own code on the host's
+thread, `host` what that thread executes more than the plain one's, libc on our behalf included; `all` is our code on
+all threads until everything is written. The rate keeps steps out of the log but for `written`, and a mock step takes
+25 ms, so that DETAILED times each one. With one core the host fills every core, and encodes rows itself while the
+step runs; with a core to spare our threads do.
 
-The counts stand in tests/data/instructions.json by compiler and architecture. A change of more than 2 % fails, of more than
-10 % where it depends on when other threads wake: on one core, and of `all`, which is compared for captures only. If it is
-meant,
+The counts stand in tests/data/instructions.json by compiler and architecture. A change of more than 2 % fails, of
+more than 10 % where it depends on when other threads wake: on one core, and of `all`, which is compared for captures
+only. If it is meant,
 
     UPDATE=1 target/venv/bin/python -m pytest -q tests/server/test_instructions.py
 

@@ -152,7 +152,8 @@ fn finding(usual: Option<Interval>, wide: Option<Interval>, threshold: f64) -> F
 }
 
 /// Why the two should not be compared: another machine, another llama.cpp, another model, other requests.
-fn mismatches(base: &Report, new: &Report) -> Vec<String> {
+#[must_use]
+pub fn mismatches(base: &Report, new: &Report) -> Vec<String> {
     let mut found = Vec::new();
     let mut differ = |what: &str, a: &dyn std::fmt::Display, b: &dyn std::fmt::Display| {
         let (a, b) = (a.to_string(), b.to_string());
@@ -170,6 +171,7 @@ fn mismatches(base: &Report, new: &Report) -> Vec<String> {
     differ("model's size", &a.size_bytes, &b.size_bytes);
     differ("model", &content(a.sha256_of_16_mib.as_deref()), &content(b.sha256_of_16_mib.as_deref()));
     let (a, b) = (&base.settings, &new.settings);
+    differ("method", &a.method.label(), &b.method.label());
     differ("threads", &a.threads, &b.threads);
     differ("prompts, tokens", &format!("{:?}", a.contexts), &format!("{:?}", b.contexts));
     differ("tokens generated", &a.predict, &b.predict);

@@ -10,24 +10,36 @@ pub mod summary;
 use serde::{Deserialize, Serialize};
 
 /// Version of the report. Fields are only ever added; it counts the additions.
-pub const BENCH_VERSION: u32 = 1;
+pub const BENCH_VERSION: u32 = 2;
 
 /// The mode that compares two plain servers: what it shows is the error of the method.
 pub const PLAIN: &str = "plain";
 
-/// Per cent that each mode may cost, and whether it should cost nothing at all.
+/// Captures what it is told: `capture:SELECTION:CODEC`, where the codec, and the selection with it, may be left out.
+pub const CAPTURE: &str = "capture";
+
+/// What `capture` captures, and how it is stored, where nothing else is said.
+const USUAL_CAPTURE: [&str; 2] = ["residual", "bounded"];
+
+/// Another library in the place of ours: `preload:PATH`.
+pub const PRELOAD: &str = "preload";
+
+/// Per cent that each mode may cost.
 const CEILINGS: [(&str, f64); 7] = [
     ("disabled", 0.5),
     ("minimal", 0.5),
     ("detailed", 2.0),
     ("verbose", 5.0),
-    ("capture", 1.5),
+    (CAPTURE, 1.5),
     ("patched-off", 0.5),
     // It records at the default level, DETAILED.
     ("patched-on", 2.0),
 ];
 
-/// Every mode, in the order in which they are shown.
+/// Per cent that a capture of another selection than `residual` may cost: 96 and 92 per cent of the speed are kept.
+const CAPTURES: [(&str, f64); 3] = [("ATTENTION_ONLY", 4.2), ("MLP_ONLY", 4.2), ("FULL_TENSOR", 8.7)];
+
+/// The modes that are measured where none is named, in the order in which they are shown.
 #[must_use]
 pub fn modes() -> Vec<&'static str> {
     std::iter::once(PLAIN).chain(CEILINGS.iter().map(|c| c.0)).collect()
@@ -36,7 +48,29 @@ pub fn modes() -> Vec<&'static str> {
 /// Per cent that a mode may cost.
 #[must_use]
 pub fn ceiling(mode: &str) -> Option<f64> {
-    CEILINGS.iter().find(|c| c.0 == mode).map(|c| c.1)
+    let name = match capture(mode) {
+        Some([selection, _]) if selection == USUAL_CAPTURE[0] => CAPTURE,
+        Some([selection, _]) => selection,
+        None => mode,
+    };
+    CEILINGS.iter().chain(&CAPTURES).find(|c| c.0 == name).map(|c| c.1)
+}
+
+/// Selection and codec of a mode that captures.
+#[must_use]
+pub fn capture(mode: &str) -> Option<[&str; 2]> {
+    let mut words = mode.split(':');
+    (words.next() == Some(CAPTURE)).then(|| USUAL_CAPTURE.map(|usual| words.next().unwrap_or(usual)))
+}
+
+/// A mode as tables show it.
+#[must_use]
+pub fn shown(mode: &str) -> &str {
+    match mode {
+        PLAIN => "plain (A/A)",
+        // The rest says it all, and the table is narrow.
+        _ => mode.strip_prefix("capture:").unwrap_or(mode),
+    }
 }
 
 /// Whether a mode does nothing, so that it must not be told from the plain server.
@@ -156,6 +190,34 @@ pub struct Settings {
     pub time_limit_s: Option<u32>,
     /// What `capture` captures: selection and codec.
     pub capture: [String; 2],
+    /// How the two of a pair stand to each other, and by which clock.
+    #[serde(default)]
+    pub method: Method,
+}
+
+/// How pairs are made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Method {
+    /// Requests to two servers, by the servers' own clocks.
+    #[default]
+    Servers,
+    /// Short requests to two servers of one thread each, by the CPU time of the whole request.
+    Fine,
+    /// Steps inside one process, with our hooks and without.
+    InProcess,
+}
+
+impl Method {
+    /// As it is shown.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Servers => "the servers' clocks",
+            Self::Fine => "CPU time of short requests",
+            Self::InProcess => "steps inside one process",
+        }
+    }
 }
 
 /// A mode without figures.
@@ -261,6 +323,26 @@ impl Report {
             }
         }
         found
+    }
+
+    /// Two runs as one; the rounds of the second come after those of the first. They should be of the same machine,
+    /// build and workload.
+    #[must_use]
+    pub fn joined(mut self, other: Self) -> Self {
+        let (rounds, began_s) = (self.pairs.iter().map(|p| p.round + 1).max().unwrap_or(0), self.took_s);
+        let later = |p: Pair| Pair { round: p.round + rounds, at_s: p.at_s + began_s, ..p };
+        self.pairs.extend(other.pairs.into_iter().map(later));
+        self.created = format!("{}, {}", self.created, other.created);
+        self.took_s += other.took_s;
+        self.machine.load_before = self.machine.load_before.max(other.machine.load_before);
+        self.machine.load_after = self.machine.load_after.max(other.machine.load_after);
+        self.settings.rounds += other.settings.rounds;
+        self.not_measured.extend(other.not_measured);
+        self.notes.extend(other.notes);
+        if self.build.library != other.build.library {
+            self.notes.push("the runs were of different libraries".to_owned());
+        }
+        self
     }
 
     /// Logarithms of the slow-downs of one mode and phase, by round.

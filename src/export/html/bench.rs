@@ -5,7 +5,7 @@ use super::plot::{Line, over_time};
 use super::svg::{Svg, WIDTH, ticks};
 use super::{card, esc, html_table, page};
 use crate::analyze::bench::summary::{Row, Summary, Verdict};
-use crate::analyze::bench::{PLAIN, Report};
+use crate::analyze::bench::{Report, shown};
 
 /// Where names end and the scale begins.
 const LEFT: f64 = 130.0;
@@ -113,7 +113,7 @@ fn intervals(rows: &[&Row], report: &Report) -> String {
 }
 
 fn name(row: &Row) -> &str {
-    if row.mode == PLAIN { "plain (A/A)" } else { &row.mode }
+    shown(&row.mode)
 }
 
 fn table(summary: &Summary<'_>) -> String {

@@ -6,19 +6,18 @@ use super::heading;
 use crate::analyze::bench::compare::{Change, Comparison, Finding};
 use crate::analyze::bench::statistics::Interval;
 use crate::analyze::bench::summary::{Summary, Verdict};
-use crate::analyze::bench::{PLAIN, Report};
+use crate::analyze::bench::{Report, shown};
 
 /// One result.
 #[must_use]
 pub fn render(summary: &Summary<'_>, style: Style) -> String {
     let report = summary.report;
     let mut out = head(report, style);
-    out += &heading("SLOW-DOWN", "against the plain server, per cent of the time per token", style);
+    out += &heading("SLOW-DOWN", &format!("per cent of the plain one's; {}", report.settings.method.label()), style);
     let mut table = Table::new(&["<mode", "<phase", "median", "95 % interval", "ceiling", "<verdict"]);
     for r in &summary.rows {
-        let mode = if r.mode == PLAIN { "plain (A/A)" } else { &r.mode };
         table.row([
-            mode.to_owned(),
+            shown(&r.mode).to_owned(),
             r.phase.clone(),
             signed(r.median),
             known(r.interval, range),
@@ -104,7 +103,7 @@ pub fn comparison(c: &Comparison, style: Style) -> String {
     let mut table = Table::new(&["<mode", "<phase", "then", "now", "95 % of change", "<finding"]);
     for change in &c.changes {
         table.row([
-            change.mode.clone(),
+            shown(&change.mode).to_owned(),
             change.phase.clone(),
             signed(change.base),
             signed(change.new),

@@ -10,20 +10,29 @@ use clap::Args;
 Examples:
   llama-resource bench --quick                                a look, within 5 minutes
   llama-resource bench --json new.json --html new.html        48 pairs a mode: about an hour
-  llama-resource bench --modes plain,verbose --rounds 12 --pairs 48
+  llama-resource bench --modes plain,capture,capture:FULL_TENSOR:fast --rounds 12 --pairs 48
+  llama-resource bench --fine                                 what costs next to nothing, by CPU time: half an hour
+  llama-resource bench --in-process target/paired             plain and mode in turns inside one process
   llama-resource bench --quick --check                        fail if a mode costs more than it may
-  llama-resource bench --from new.json --html new.html        show a result again
+  llama-resource bench --from a.json b.json --html new.html   show results again, together
 
 A round starts a plain server and then, beside it, one of each mode, warms both up and sends them the
 same requests in turn, plain-mode-mode-plain. The clock is the server's own. `plain` as a mode is a
 second plain server: what it shows is the error of the method. docs/BENCHMARK.md tells more.
 
 Exit status: 0 measured, 1 an error, 2 with --check: the whole interval of a mode lies above its
-ceiling (disabled, minimal and patched-off 0.5 %, capture 1.5, detailed and patched-on 2, verbose 5).")]
+ceiling (disabled, minimal and patched-off 0.5 %, capture 1.5, detailed and patched-on 2, verbose 5;
+capture:MLP_ONLY and capture:ATTENTION_ONLY 4.2, capture:FULL_TENSOR 8.7).")]
 pub struct Bench {
     /// At most 270 s: up to 10 rounds of one pair, shorter requests
     #[arg(long)]
     pub quick: bool,
+    /// CPU time of short requests to servers of one thread: 480 pairs in 80 rounds, plain, disabled and patched-off
+    #[arg(long, conflicts_with = "quick")]
+    pub fine: bool,
+    /// Steps inside one process a round, which this program runs (bench/paired.cpp, `make target/paired`)
+    #[arg(long, value_name = "PROGRAM", conflicts_with_all = ["quick", "fine"])]
+    pub in_process: Option<PathBuf>,
     /// llama-server [default: target/llama.cpp/bin/llama-server, else from PATH]
     #[arg(long, value_name = "BIN")]
     pub server: Option<PathBuf>,
@@ -33,18 +42,19 @@ pub struct Bench {
     /// GGUF file [default: target/models/SmolLM2-135M-Instruct.Q4_1.gguf]
     #[arg(long, value_name = "FILE")]
     pub model: Option<PathBuf>,
-    /// Which modes: plain, disabled, minimal, detailed, verbose, capture, patched-off, patched-on [default: all]
+    /// Which modes: plain, disabled, minimal, detailed, verbose, capture, patched-off, patched-on [default: all];
+    /// also capture:SELECTION:CODEC, and preload:PATH for another library in the place of ours
     #[arg(long, value_name = "LIST", value_parser = super::mode::parse)]
     pub modes: Option<ModeList>,
-    /// Pairs of each mode, over all rounds [default: 48; --quick 10]
+    /// Pairs of each mode, over all rounds [default: 48; --quick 10, --fine 480, --in-process 320]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub pairs: Option<u32>,
-    /// Rounds, each with new processes [default: 24; --quick 10]
+    /// Rounds, each with new processes [default: 24; --quick 10, --fine 80, --in-process 40]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000))]
     pub rounds: Option<u32>,
-    /// Threads of each server
-    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=1_024))]
-    pub threads: u32,
+    /// Threads of each server [default: 2; --fine and --in-process 1]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_024))]
+    pub threads: Option<u32>,
     /// Tokens of the short and of the long prompt [default: 128,1024; --quick 32,384]
     #[arg(long, value_name = "SHORT,LONG", value_parser = contexts)]
     pub contexts: Option<[u32; 2]>,
@@ -63,9 +73,10 @@ pub struct Bench {
     /// Exit with 2 if a mode's whole interval lies above its ceiling
     #[arg(long)]
     pub check: bool,
-    /// Show this result instead of measuring
-    #[arg(long, value_name = "IN", conflicts_with_all = ["quick", "server", "patched_server", "model", "modes", "pairs", "rounds", "contexts", "predict", "time"])]
-    pub from: Option<PathBuf>,
+    /// Show this result instead of measuring; several are shown as one
+    #[arg(long, value_name = "IN", num_args = 1.., conflicts_with_all = ["quick", "fine", "in_process", "server",
+        "patched_server", "model", "modes", "pairs", "rounds", "contexts", "predict", "time"])]
+    pub from: Vec<PathBuf>,
 }
 
 /// Modes of one flag. An alias, because clap makes many flags of a plain `Vec`.

@@ -3,12 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
+use llama_resource_instrumentation::analyze::bench::statistics::Random;
 use llama_resource_instrumentation::analyze::bench::{NotMeasured, PLAIN, Pair};
 
 use super::mode::{Parts, Start};
 use super::progress::Progress;
 use super::server::{Plan, Server};
-use super::workload::{KINDS, Workload};
+use super::workload::Workload;
 use crate::signals;
 
 /// How long a start or a request may take.
@@ -31,6 +32,8 @@ pub struct Task {
     pub rounds: u32,
     /// Pairs in each.
     pub pairs_per_round: u32,
+    /// The program that makes the pairs of a round inside one process, where there are to be no servers.
+    pub in_process: Option<std::path::PathBuf>,
     /// When nothing further is begun.
     pub limit: Option<Duration>,
 }
@@ -140,13 +143,13 @@ impl Run<'_> {
         std::thread::sleep(start.aftermath());
         for pair in 0..self.task.pairs_per_round {
             let plain_first = (pair + round).is_multiple_of(2);
-            for (number, kind) in KINDS.into_iter().enumerate() {
+            for (number, kind) in self.task.workload.kinds().iter().enumerate() {
                 interrupted()?;
                 if self.is_over() {
                     break;
                 }
                 let at_s = self.began.elapsed().as_secs_f64();
-                let send = |server: &Server| self.task.workload.send(kind, server);
+                let send = |server: &Server| self.task.workload.send(*kind, server);
                 let send_other = || {
                     let answer = send(&other);
                     std::thread::sleep(start.aftermath());
@@ -179,14 +182,20 @@ impl Run<'_> {
 
     fn start(&mut self, mode: &str) -> Result<(Server, Start), String> {
         self.servers += 1;
-        let start = Start::of(mode, &self.task.parts, &format!("{mode}-{}", self.servers))?;
+        // A mode may have a path in it.
+        let name = format!("{}-{}", mode.replace(|c: char| !c.is_ascii_alphanumeric(), "-"), self.servers);
+        let start = Start::of(mode, &self.task.parts, &name)?;
         let mut arguments = vec!["-m".into(), self.task.model.clone().into_os_string()];
         arguments.extend(self.task.workload.arguments(self.task.threads).into_iter().map(Into::into));
+        // A name of any length, so that the heap lies elsewhere in every server: what that is worth would pass for a
+        // cost of the mode.
+        let alias = "x".repeat(1 + Random::new(self.servers.into()).bits() as usize % 4096);
+        arguments.extend(["--alias".into(), alias.into()]);
         let plan = Plan {
             binary: &start.binary,
             arguments,
             environment: start.environment.clone(),
-            output: self.task.parts.folder.join(format!("{mode}.txt")),
+            output: self.task.parts.folder.join(format!("{name}.txt")),
             patience: PATIENCE,
         };
         Server::start(&plan).map(|server| (server, start))
@@ -225,6 +234,6 @@ impl Run<'_> {
 }
 
 /// Ctrl-C ends the measuring, and with it every server.
-fn interrupted() -> Result<(), String> {
+pub fn interrupted() -> Result<(), String> {
     if signals::caught() { Err("interrupted; nothing was written".to_owned()) } else { Ok(()) }
 }

@@ -3,6 +3,7 @@
 pub mod args;
 mod fingerprint;
 mod http;
+mod in_process;
 mod measure;
 mod mode;
 mod progress;
@@ -15,8 +16,9 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use llama_resource_instrumentation::analyze::bench::compare::mismatches;
 use llama_resource_instrumentation::analyze::bench::summary::Summary;
-use llama_resource_instrumentation::analyze::bench::{self, Build, Report, Settings};
+use llama_resource_instrumentation::analyze::bench::{self, Build, Method, Report, Settings};
 use llama_resource_instrumentation::export::{html, text};
 
 use self::measure::{Measured, Task};
@@ -36,10 +38,7 @@ const MODEL: &str = "target/models/SmolLM2-135M-Instruct.Q4_1.gguf";
 
 /// Runs the subcommand.
 pub fn bench(args: &args::Bench) -> Result<ExitCode, String> {
-    let report = match &args.from {
-        Some(file) => read(file)?,
-        None => measured(args)?,
-    };
+    let report = if args.from.is_empty() { measured(args)? } else { together(&args.from)? };
     let summary = Summary::of(&report);
     if let Some(file) = &args.json {
         let json =
@@ -60,6 +59,19 @@ pub fn bench(args: &args::Bench) -> Result<ExitCode, String> {
 pub fn read(file: &Path) -> Result<Report, String> {
     let text = fs::read_to_string(file).map_err(|e| format!("cannot read `{}`: {e}", file.display()))?;
     Report::parse(&text).map_err(|e| format!("cannot use `{}`: {e}", file.display()))
+}
+
+/// Reports of one machine, build and workload as one.
+fn together(files: &[PathBuf]) -> Result<Report, String> {
+    let mut reports = files.iter().map(|file| read(file).map(|report| (file, report)));
+    let (_, first) = reports.next().ok_or("no file is named")??;
+    reports.try_fold(first, |all, next| {
+        let (file, report) = next?;
+        match mismatches(&all, &report).first() {
+            Some(why) => Err(format!("`{}` and those before it say nothing together: {why}", file.display())),
+            None => Ok(all.joined(report)),
+        }
+    })
 }
 
 fn write(file: &Path, text: &str) -> Result<(), String> {
@@ -88,7 +100,11 @@ fn measured(args: &args::Bench) -> Result<Report, String> {
     };
     let created = fingerprint::now();
     signals::catch();
-    let Measured { pairs, not_measured, notes } = measure::measure(&task, &mut Progress::new())?;
+    let mut progress = Progress::new();
+    let Measured { pairs, not_measured, notes } = match &task.in_process {
+        Some(program) => in_process::measure(&task, program, &mut progress)?,
+        None => measure::measure(&task, &mut progress)?,
+    };
     machine.load_after = fingerprint::load();
     let took_s = began.elapsed().as_secs_f64().round();
     let bench_version = bench::BENCH_VERSION;
@@ -112,26 +128,55 @@ fn task(args: &args::Bench, folder: &Path) -> Result<Task, String> {
             "no patched server: {PATCHED} is not there (`make llama-patched`), and --patched-server names none"
         )),
     };
-    let rounds = args.rounds.unwrap_or(if args.quick { 10 } else { 24 });
-    let pairs = args.pairs.unwrap_or(if args.quick { 10 } else { 48 });
-    let predict = args.predict.unwrap_or(if args.quick { 24 } else { 96 });
+    let usual = usual(args);
+    let rounds = args.rounds.unwrap_or(usual.rounds);
+    let pairs = args.pairs.unwrap_or(usual.pairs);
+    let predict = args.predict.unwrap_or(usual.predict);
     let time = args.time.or(args.quick.then_some(270));
     Ok(Task {
-        modes: args.modes.clone().unwrap_or_else(|| bench::modes().into_iter().map(str::to_owned).collect()),
+        modes: args.modes.clone().unwrap_or_else(|| usual.modes.iter().map(|&m| m.to_owned()).collect()),
         parts: Parts { server, patched, library: library(folder), folder: folder.to_owned() },
         workload: Workload {
-            contexts: args.contexts.unwrap_or(if args.quick { [32, 384] } else { [128, 1024] }),
+            contexts: args.contexts.unwrap_or(usual.contexts),
             predict,
             parallel: 4,
             // Requests at once take longer for each token.
             parallel_predict: predict * 2 / 3,
+            by_cpu: args.fine,
         },
         model,
-        threads: args.threads,
+        threads: args.threads.unwrap_or(usual.threads),
         rounds: rounds.min(pairs),
         pairs_per_round: pairs.div_ceil(rounds.min(pairs)),
         limit: time.map(|s| Duration::from_secs(s.into())),
+        in_process: args.in_process.clone(),
     })
+}
+
+/// What is taken where nothing else is said.
+struct Usual {
+    modes: Vec<&'static str>,
+    rounds: u32,
+    pairs: u32,
+    contexts: [u32; 2],
+    predict: u32,
+    threads: u32,
+}
+
+fn usual(args: &args::Bench) -> Usual {
+    let all = bench::modes();
+    let off = all.iter().copied().filter(|m| *m == bench::PLAIN || bench::is_off(m)).collect();
+    // Inside one process levels are measured by the CPU time of one thread, and captures are not.
+    let levels = all.iter().copied().filter(|m| *m != bench::CAPTURE && !m.starts_with("patched")).collect();
+    if args.fine {
+        Usual { modes: off, rounds: 80, pairs: 480, contexts: [8, 64], predict: 32, threads: 1 }
+    } else if args.in_process.is_some() {
+        Usual { modes: levels, rounds: 40, pairs: 320, contexts: [8, 512], predict: 24, threads: 1 }
+    } else if args.quick {
+        Usual { modes: all, rounds: 10, pairs: 10, contexts: [32, 384], predict: 24, threads: 2 }
+    } else {
+        Usual { modes: all, rounds: 24, pairs: 48, contexts: [128, 1024], predict: 96, threads: 2 }
+    }
 }
 
 /// A copy of the library: a build that goes on meanwhile must not change what is measured.
@@ -152,7 +197,12 @@ fn settings(task: &Task, args: &args::Bench) -> Settings {
         rounds: task.rounds,
         pairs_per_round: task.pairs_per_round,
         time_limit_s: task.limit.map(|_| args.time.unwrap_or(270)),
-        capture: mode::CAPTURE.map(str::to_owned),
+        capture: bench::capture(bench::CAPTURE).unwrap_or_default().map(str::to_owned),
+        method: match (&task.in_process, args.fine) {
+            (Some(_), _) => Method::InProcess,
+            (None, true) => Method::Fine,
+            (None, false) => Method::Servers,
+        },
     }
 }
 

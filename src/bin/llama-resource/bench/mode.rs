@@ -4,20 +4,26 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use llama_resource_instrumentation::analyze::bench::{self, PLAIN};
+use llama_resource_instrumentation::analyze::bench::{self, PLAIN, PRELOAD};
 
 use super::server::Server;
-
-/// What `capture` captures, and how it is stored.
-pub const CAPTURE: [&str; 2] = ["residual", "bounded"];
 
 /// Checks a list of modes.
 pub fn parse(text: &str) -> Result<Vec<String>, String> {
     let known = bench::modes();
     let mut found = Vec::new();
-    for word in text.split(',').map(|w| w.trim().to_lowercase()) {
-        if !known.contains(&word.as_str()) {
-            return Err(format!("`{word}` is not one of {}", known.join(", ")));
+    for word in text.split(',').map(str::trim) {
+        // Selections, codecs and paths are taken as they are.
+        let (name, rest) = word.split_at(word.find(':').unwrap_or(word.len()));
+        let (name, word) = (name.to_lowercase(), name.to_lowercase() + rest);
+        let is_known = match name.as_str() {
+            PRELOAD => rest.len() > 1,
+            bench::CAPTURE => rest.split(':').skip(1).all(|w| !w.is_empty()) && rest.split(':').count() <= 3,
+            _ => rest.is_empty() && known.contains(&name.as_str()),
+        };
+        if !is_known {
+            let known = known.join(", ");
+            return Err(format!("`{word}` is not one of {known}, capture:SELECTION:CODEC, {PRELOAD}:PATH"));
         }
         if !found.contains(&word) {
             found.push(word);
@@ -63,9 +69,13 @@ impl Start {
         if let "patched-off" | "patched-on" = mode {
             start.binary.clone_from(parts.patched.as_ref().map_err(Clone::clone)?);
         } else {
-            let library = parts.library.as_ref().map_err(Clone::clone)?;
-            start.set("LD_PRELOAD", library);
-            start.loads = Some(library.clone());
+            let other = mode.strip_prefix(PRELOAD).and_then(|rest| rest.strip_prefix(':'));
+            let library = other.map_or_else(|| parts.library.clone(), |path| Ok(PathBuf::from(path)))?;
+            start.set("LD_PRELOAD", &library);
+            start.loads = Some(library);
+            if other.is_some() {
+                return Ok(start);
+            }
         }
         match mode {
             "disabled" => start.set("LLAMA_RESOURCE_DISABLED", "1"),
@@ -75,16 +85,15 @@ impl Start {
                 start.writes.push(log);
             }
         }
-        match mode {
-            "minimal" | "detailed" | "verbose" => start.set("LLAMA_RESOURCE_LOG_LEVEL", mode.to_uppercase()),
-            "capture" => {
-                let stream = parts.folder.join(format!("{name}.stream"));
-                start.set("LLAMA_RESOURCE_CAPTURE", &stream);
-                start.set("LLAMA_RESOURCE_TENSORS", CAPTURE[0]);
-                start.set("LLAMA_RESOURCE_CODEC", CAPTURE[1]);
-                start.writes.push(stream);
-            }
-            _ => {}
+        if let "minimal" | "detailed" | "verbose" = mode {
+            start.set("LLAMA_RESOURCE_LOG_LEVEL", mode.to_uppercase());
+        }
+        if let Some([selection, codec]) = bench::capture(mode) {
+            let stream = parts.folder.join(format!("{name}.stream"));
+            start.set("LLAMA_RESOURCE_CAPTURE", &stream);
+            start.set("LLAMA_RESOURCE_TENSORS", selection);
+            start.set("LLAMA_RESOURCE_CODEC", codec);
+            start.writes.push(stream);
         }
         Ok(start)
     }
@@ -137,7 +146,12 @@ mod tests {
     fn modes_are_checked() {
         assert_eq!(parse("Minimal, plain,minimal"), Ok(vec!["minimal".to_owned(), "plain".to_owned()]));
         assert!(parse("plain,loud").unwrap_err().starts_with("`loud` is not one of plain, disabled"));
-        assert!(parse("").is_err());
+        for good in ["capture:MLP_ONLY", "Capture:FULL_TENSOR:fast", "preload:/a:b.so"] {
+            assert_eq!(parse(good).unwrap(), [good.replace("Capture", "capture")]);
+        }
+        for bad in ["", "capture:", "capture:a:b:c", "capture::fast", "preload", "preload:", "plain:x"] {
+            assert!(parse(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]
@@ -153,7 +167,10 @@ mod tests {
         assert_eq!(of("plain").unwrap(), "/s []");
         assert!(of("disabled").unwrap().contains("LLAMA_RESOURCE_DISABLED"));
         assert!(of("verbose").unwrap().contains("\"VERBOSE\"") && of("verbose").unwrap().contains("/f/n.jsonl"));
-        assert!(of("capture").unwrap().contains("/f/n.stream"));
+        assert!(of("capture").unwrap().contains("/f/n.stream") && of("capture").unwrap().contains("residual"));
+        let full = of("capture:FULL_TENSOR:fast").unwrap();
+        assert!(full.contains("\"FULL_TENSOR\"") && full.contains("\"fast\""), "{full}");
+        assert_eq!(of("preload:/o.so").unwrap(), "/s [(\"LD_PRELOAD\", \"/o.so\")]");
         assert_eq!(of("patched-on").unwrap_err(), "no patched server");
         // Every mode that has a name is started in some way.
         let all = Parts { patched: Ok("/p".into()), ..parts };

@@ -50,14 +50,8 @@ impl Server {
     pub fn start(plan: &Plan<'_>) -> Result<Self, String> {
         let cannot_write = |e| format!("cannot write `{}`: {e}", plan.output.display());
         let output = File::create(&plan.output).map_err(cannot_write)?;
-        let mut command = Command::new(plan.binary);
+        let mut command = cleaned(plan.binary);
         command.args(&plan.arguments).args(["--host", "127.0.0.1", "--port", "0"]);
-        for (name, _) in std::env::vars_os() {
-            let text = name.to_string_lossy();
-            if text == "LD_PRELOAD" || text.starts_with("LLAMA_") || text.starts_with("GGML_") {
-                command.env_remove(&name);
-            }
-        }
         command
             .envs(plan.environment.iter().map(|(k, v)| (k, v)))
             .stdin(Stdio::null())
@@ -81,6 +75,16 @@ impl Server {
             return Err(format!("POST {path}: status {}: {text}", answer.status));
         }
         serde_json::from_slice(&answer.body).map_err(|e| format!("POST {path}: the answer is not JSON: {e}"))
+    }
+
+    /// CPU time of all threads so far, milliseconds: the first number of their schedstat.
+    pub fn cpu_ms(&self) -> f64 {
+        let threads =
+            family(self.child.id()).into_iter().filter_map(|pid| fs::read_dir(format!("/proc/{pid}/task")).ok());
+        let of_thread = |thread: fs::DirEntry| -> Option<f64> {
+            fs::read_to_string(thread.path().join("schedstat")).ok()?.split_whitespace().next()?.parse().ok()
+        };
+        threads.flatten().flatten().filter_map(of_thread).sum::<f64>() / 1e6
     }
 
     /// Whether a file is mapped into the process, or into a child of it.
@@ -153,6 +157,18 @@ impl Drop for Server {
             let _ = self.child.wait();
         }
     }
+}
+
+/// A program without the settings of ours and of llama.cpp that the caller has.
+pub fn cleaned(program: &Path) -> Command {
+    let mut command = Command::new(program);
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if text == "LD_PRELOAD" || text.starts_with("LLAMA_") || text.starts_with("GGML_") {
+            command.env_remove(&name);
+        }
+    }
+    command
 }
 
 /// The process and its children: a wrapper script may have started the server.

@@ -15,6 +15,8 @@ pub struct Workload {
     pub parallel: u32,
     /// Tokens generated for each of them.
     pub parallel_predict: u32,
+    /// The clock is the CPU time of whole requests: the short prompt's answer, the long prompt with one token.
+    pub by_cpu: bool,
 }
 
 /// Tokens of each prompt of requests at once: few, so that one's prompt hardly holds up another's tokens.
@@ -33,9 +35,6 @@ pub enum Kind {
     Parallel,
 }
 
-/// In the order in which they are sent.
-pub const KINDS: [Kind; 3] = [Kind::Short, Kind::Long, Kind::Parallel];
-
 /// What came back.
 #[derive(Debug)]
 pub struct Times {
@@ -46,6 +45,12 @@ pub struct Times {
 }
 
 impl Workload {
+    /// What is sent, in this order.
+    pub fn kinds(&self) -> &'static [Kind] {
+        // One thread's work shows in its CPU time; requests at once are no finer than one.
+        if self.by_cpu { &[Kind::Short, Kind::Long] } else { &[Kind::Short, Kind::Long, Kind::Parallel] }
+    }
+
     /// The server's arguments for it.
     pub fn arguments(&self, threads: u32) -> Vec<String> {
         let longest = self.contexts.into_iter().max().unwrap_or(0) + self.predict + 64;
@@ -57,12 +62,14 @@ impl Workload {
     /// Everything once, and short: what a first request pays is not counted.
     pub fn warm_up(&self, server: &Server) -> Result<(), String> {
         let short = Self { predict: WARM_UP, parallel_predict: WARM_UP, ..self.clone() };
-        KINDS.iter().try_for_each(|kind| short.send(*kind, server).map(|_| ()))
+        self.kinds().iter().try_for_each(|kind| short.send(*kind, server).map(|_| ()))
     }
 
     /// Sends one kind and waits for the answers.
     pub fn send(&self, kind: Kind, server: &Server) -> Result<Times, String> {
         match kind {
+            Kind::Short if self.by_cpu => self.by_cpu("decode", self.contexts[0], self.predict, server),
+            Kind::Long if self.by_cpu => self.by_cpu("prefill", self.contexts[1], 1, server),
             Kind::Short => self.single(self.contexts[0], server),
             Kind::Long => self.single(self.contexts[1], server),
             Kind::Parallel => self.together(server),
@@ -75,6 +82,17 @@ impl Workload {
             (format!("prefill {context}"), per_token(&reply, "prompt", context)?),
             (format!("decode {context}"), per_token(&reply, "predicted", self.predict)?),
         ];
+        Ok(Times { phases, text: reply["content"].as_str().map(str::to_owned) })
+    }
+
+    fn by_cpu(&self, what: &str, context: u32, predict: u32, server: &Server) -> Result<Times, String> {
+        let before = server.cpu_ms();
+        let reply = server.post("/completion", &body(context, predict, 0).to_string())?;
+        let ms = server.cpu_ms() - before;
+        per_token(&reply, "prompt", context)?;
+        per_token(&reply, "predicted", predict)?;
+        let tokens = if predict > 1 { predict } else { context };
+        let phases = vec![(format!("{what} {context}"), ms / f64::from(tokens))];
         Ok(Times { phases, text: reply["content"].as_str().map(str::to_owned) })
     }
 
@@ -136,7 +154,7 @@ mod tests {
 
     #[test]
     fn every_slot_has_room_for_the_longest_request() {
-        let workload = Workload { contexts: [32, 384], predict: 24, parallel: 4, parallel_predict: 16 };
+        let workload = Workload { contexts: [32, 384], predict: 24, parallel: 4, parallel_predict: 16, by_cpu: false };
         let arguments = workload.arguments(2);
         assert_eq!(arguments[..6], ["-t", "2", "-np", "4", "-c", "2048"]);
         assert_eq!(body(3, 5, 1)["prompt"], json!([301, 338, 375]));
