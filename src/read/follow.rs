@@ -1,7 +1,8 @@
-//! Follows a log while it is written: what has come since the last look, across rotation, truncation and restarts of the host.
+//! Follows a log while it is written: what has come since the last look, across rotation, truncation and restarts
+//! of the host.
 //!
-//! It polls: the writer wakes every 100 ms anyway, and polling works where notifications do not (network and overlay file
-//! systems, containers). Memory is one chunk and one unfinished line, whatever the size of the file.
+//! It polls: the writer wakes every 100 ms anyway, and polling works where notifications do not (network and overlay
+//! file systems, containers). Memory is one chunk and one unfinished line, whatever the size of the file.
 
 use std::fs::{File, Metadata};
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom};
@@ -118,8 +119,8 @@ impl Follower {
             .unwrap_or_default()
     }
 
-    /// Gives what has come since the last call to `each`: the event, and the text of its line without the line break. At most
-    /// `budget` bytes; true if there is more.
+    /// Gives what has come since the last call to `each`: the event, and the text of its line without the line break.
+    /// At most `budget` bytes; true if there is more.
     ///
     /// # Errors
     /// When the file is there and cannot be read.
