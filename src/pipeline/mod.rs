@@ -25,9 +25,8 @@
 //! threads encode them in place, all at the same moment, while they are still in the caches, and hand over
 //! [`Form::Rows`] instead of [`Form::Values`]. The bytes are the same. Nothing is copied raw then, and the worker only
 //! puts rows together, which takes it a third of the time (`tests/server/test_capture_helped.py` prints both).
-//! Everything else is left to the scheduler of the kernel: of a decode step that takes 20 ms of one core, what the
-//! host's threads could take over from ours is 0.35 ms, so nobody but the worker makes packets, and it never waits for
-//! the host to rest.
+//! Everything else is left to the scheduler of the
+//! kernel: only workers make packets, and they do not wait for the host to rest.
 //!
 //! **Order.** The collector makes a one-shot channel for each packet. The task that goes to the workers holds its
 //! sender, and the writer's queue holds its receiver, at the packet's place. The writer takes one after the other, so
