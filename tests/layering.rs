@@ -356,6 +356,7 @@ fn circles(edges: &BTreeMap<String, BTreeSet<String>>) -> Vec<Vec<String>> {
 }
 
 #[test]
+#[expect(clippy::print_stdout, reason = "the circles that there are, for whoever asks with --nocapture")]
 fn no_more_than_three_files_use_each_other_in_a_circle() {
     let all = sources();
     let files: BTreeSet<String> = all.iter().map(|(path, _)| path.clone()).collect();

@@ -1,7 +1,7 @@
 //! What a host does now, and what it has done since its log began: a fold whose memory does not grow with the log.
 //!
-//! Before it: `read::follow`. After it: metrics, the summary of `serve`, the terminal's view. Sums go on over restarts of the host in the same
-//! log; what is true of now only (buffers, cells, running requests) begins anew with each.
+//! Before it: `read::follow`. After it: metrics, the summary of `serve`, the terminal's view. Sums go on over restarts
+//! of the host in the same log; what is true of now only (buffers, cells, running requests) begins anew with each.
 
 pub mod histogram;
 pub mod ids;

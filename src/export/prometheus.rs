@@ -1,7 +1,7 @@
 //! What logs tell as Prometheus reads it: classic text, or OpenMetrics where it is asked for.
 //!
-//! Counters are sums since the beginning of the log, so they come out the same after a restart of ours. What is true of now is left out once a
-//! recording is over, or was never told: an absent series is honest, a frozen one is not.
+//! Counters are sums since the beginning of the log, so they come out the same after a restart of ours. What is true of
+//! now is left out once a recording is over, or was never told: an absent series is honest, a frozen one is not.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -558,7 +558,8 @@ fn number(value: f64) -> String {
     }
 }
 
-/// A label's value: backslash, quote and line break are escaped; other control characters, which a name from a file may hold, become spaces.
+/// A label's value: backslash, quote and line break are escaped; other control characters, which a name from a file may
+/// hold, become spaces.
 fn escaped(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
@@ -573,7 +574,8 @@ fn escaped(text: &str) -> String {
     out
 }
 
-/// The last part of a log's path without its ending, by which logs are told apart; a number is added where two are alike.
+/// The last part of a log's path without its ending, by which logs are told apart; a number is added where
+/// two are alike.
 #[must_use]
 pub fn names<'a>(paths: impl Iterator<Item = &'a std::path::Path>) -> Vec<String> {
     let mut seen: BTreeMap<String, u32> = BTreeMap::new();

@@ -71,8 +71,8 @@ impl Histogram {
         self.counts.iter().sum()
     }
 
-    /// The value that `share` of all do not exceed, between the bounds of its bucket as Prometheus estimates it; `None` where nothing was
-    /// counted, and behind the last bound.
+    /// The value that `share` of all do not exceed, between the bounds of its bucket as Prometheus estimates it; `None`
+    /// where nothing was counted, and behind the last bound.
     #[must_use]
     pub fn quantile(&self, share: f64) -> Option<f64> {
         let rank = share * self.total() as f64;

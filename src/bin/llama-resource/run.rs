@@ -1,4 +1,5 @@
-//! `run`: starts a command with the library loaded into it. Without --report and --serve this process becomes the command.
+//! `run`: starts a command with the library loaded into it. Without --report and --serve this process
+//! becomes the command.
 
 use std::ffi::OsStr;
 use std::os::unix::process::{CommandExt, ExitStatusExt};

@@ -1,4 +1,5 @@
-//! `/api/v1/resource-logs`: the events themselves, filtered, from the beginning or from a cursor on, and on as they come.
+//! `/api/v1/resource-logs`: the events themselves, filtered, from the beginning or from a cursor on, and on
+//! as they come.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;

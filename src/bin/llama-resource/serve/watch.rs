@@ -95,7 +95,8 @@ fn files(places: &[PathBuf]) -> Vec<PathBuf> {
 }
 
 impl Watch {
-    /// Follows the logs at `places`, each a file or a folder of them. `pattern`: logs of a run whose names only the library knows.
+    /// Follows the logs at `places`, each a file or a folder of them. `pattern`: logs of a run whose names only
+    /// the library knows.
     pub fn start(places: Vec<PathBuf>, more: impl Fn() -> Vec<PathBuf> + Send + 'static) -> Result<Self, String> {
         let shared = Arc::new(Shared::default());
         let mine = Arc::clone(&shared);
