@@ -302,6 +302,7 @@ pub fn stop() -> bool {
 fn close(mut running: Running) {
     children::forget();
     if boundary::recording() {
+        observe::eval::finish_all();
         mark::before_the_end();
         tell_the_end(&running);
     }
@@ -389,7 +390,7 @@ pub fn flush() -> bool {
         return false;
     }
     let Some(commands) = RUNNING.lock().as_ref().map(|r| r.commands.clone()) else { return false };
-    mark::before_flush();
+    observe::eval::flush_here();
     if !capture::flush(CAPTURE_PATIENCE) {
         return false;
     }

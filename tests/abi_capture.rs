@@ -202,6 +202,52 @@ fn a_linked_host_goes_on_with_its_stream() {
 }
 
 #[test]
+fn graphs_are_told_apart_where_nobody_says_where_one_begins() {
+    let Some(llama) = llama() else { return };
+    let folder = Folder::new("graphs");
+    let program = folder.compile("gcc", "graphs.c", "graphs", &[], Some(&llama));
+    let (log, stream) = (folder.path("graphs.jsonl"), folder.path("graphs.stream"));
+    run(Command::new(&program).current_dir(&folder.0).arg(&log).arg(&stream));
+    let of_tokens =
+        ["embd", "norm-0", "ffn_out-0", "inp_per_layer", "per_layer-0", "l_out-0", "result_output"].as_slice();
+    let of_embeddings = ["norm-0", "ffn_out-0", "l_out-0", "result_output"].as_slice();
+    let expected = [
+        (of_tokens, [5, 6, 7].as_slice()),
+        (of_tokens, &[5, 6, 7]),
+        (of_tokens, &[5]),
+        (of_embeddings, &[-1, -1]),
+        (of_embeddings, &[-1, -1]),
+        (of_embeddings, &[-1]),
+        (of_tokens, &[5]),
+    ];
+    let all = events(&log);
+    let operations = of(&all, "compute_execution");
+    let values = pieces(&stream, Route::Callback, -1);
+    for (step, (names, tokens)) in (1_u64..).zip(expected) {
+        let timed: Vec<_> = operations.iter().filter(|e| e["step"] == step).map(|e| e["tensor"].as_str()).collect();
+        assert_eq!(timed, names.iter().map(|n| Some(*n)).collect::<Vec<_>>(), "step {step}");
+        let read: Vec<_> = values.iter().filter(|((_, s), _)| *s == step).map(|(_, piece)| piece).collect();
+        assert_eq!(read.len(), names.len(), "step {step}");
+        for piece in read {
+            assert!(names.contains(&piece.about.tensor.as_str()), "step {step}: {piece:?}");
+            assert_eq!(
+                piece.rows.iter().map(|(_, token)| *token).collect::<Vec<_>>(),
+                tokens,
+                "step {step}: {piece:?}"
+            );
+        }
+    }
+    assert_eq!(values.keys().map(|(_, step)| *step).max(), Some(expected.len() as u64));
+    let told = of(&all, "resource_session_summary")[0];
+    assert_eq!(told["steps"], expected.len());
+    // Those of no tokens are no steps, and each of them is a graph of its own.
+    let shifts = operations.iter().filter(|e| e["tensor"] == "k_shifted-0").count();
+    let runs = of(&all, "step_summary").into_iter().filter_map(|s| s["ops"].as_array()).flatten();
+    let scaled: u64 = runs.filter(|op| op["name"] == "scale").filter_map(|op| op["count"].as_u64()).sum();
+    assert_eq!((shifts, scaled), (0, 2));
+}
+
+#[test]
 fn misuse_of_settings_and_captures_is_a_status_and_a_message() {
     let folder = Folder::new("capture-misuse");
     for (name, flags, wrapper) in checkers() {

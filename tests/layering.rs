@@ -48,8 +48,8 @@ const ROOMS: &[Room] = &[
     ),
     (
         "observe",
-        &["clock", "format", "ggml", "graph", "journal", "log"],
-        "asks the host's ggml, classifies, pushes lines and samples; says once on stderr what does not work",
+        &["boundary", "clock", "format", "ggml", "graph", "journal", "log"],
+        "asks the host's ggml, classifies, pushes lines and samples; says once on stderr what does not work; `boundary` for a thread that ends",
     ),
     ("tell", &["format", "graph", "journal", "observe"], "steps and their totals as lines, when the writer asks"),
     (
@@ -77,7 +77,7 @@ const ROOMS: &[Room] = &[
     (
         "mark",
         &["boundary", "clock", "format", "ggml", "graph", "journal", "log", "observe"],
-        "the caller's spans and tensors, and its graphs for `observe`; the writer asks it as a source",
+        "the caller's spans and tensors; the writer asks it as a source",
     ),
     (
         "session",

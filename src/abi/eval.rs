@@ -3,10 +3,12 @@
 use std::ffi::c_void;
 
 use super::{LLAMA_RESOURCE_INSTRUMENTATION_ABI_VERSION, versioned};
-use crate::boundary::catching;
-use crate::capture;
+use crate::boundary::{self, catching};
 use crate::ggml::bindings::ggml_tensor;
-use crate::mark::eval;
+use crate::mark::{self, tensor};
+use crate::observe::eval::{self, Wants};
+use crate::observe::recording;
+use crate::{capture, clock, journal};
 
 /// ggml's eval callback (`ggml_backend_sched_eval_callback`).
 #[allow(non_camel_case_types, reason = "the name that C sees")]
@@ -54,32 +56,63 @@ pub unsafe extern "C-unwind" fn llama_resource_eval_callback(
     let theirs = catching(None, || unsafe { chained(user_data) });
     if ask {
         // SAFETY: the caller's promise.
-        let timed = catching(false, || unsafe { eval::ask(t.cast()) });
-        // After the look at the tensor above, which probes the layout. SAFETY: the caller's promise.
-        let captured = capture::is_on() && catching(false, || unsafe { capture::serial::ask(t.cast()) });
+        let ours = catching(false, || unsafe { asks(t.cast()) });
+        let Some((f, data)) = theirs else { return ours };
+        catching(false, eval::hand_over);
         // SAFETY: ggml's own arguments, and the caller's own pointer.
-        let wanted = theirs.is_some_and(|(f, data)| unsafe { f(t, true, data) });
-        catching((), || {
-            if theirs.is_some() {
-                eval::set_theirs(wanted);
-            }
-            if timed {
-                eval::starts();
-            }
-        });
-        return timed || captured || wanted;
+        let their = unsafe { f(t, true, data) };
+        catching((), || eval::take_back(their));
+        return ours || their;
     }
     // SAFETY: the caller's promise.
-    catching((), || unsafe { eval::observe(t.cast()) });
-    if capture::is_on() {
-        // SAFETY: the caller's promise.
-        catching((), || unsafe { capture::serial::shown(t.cast()) });
-    }
+    catching((), || unsafe { shown(t.cast()) });
     match theirs {
-        // SAFETY: as above.
-        Some((f, data)) if catching(false, eval::theirs) => unsafe { f(t, false, data) },
+        Some((f, data)) if catching(false, eval::hand_over) => {
+            // SAFETY: as above.
+            let goes_on = unsafe { f(t, false, data) };
+            catching((), || eval::take_back(false));
+            goes_on
+        }
         // Carry on: `false` would cancel the graph.
         _ => true,
+    }
+}
+
+/// Whether we want to see node `t`.
+///
+/// # Safety
+/// `t` is null or a node of the graph that runs.
+unsafe fn asks(t: *const c_void) -> bool {
+    if !boundary::recording() || recording::seen_by_hooks() {
+        return false;
+    }
+    let (timed, captured) = (!journal::paused(), capture::serial::current());
+    if !timed && captured.is_none() {
+        return false;
+    }
+    // SAFETY: the caller's promise.
+    match unsafe { tensor::checked(t) } {
+        Ok(t) => eval::ask(t, timed, captured.as_ref().map(|c| -> &dyn Wants { c })),
+        Err(refusal) => {
+            mark::tell("llama_resource_eval_callback", refusal);
+            captured.iter().for_each(|c| capture::serial::refused(c));
+            false
+        }
+    }
+}
+
+/// Node `t` was computed.
+///
+/// # Safety
+/// As for [`asks`].
+unsafe fn shown(t: *const c_void) {
+    let end_ns = clock::now_ns();
+    if !boundary::recording() {
+        return;
+    }
+    // SAFETY: the caller's promise.
+    if let Ok(t) = unsafe { tensor::checked(t) } {
+        eval::shown(t, end_ns);
     }
 }
 

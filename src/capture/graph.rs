@@ -5,13 +5,13 @@ use std::collections::{HashMap, HashSet};
 use std::ffi::c_void;
 use std::sync::Arc;
 
-use super::inputs::{self, At, Inputs, root_of};
 use super::names::{self, MOST_NAMES};
 use super::shape::{self, Known, Shape};
 use crate::codec::DType;
 use crate::format::stream::Slice;
 use crate::ggml::view::TensorPtr;
 use crate::graph::{Node, Tensor, class, name, origin};
+use crate::observe::inputs::{self, At, Inputs, root_of};
 use crate::pipeline::{Reason, Spec};
 use crate::select::{Candidate, SAMPLED_ELEMENTS, Selection};
 

@@ -15,7 +15,6 @@ pub mod copy;
 pub mod early;
 pub mod graph;
 pub mod helpers;
-pub mod inputs;
 pub mod keep;
 pub mod list;
 pub mod live;
@@ -39,6 +38,7 @@ use parking_lot::{MappedMutexGuard, Mutex, MutexGuard, RwLock};
 use crate::config::CaptureConfig;
 use crate::format::stream::SampledToken;
 use crate::ggml::api::{self, EvalCallback, Ptr};
+use crate::observe::recent::Recent;
 use crate::observe::sampling::Accepted;
 use crate::pipeline::{Counts, Pipeline, Reason};
 
@@ -72,7 +72,7 @@ pub struct Capture {
 #[derive(Debug, Default)]
 struct Graphs {
     memory: Memory,
-    plans: Vec<(u64, Option<Arc<GraphPlan>>)>,
+    plans: Recent<u64, Option<Arc<GraphPlan>>, KEPT_PLANS>,
     live: HashMap<usize, Arc<Live>>,
     keeping: Keeping,
 }
@@ -107,7 +107,7 @@ impl Capture {
     /// Whether a graph with tokens was planned.
     #[must_use]
     pub fn has_seen_a_graph(&self) -> bool {
-        self.graphs.lock().plans.iter().any(|(_, p)| p.is_some())
+        self.graphs.lock().plans.values().any(Option::is_some)
     }
 
     /// Terms of the selection that have matched nothing so far.
@@ -207,7 +207,6 @@ pub fn track(seq: i32, pos: i32, token: i32, probability: Option<f32>, t_ns: u64
 #[must_use]
 pub fn flush(patience: Duration) -> bool {
     let Some(capture) = current() else { return true };
-    serial::flush_here(&capture);
     capture.start.started().is_none_or(|p| p.flush(patience))
 }
 

@@ -28,9 +28,7 @@ impl StepRows {
         let [tokens, positions, outputs] = live.inputs.map(|t| t.and_then(integers));
         let mut rows = Vec::with_capacity(n);
         if ctx.is_null() {
-            let at =
-                |values: &Option<Vec<i32>>, i: usize| values.as_ref().and_then(|v| v.get(i)).copied().unwrap_or(-1);
-            rows.extend((0..n).map(|i| Row { seq: -1, pos: at(&positions, i), token: at(&tokens, i), request: 0 }));
+            rows.extend_from_slice(&of_inputs(n, tokens.as_deref(), positions.as_deref()));
         } else {
             let mut host = observe::host();
             let host = &mut *host;
@@ -99,6 +97,12 @@ impl StepRows {
             Rows::Other => None,
         }
     }
+}
+
+/// Rows of which only the graph's inputs tell.
+pub(super) fn of_inputs(n: usize, tokens: Option<&[i32]>, positions: Option<&[i32]>) -> Arc<[Row]> {
+    let at = |values: Option<&[i32]>, i: usize| values.and_then(|v| v.get(i)).copied().unwrap_or(-1);
+    (0..n).map(|i| Row { seq: -1, pos: at(positions, i), token: at(tokens, i), request: 0 }).collect()
 }
 
 fn filter(config: &CaptureConfig, rows: Vec<(u32, Row)>) -> (Arc<[Row]>, Option<Vec<u32>>) {

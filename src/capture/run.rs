@@ -8,7 +8,7 @@ use super::allocator::{self, Allocating, Outcome};
 use super::live::{self, Live};
 use super::rows::StepRows;
 use super::step::{self, Step};
-use super::{Capture, KEPT_PLANS, early, graph, list, start};
+use super::{Capture, early, graph, list, start};
 use crate::config::RouteChoice;
 use crate::format::stream::Route;
 use crate::format::summary::Condition;
@@ -79,21 +79,9 @@ fn plan(capture: &Capture, graph: Ptr, nodes: &[TensorPtr], keeps: Option<Ptr>) 
     let fingerprint = nodes.iter().fold(nodes.len() as u64, |h, t| t.fingerprint(h));
     let mut graphs = capture.graphs.lock();
     let graphs = &mut *graphs;
-    let plan = match graphs.plans.iter().position(|(f, _)| *f == fingerprint) {
-        Some(i) => {
-            let entry = graphs.plans.remove(i);
-            graphs.plans.push(entry.clone());
-            entry.1
-        }
-        None => {
-            let plan = graph::plan(nodes, &capture.wish, start::n_layer(), &mut graphs.memory).map(Arc::new);
-            if graphs.plans.len() >= KEPT_PLANS {
-                graphs.plans.remove(0);
-            }
-            graphs.plans.push((fingerprint, plan.clone()));
-            plan
-        }
-    }?;
+    let memory = &mut graphs.memory;
+    let make = || graph::plan(nodes, &capture.wish, start::n_layer(), memory).map(Arc::new);
+    let plan = graphs.plans.get_or_make(fingerprint, make)?;
     let (choice, limit) = (capture.config.route, capture.retain_limit);
     let may_retain = keeps.is_some_and(|sched| {
         let bytes = live::kept(&plan.wanted);

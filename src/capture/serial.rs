@@ -1,22 +1,16 @@
-//! Capture without the graph: `llama_resource_eval_callback` is shown one node after the other and never told where a
-//! graph begins or ends.
+//! Capture without the graph: `llama_resource_eval_callback` is shown one node after the other and never told where a graph begins or ends.
 //!
-//! For programs whose calls into ggml do not pass our hooks (statically linked ones). Values are copied when a node is
-//! shown; names, which need the whole graph, are given when it is over (the next one begins, or a flush). The sequence
+//! For programs whose calls into ggml do not pass our hooks (statically linked ones). `observe::eval` says which graph a node is of. Values are
+//! copied when a node is shown; names, which need the whole graph, are given when it is over (the next one begins, or a flush). The sequence
 //! of a row is not known here; token and position are.
 
 use std::collections::{HashMap, HashSet};
-use std::ffi::c_void;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
-use std::time::{Duration, Instant};
-
-use parking_lot::Mutex;
 
 use super::copy::{self, Read};
 use super::graph::{self, Hit, Wanted};
-use super::inputs::{self, Input, Role};
-use super::shape::{self, Rows};
+use super::rows::StepRows;
+use super::shape;
 use super::{Capture, names, rows};
 use crate::clock;
 use crate::codec::DType;
@@ -25,7 +19,8 @@ use crate::ggml::layout;
 use crate::ggml::view::TensorPtr;
 use crate::graph::{class, name};
 use crate::heap;
-use crate::observe::recording;
+use crate::observe::eval::{Intake, Values, Wants};
+use crate::observe::inputs::{self, Input, Role};
 use crate::pipeline::{Form, InStep, Job, Piece, Place, Reason, Spec, Table};
 
 /// A node that was wanted and copied.
@@ -34,7 +29,6 @@ struct Taken {
     hit: Hit,
     /// Where the node is, to tell which one a view looks into.
     address: usize,
-    tensor: String,
     /// A view has given it its name.
     named: bool,
     /// With a provisional name.
@@ -43,13 +37,13 @@ struct Taken {
     len: usize,
 }
 
-/// The graph that is being shown.
+/// What is read of the graph that is being shown.
 #[derive(Debug, Default)]
 struct Run {
+    /// Whose values these are; nobody's when it is over.
+    capture: Weak<Capture>,
     number: u64,
     n_tokens: usize,
-    /// The first table that its tokens are looked up in, and the ids.
-    begins: [usize; 2],
     tokens: Option<Vec<i32>>,
     positions: Option<Vec<i32>>,
     outputs: Option<Vec<i32>>,
@@ -60,6 +54,8 @@ struct Run {
     occurrences: HashMap<(String, &'static str), u16>,
     /// The same by stored name, counted when the names are given.
     named: HashMap<(String, &'static str), u32>,
+    /// The node that was asked for last and is not yet shown.
+    asked: Option<Hit>,
     taken: Vec<Taken>,
     data: Vec<u8>,
     told: bool,
@@ -67,165 +63,62 @@ struct Run {
     _in_step: Option<InStep>,
 }
 
-/// A thread's graphs.
-#[derive(Debug, Default)]
-struct State {
-    run: Option<Run>,
-    asked: Option<(usize, Hit)>,
-    /// This build marks the nodes that are computed.
-    uses_flag: bool,
-}
-
-/// The longest that the end of a capture waits for threads that are in their callbacks.
-const PATIENCE: Duration = Duration::from_secs(1);
-
-static ALL: Mutex<Vec<Weak<Mutex<State>>>> = Mutex::new(Vec::new());
-
-/// Number of the last step of any thread.
-static LAST: AtomicU64 = AtomicU64::new(0);
-
-/// The step's number in the event log; the next one where the log is paused and does not count.
-fn next_step() -> u64 {
-    let logged = recording::current().totals.last_step().unwrap_or(0);
-    let next = |last: u64| logged.max(last + 1);
-    LAST.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |last| Some(next(last))).map_or(logged, next)
-}
-
-thread_local! {
-    static LOCAL: Arc<Mutex<State>> = register();
-}
-
-fn register() -> Arc<Mutex<State>> {
-    let new = Arc::new(Mutex::new(State::default()));
-    let mut all = ALL.lock();
-    all.retain(|s| s.strong_count() > 0);
-    all.push(Arc::downgrade(&new));
-    new
-}
-
-/// The capture that this callback feeds: none where the hooks see the graphs.
-fn current() -> Option<Arc<Capture>> {
-    super::current().filter(|c| c.list.is_none() && !recording::seen_by_hooks())
-}
-
-/// The scheduler asks whether node `t` is wanted.
-///
-/// # Safety
-/// `t` is a node of the graph that runs.
+/// The capture that the eval callback feeds.
 #[must_use]
-pub unsafe fn ask(t: *const c_void) -> bool {
-    let Some(capture) = current() else { return false };
+pub fn current() -> Option<Arc<Capture>> {
+    super::current().filter(|c| c.list.is_none())
+}
+
+/// Tensors may be unreadable in this build: then nothing is captured of it.
+#[cold]
+pub fn refused(capture: &Capture) {
     if let Err(reason) = layout::check() {
         capture.ran.unreadable(reason);
-        return false;
-    }
-    // SAFETY: the caller's promise.
-    let Some(t) = (unsafe { TensorPtr::new(t) }) else { return false };
-    LOCAL.try_with(|s| s.lock().ask(&capture, t)).unwrap_or(false)
-}
-
-/// Node `t` was computed.
-///
-/// # Safety
-/// As for [`ask`].
-pub unsafe fn shown(t: *const c_void) {
-    let Some(capture) = current() else { return };
-    // SAFETY: the caller's promise.
-    if let Some(t) = unsafe { TensorPtr::new(t) } {
-        _ = LOCAL.try_with(|s| s.lock().shown(&capture, t));
     }
 }
 
-/// The capture ends: the last graph of every thread is over.
-pub fn finish_all(capture: &Capture) {
-    let all: Vec<_> = ALL.lock().iter().filter_map(Weak::upgrade).collect();
-    // All of them together: a thread that is held up in its callback is left alone.
-    let until = Instant::now() + PATIENCE;
-    for state in all {
-        if let Some(mut state) = state.try_lock_until(until) {
-            state.finish(capture);
-        }
+impl Wants for Arc<Capture> {
+    fn begin(&self, number: u64, intake: &Intake) -> Box<dyn Values> {
+        // A resumed stream has steps of an earlier run: its numbers go on.
+        let before = self.pipeline().and_then(|p| p.resumed()).map_or(0, |r| r.last_step);
+        Box::new(Run {
+            capture: Arc::downgrade(self),
+            number: number + before,
+            n_tokens: usize::try_from(intake.n_tokens).unwrap_or(0),
+            tokens: intake.tokens().and_then(rows::integers),
+            _in_step: self.pipeline().map(|p| p.account().step_begins()),
+            ..Run::default()
+        })
     }
-    LAST.store(0, Ordering::Relaxed);
-}
 
-/// What the calling thread has copied goes on its way: it asks for a flush. A graph that is being shown goes on.
-pub fn flush_here(capture: &Capture) {
-    _ = LOCAL.try_with(|state| {
-        // Locked by us: a flush from within the caller's own callback comes while nothing of ours runs.
-        if let Some(run) = state.try_lock().as_deref_mut().and_then(|s| s.run.as_mut()) {
-            run.push(capture, None);
-        }
-    });
-}
-
-impl Drop for State {
-    /// A thread ends: its last graph is over.
-    fn drop(&mut self) {
-        if self.run.is_some() {
-            crate::boundary::catching((), || {
-                if let Some(capture) = super::current() {
-                    self.finish(&capture);
-                }
-            });
-        }
+    fn unbegun(&self) {
+        self.ran.unbegun();
     }
 }
 
-impl State {
-    fn ask(&mut self, capture: &Capture, t: TensorPtr) -> bool {
-        self.uses_flag |= t.has_compute_flag();
-        let op = t.op();
-        if !t.is_computed(self.uses_flag) && !class::is_view_op(op) {
-            return false;
-        }
-        self.settle(capture);
-        let inputs: Vec<Input> = inputs::of_node(t).collect();
-        let of = |role| inputs.iter().find(|i| i.role == role);
-        if let Some(ids) = of(Role::Tokens).map(|i| i.tensor)
-            && self.run.as_ref().is_none_or(|run| !run.looks_up_more(t, ids))
-        {
-            // A graph begins with the look-up of its tokens.
-            self.finish(capture);
-            let n_tokens = usize::try_from(ids.ne()[0]).unwrap_or(0);
-            // A resumed stream has steps of an earlier run: its numbers go on.
-            let before = capture.pipeline().and_then(|p| p.resumed()).map_or(0, |r| r.last_step);
-            let number = next_step() + before;
-            let begins = [t.src(0), Some(ids)].map(|s| s.map_or(0, |s| s.address() as usize));
-            let _in_step = capture.pipeline().map(|p| p.account().step_begins());
-            self.run = Some(Run { n_tokens, number, begins, tokens: rows::integers(ids), _in_step, ..Run::default() });
-        }
-        let Some(run) = &mut self.run else {
-            capture.ran.unbegun();
-            return false;
-        };
-        if run.positions.is_none()
-            && let Some(positions) = of(Role::Positions)
-        {
-            run.positions = rows::integers(positions.tensor);
-        }
-        if let Some(ids) = of(Role::Outputs).filter(|i| i.named || run.chooses_outputs(t, i.tensor)) {
-            run.selector = ids.tensor.address() as usize;
-            run.outputs = rows::integers(ids.tensor);
-        }
-        let selects = op == "GET_ROWS" && t.src(1).is_some_and(|s| s.address() as usize == run.selector);
-        let follows = (0..t.n_src()).filter_map(|k| t.src(k)).any(|s| run.behind.contains(&(s.address() as usize)));
-        if selects || follows {
-            run.behind.insert(t.address() as usize);
-        }
-        let is_view = class::is_view_op(op);
-        if is_view {
-            run.name_after(t);
-        } else if !name::is_automatic(name::parse(t.name()).base) {
-            run.computing.insert(t.name().to_owned());
-        }
-        let twin = is_view && run.computing.contains(t.name());
-        let mut memory = capture.memory();
-        let Some(hit) = graph::hit(0, &t, t.name(), &capture.wish, None, twin, &mut memory) else { return false };
-        self.asked = Some((t.address() as usize, hit));
-        true
+impl Values for Run {
+    fn ask(&mut self, t: TensorPtr) -> bool {
+        let Some(capture) = self.capture.upgrade() else { return false };
+        self.settle(&capture);
+        self.asked = self.hit(&capture, t);
+        self.asked.is_some()
     }
 
+    fn shown(&mut self, t: TensorPtr) {
+        let (Some(hit), Some(capture)) = (self.asked.take(), self.capture.upgrade()) else { return };
+        self.take(&capture, hit, t);
+    }
+
+    fn flush(&mut self, is_over: bool) {
+        let Some(capture) = self.capture.upgrade() else { return };
+        if is_over {
+            self.settle(&capture);
+        }
+        self.push(&capture, None);
+    }
+}
+
+impl Run {
     /// A node that was asked for and never shown.
     fn settle(&mut self, capture: &Capture) {
         if self.asked.take().is_some()
@@ -236,13 +129,41 @@ impl State {
         }
     }
 
-    fn shown(&mut self, capture: &Capture, t: TensorPtr) {
-        let Some((_, hit)) = self.asked.take_if(|(at, _)| *at == t.address() as usize) else { return };
-        let (Some(run), Some(pipeline)) = (&mut self.run, capture.pipeline()) else { return };
+    /// What node `t` says of the graph's rows and of the nodes before it; and whether it is wanted.
+    fn hit(&mut self, capture: &Capture, t: TensorPtr) -> Option<Hit> {
+        let inputs: Vec<Input> = inputs::of_node(t).collect();
+        let of = |role| inputs.iter().find(|i| i.role == role);
+        if self.positions.is_none()
+            && let Some(positions) = of(Role::Positions)
+        {
+            self.positions = rows::integers(positions.tensor);
+        }
+        if let Some(ids) = of(Role::Outputs).filter(|i| i.named || self.chooses_outputs(t, i.tensor)) {
+            self.selector = ids.tensor.address() as usize;
+            self.outputs = rows::integers(ids.tensor);
+        }
+        let selects = t.op() == "GET_ROWS" && t.src(1).is_some_and(|s| s.address() as usize == self.selector);
+        let follows = (0..t.n_src()).filter_map(|k| t.src(k)).any(|s| self.behind.contains(&(s.address() as usize)));
+        if selects || follows {
+            self.behind.insert(t.address() as usize);
+        }
+        let is_view = class::is_view_op(t.op());
+        if is_view {
+            self.name_after(t);
+        } else if !name::is_automatic(name::parse(t.name()).base) {
+            self.computing.insert(t.name().to_owned());
+        }
+        let twin = is_view && self.computing.contains(t.name());
+        graph::hit(0, &t, t.name(), &capture.wish, None, twin, &mut capture.memory())
+    }
+
+    /// Copies the node's values.
+    fn take(&mut self, capture: &Capture, hit: Hit, t: TensorPtr) {
+        let Some(pipeline) = capture.pipeline() else { return };
         let bytes = t.view().packed_bytes();
         let account = pipeline.account();
         account.seen(1, bytes);
-        let wanted = match run.describe(capture, &hit, t) {
+        let wanted = match self.describe(capture, &hit, t) {
             Ok(wanted) => wanted,
             Err(reason) => return account.skipped(reason, 1, bytes),
         };
@@ -251,56 +172,31 @@ impl State {
             return account.skipped(Reason::Empty, 1, bytes);
         }
         let room = capture.retain_limit.min(pipeline.largest());
-        if run.data.len() + len > room {
+        if self.data.len() + len > room {
             // Nodes of a block have their names once the next one has begun.
-            run.push(capture, wanted.spec.layer);
+            self.push(capture, wanted.spec.layer);
         }
-        if run.data.len() + len > room {
-            run.push(capture, None);
+        if self.data.len() + len > room {
+            self.push(capture, None);
         }
         if len > pipeline.largest() {
             return account.dropped(Reason::TooLarge, 1, bytes);
         }
-        let at = run.data.len();
-        if !heap::reserve(&mut run.data, len) {
+        let at = self.data.len();
+        if !heap::reserve(&mut self.data, len) {
             return account.dropped(Reason::NoMemory, 1, bytes);
         }
-        run.data.resize(at + len, 0);
-        // SAFETY: ggml shows a node right after its backend has computed it; without a backend the read is done when
-        // the call returns.
-        let read = unsafe { copy::read(t, &wanted, None, std::ptr::null_mut(), &mut run.data[at..]) };
+        self.data.resize(at + len, 0);
+        // SAFETY: ggml shows a node right after its backend has computed it; without a backend the read is done when the call returns.
+        let read = unsafe { copy::read(t, &wanted, None, std::ptr::null_mut(), &mut self.data[at..]) };
         if read == Read::Failed {
-            run.data.truncate(at);
+            self.data.truncate(at);
             return account.dropped(Reason::Unread, 1, bytes);
         }
         if (len as u64) < bytes {
             account.skipped(Reason::Slice, 0, bytes - len as u64);
         }
-        run.taken.push(Taken {
-            tensor: t.name().to_owned(),
-            address: t.address() as usize,
-            named: false,
-            hit,
-            wanted,
-            at,
-            len,
-        });
-    }
-
-    fn finish(&mut self, capture: &Capture) {
-        self.settle(capture);
-        if let Some(mut run) = self.run.take() {
-            run.push(capture, None);
-        }
-    }
-}
-
-impl Run {
-    /// Whether node `t` looks up the tokens of this graph in a further table (embeddings of each block, as
-    /// Gemma has them).
-    fn looks_up_more(&self, t: TensorPtr, ids: TensorPtr) -> bool {
-        let [table, first] = self.begins;
-        ids.address() as usize == first && t.src(0).is_none_or(|s| s.address() as usize != table)
+        self.taken.push(Taken { hit, address: t.address() as usize, named: false, wanted, at, len });
     }
 
     /// Whether node `t` chooses the rows `ids` that have an output. What pools results comes behind them.
@@ -398,9 +294,9 @@ impl Run {
             }
             let old = &t.wanted.spec;
             let store = memory.of_width(store, t.wanted.shape.ne[0]);
-            let spec = store.and_then(|s| memory.spec(s, &t.hit, &t.tensor, old.occurrence, old.dtype, old.slice));
+            let spec = store.and_then(|s| memory.spec(s, &t.hit, &old.tensor, old.occurrence, old.dtype, old.slice));
             let Some(spec) = spec else {
-                // It has its place in the buffer, which is not read.
+                // It has its place in the buffer, and nobody looks there.
                 pipeline.account().dropped(Reason::Full, 1, t.len as u64);
                 offset += t.len;
                 continue;
@@ -411,11 +307,7 @@ impl Run {
                 len: t.len,
                 ne: copy::shape(&t.wanted, None),
                 token_dim: t.wanted.shape.token_dim,
-                rows: match t.wanted.shape.rows {
-                    Rows::Tokens => Some(0),
-                    Rows::Outputs => Some(1),
-                    Rows::Other => None,
-                },
+                rows: StepRows::set_of(&t.wanted),
                 route: Route::Callback,
                 completes: true,
             });
@@ -443,11 +335,9 @@ impl Run {
     }
 
     fn row_sets(&self) -> Vec<Arc<[Row]>> {
-        let at = |values: &Option<Vec<i32>>, i: usize| values.as_ref().and_then(|v| v.get(i)).copied().unwrap_or(-1);
-        let row = |i: usize| Row { seq: -1, pos: at(&self.positions, i), token: at(&self.tokens, i), request: 0 };
-        let all: Arc<[Row]> = (0..self.n_tokens).map(row).collect();
+        let all = rows::of_inputs(self.n_tokens, self.tokens.as_deref(), self.positions.as_deref());
         let some = match &self.outputs {
-            Some(ids) => ids.iter().filter_map(|&i| usize::try_from(i).ok()).map(row).collect(),
+            Some(ids) => ids.iter().filter_map(|&i| all.get(usize::try_from(i).ok()?).copied()).collect(),
             None => all.clone(),
         };
         vec![all, some]

@@ -19,7 +19,7 @@ use crate::format::summary::Condition;
 use crate::format::summary::{CaptureAmount, CaptureLoss, CaptureSummary};
 use crate::ggml::api;
 use crate::observe::models::About;
-use crate::observe::{recording, state, steps};
+use crate::observe::{eval, recording, state, steps};
 use crate::pipeline::{Amount, Options, Pipeline, Reason};
 use crate::{clock, log};
 
@@ -294,7 +294,7 @@ pub fn end(patience: Duration) -> Option<CaptureSummary> {
     if capture.list.is_some() {
         return None;
     }
-    super::serial::finish_all(&capture);
+    eval::finish_all();
     let totals = capture.pipeline()?.finish(patience);
     if totals.account.seen.tensors == 0 {
         capture.ran.tell_nothing();

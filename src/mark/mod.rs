@@ -1,10 +1,9 @@
-//! What the caller of the C API marks: sessions, layers, components, operations, tokens; and the eval callback.
+//! What the caller of the C API marks: sessions, layers, components, operations, tokens.
 //!
 //! ```text
 //!   abi ──► spans (order, times) ──► ring (one a thread, words) ──► writer: expand ──► lines
 //!             │
 //!             └─ tensor (shape, type, buffer of a ggml tensor, read on the caller's thread)
-//!   abi ──► eval (nodes of a running graph) ──► observe::steps ──► the same lines as under LD_PRELOAD
 //! ```
 //!
 //! On the caller's thread a mark is: one load (is recording on?), the clock, and a few words into the thread's own
@@ -17,9 +16,7 @@
 //! Before it: `abi`. After it: `record`.
 
 pub mod budget;
-pub mod eval;
 pub mod expand;
-mod graph_run;
 mod lines;
 pub mod ring;
 pub mod sessions;
@@ -131,18 +128,11 @@ pub fn reset() {
     spans::new_epoch();
     sessions::reset();
     ring::reset_counts();
-    eval::reset();
 }
 
 /// A recording is about to end, in order: what is still open is closed.
 pub fn before_the_end() {
-    eval::finish_all();
     if sessions::open() {
         sessions::end(clock::now_ns());
     }
-}
-
-/// Everything that was marked before is to be written: the calling thread's last graph, too.
-pub fn before_flush() {
-    eval::finish_here();
 }

@@ -13,6 +13,7 @@ use super::words::{self, HEAD, Head, Kind, NO_LAYER};
 use super::{Answer, Done, MAX_ID, MAX_INPUTS, MAX_NAME, Refusal, gate, refusal, sessions, tensor};
 use crate::format::Level;
 use crate::ggml::view::TensorPtr;
+use crate::observe::homes;
 use crate::{boundary, clock, journal};
 
 /// Spans that may be open on one thread.
@@ -310,7 +311,7 @@ pub fn allocation(t: &TensorPtr, component: &str, id: Option<&mut String>) -> An
         let layer = thread.layer();
         let head = thread.head(Kind::Allocation, layer);
         if let Some(id) = id {
-            let place = tensor::place(t);
+            let (_, place) = homes::of(t);
             let device = place.device.or(place.buffer_type);
             let layer = super::expand::layer_of(layer, t.name(), t.op());
             *id = journal::stamp::resource_id(device, "memory", layer, component, head.t_ns);

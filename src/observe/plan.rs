@@ -14,6 +14,9 @@ use crate::graph::component::Component;
 use crate::graph::cost;
 use crate::graph::{Node, Tensor, origin};
 
+/// Plans kept for graphs that may come again. A plan takes about 200 bytes a node, so this is some megabytes at most.
+pub const KEPT: usize = 24;
+
 /// Kinds of devices with memory of their own, as ggml numbers them.
 const GPU: i32 = 1;
 /// See [`GPU`].

@@ -10,13 +10,13 @@ use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::homes;
 use super::node::Place;
 use super::parts::original;
 use super::plan::Plan;
 use crate::clock;
 use crate::ggml::api::{self, Ptr};
-use crate::ggml::device;
-use crate::ggml::view::{TensorPtr, graph_nodes, keep};
+use crate::ggml::view::{TensorPtr, graph_nodes};
 
 /// Whether the host is made to wait for each part.
 static SERIALIZE: AtomicBool = AtomicBool::new(false);
@@ -24,7 +24,6 @@ static SERIALIZE: AtomicBool = AtomicBool::new(false);
 thread_local! {
     /// The running step of this thread, if it is one that called the scheduler.
     static CURRENT: Cell<*const Splits> = const { Cell::new(std::ptr::null()) };
-    static DEVICES: RefCell<Vec<(usize, Device)>> = const { RefCell::new(Vec::new()) };
     /// Memory of the step before, so that a step allocates nothing.
     static SPARE: RefCell<(Vec<PartRun>, Vec<Transfer>)> = const { RefCell::new((Vec::new(), Vec::new())) };
 }
@@ -280,30 +279,12 @@ pub fn device_of_place(place: Place) -> Device {
 
 /// The device that a buffer is on.
 fn device_of(buffer: Ptr) -> Option<Device> {
-    if buffer.is_null() {
-        return None;
-    }
-    // SAFETY: the buffer of a live tensor.
-    let buft = unsafe { api::ggml_backend_buffer_get_type(buffer) }.filter(|b| !b.is_null())?;
-    let known = DEVICES.with_borrow(|d| d.iter().find(|(b, _)| *b == buft as usize).map(|(_, d)| *d));
-    if known.is_some() {
-        return known;
-    }
-    // SAFETY: a buffer type lives as long as its backend's library.
-    let device = unsafe { api::ggml_backend_buft_get_device(buft) }.filter(|d| !d.is_null());
-    // SAFETY: a device lives as long as the process.
-    let on_cpu = device.and_then(|d| unsafe { device::kind(d) }).is_none_or(|t| t == 0);
-    // SAFETY: as above.
-    let name = device.and_then(|d| unsafe { device::name(d) });
-    // SAFETY: the buffer again.
-    let is_host = unsafe { api::ggml_backend_buffer_is_host(buffer) }.unwrap_or(false);
-    let device = match name {
-        Some(name) if !is_host => Device { name: keep(&name), memory_type: if on_cpu { "ram" } else { "vram" } },
+    let (_, home) = homes::of_buffer(buffer)?;
+    Some(match home.device {
+        Some(name) if !home.is_host => Device { name, memory_type: home.memory_type },
         // Pinned memory of a GPU's driver is the host's all the same.
         _ => HOST,
-    };
-    DEVICES.with_borrow_mut(|d| d.push((buft as usize, device)));
-    Some(device)
+    })
 }
 
 /// Ends the step on this thread.

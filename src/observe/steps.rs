@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::plan::{self, Fate, Plan};
+use super::recent::Recent;
 use super::recording::{self, Recording};
 use super::splits::{self, Splits};
 use super::timer::{Span, Timer};
@@ -19,9 +20,6 @@ use crate::ggml::view::{TensorPtr, graph_nodes};
 use crate::journal::rate::Permit;
 use crate::journal::{self, Event, rate};
 use crate::observe::sample::StepSample;
-
-/// Plans kept for graphs that may come again. A plan takes about 200 bytes a node, so this is some megabytes at most.
-const KEPT_PLANS: usize = 24;
 
 thread_local! {
     /// The context whose decode call runs on this thread.
@@ -52,7 +50,7 @@ struct Scheduler {
 #[derive(Debug, Default)]
 pub struct Schedulers {
     live: HashMap<usize, Scheduler>,
-    plans: Vec<Arc<Plan>>,
+    plans: Recent<(usize, u64), Arc<Plan>, { plan::KEPT }>,
 }
 
 impl Schedulers {
@@ -66,7 +64,7 @@ impl Schedulers {
     /// A scheduler was freed.
     pub fn remove(&mut self, sched: Ptr) {
         self.live.remove(&(sched as usize));
-        self.plans.retain(|p| p.key.0 != sched as usize);
+        self.plans.retain(|key| key.0 != sched as usize);
     }
 
     /// The plan and the nodes of the graph that `sched` runs now, and whether it ran before as it is.
@@ -77,32 +75,20 @@ impl Schedulers {
         let nodes = graph_nodes(graph)?;
         let (executed, fingerprint) = plan::executed_nodes(&nodes);
         let key = (sched as usize, fingerprint);
-        let plan = match self.plans.iter().position(|p| p.key == key) {
-            Some(i) => {
-                // Most recent last: the oldest is forgotten first.
-                let plan = self.plans.remove(i);
-                self.plans.push(plan.clone());
-                plan
+        let plan = self.plans.get_or_make(key, || {
+            let plan = Arc::new(plan::build(sched, fingerprint, &executed));
+            if !plan.unknown_ops.is_empty() {
+                let names = plan.unknown_ops.join(", ");
+                state::tell(
+                    "op_times",
+                    Condition::Warning,
+                    format!("no FLOP rule for {names}; counted as 0"),
+                    Some("FLOPs of these operations"),
+                );
             }
-            None => {
-                let plan = Arc::new(plan::build(sched, fingerprint, &executed));
-                if !plan.unknown_ops.is_empty() {
-                    let names = plan.unknown_ops.join(", ");
-                    state::tell(
-                        "op_times",
-                        Condition::Warning,
-                        format!("no FLOP rule for {names}; counted as 0"),
-                        Some("FLOPs of these operations"),
-                    );
-                }
-                if self.plans.len() >= KEPT_PLANS {
-                    self.plans.remove(0);
-                }
-                self.plans.push(plan.clone());
-                recording.hand_to_the_writer(&plan);
-                plan
-            }
-        };
+            recording.hand_to_the_writer(&plan);
+            plan
+        });
         let nodes: Arc<[TensorPtr]> = executed.into();
         self.live.insert(
             sched as usize,

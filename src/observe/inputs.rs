@@ -11,7 +11,8 @@ use crate::ggml::view::TensorPtr;
 use crate::graph::{class, name};
 
 /// The node whose memory `t` looks into, itself if it has its own.
-pub(super) fn root_of(t: TensorPtr) -> TensorPtr {
+#[must_use]
+pub fn root_of(t: TensorPtr) -> TensorPtr {
     let mut root = t;
     while let Some(inner) = root.view_src() {
         root = inner;
