@@ -81,10 +81,10 @@ class Trace:
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory):
-    """A VERBOSE log of two slots, first one request alone, then two at a time, and its trace."""
+    """A VERBOSE log of two slots, first one request alone, then two at a time, and its trace. Not every step is sampled."""
     folder = tmp_path_factory.mktemp("perfetto")
     log, out = folder / "log.jsonl", folder / "log.pftrace"
-    with start(SMOLLM2, ["-np", "2", "--kv-unified"], level="VERBOSE", log_path=log) as server:
+    with start(SMOLLM2, ["-np", "2", "--kv-unified"], env={"LLAMA_RESOURCE_LOG_RATE": "2M"}, level="VERBOSE", log_path=log) as server:
         ask = lambda text: server.post("/completion", {"prompt": text, "n_predict": 24, "ignore_eos": True})  # noqa: E731
         ask("The first of all")
         clients = [threading.Thread(target=ask, args=(text,)) for text in ("Once upon a time", "When the rain had stopped they went")]

@@ -135,7 +135,10 @@ impl Session {
                 Ok(())
             }
             Line::ThreadImbalance(e) => {
-                self.step_of(trace, Some(e.step))?.began = Some(t);
+                // It may come behind the next step, whose lines must stay together.
+                if self.step.number.is_none_or(|current| current <= e.step) {
+                    self.step_of(trace, Some(e.step))?.began = Some(t);
+                }
                 Ok(())
             }
             Line::Batch(e) => {

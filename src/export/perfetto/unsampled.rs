@@ -57,7 +57,12 @@ impl Unsampled {
         let first = of.step.saturating_sub(of.steps).saturating_add(1);
         let begin = of.start.max(self.closed_until);
         let (mut at, mut next, mut gaps) = (begin, first, Vec::new());
-        let mut add = |start: u64, end: u64, steps: u64| {
+        // A step may have run outside of the interval that counts it.
+        let sampled = |from: u64, to: u64| {
+            self.busy.iter().filter(|b| b.2.is_some_and(|step| (from..to).contains(&step))).count() as u64
+        };
+        let mut add = |start: u64, end: u64, from: u64, to: u64| {
+            let steps = to.saturating_sub(from).saturating_sub(sampled(from, to));
             if steps > 0 && start < end {
                 gaps.push(Gap { start, end, steps });
             }
@@ -65,14 +70,14 @@ impl Unsampled {
         for &(start, end, step) in self.busy.iter().filter(|b| b.1 > begin && b.0 < of.end) {
             // What has no number splits a gap in two, and the steps stand with the second.
             if let Some(step) = step {
-                add(at, start, step.min(of.step.saturating_add(1)).saturating_sub(next));
+                add(at, start, next, step.min(of.step.saturating_add(1)));
                 next = next.max(step.saturating_add(1));
             }
             at = at.max(end);
         }
-        add(at, of.end, of.step.saturating_add(1).saturating_sub(next));
+        add(at, of.end, next, of.step.saturating_add(1));
         self.closed_until = self.closed_until.max(of.end);
-        self.busy.retain(|b| b.1 > of.end);
+        self.busy.retain(|b| b.1 > of.end || b.2.is_some_and(|step| step > of.step));
         gaps
     }
 }
@@ -106,6 +111,16 @@ mod tests {
         assert_eq!(first, [Gap { start: 0, end: 90, steps: 2 }]);
         assert_eq!(unsampled.closed_until, 100);
         assert_eq!(unsampled.finish(), [Gap { start: 120, end: 150, steps: 1 }]);
+    }
+
+    #[test]
+    fn a_step_that_ran_before_the_interval_that_counts_it_is_no_step_that_is_missing() {
+        let mut unsampled = Unsampled::default();
+        unsampled.busy(50, 60, Some(3));
+        unsampled.summary(Summary { start: 0, end: 100, step: 2, steps: 2 });
+        let first = unsampled.summary(Summary { start: 100, end: 200, step: 4, steps: 2 });
+        assert_eq!(first, [Gap { start: 0, end: 50, steps: 2 }]);
+        assert_eq!(unsampled.finish(), [Gap { start: 100, end: 200, steps: 1 }]);
     }
 
     #[test]
