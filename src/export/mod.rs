@@ -8,6 +8,7 @@ pub mod gaps;
 pub mod html;
 pub mod json;
 pub mod live;
+pub mod perfetto;
 pub mod prometheus;
 pub mod stream;
 pub mod table;

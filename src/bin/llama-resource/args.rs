@@ -39,6 +39,8 @@ pub enum Command {
     Serve(crate::serve::Serve),
     /// Say whether a binary can be instrumented, and what will work
     Doctor(Doctor),
+    /// Turn a log into files of other programs: a timeline for Perfetto
+    Export(crate::export::args::Export),
     /// Look into, check, repair and export activation streams
     Stream(crate::stream::args::Stream),
     /// Measure what the library costs real servers

@@ -4,6 +4,7 @@ mod args;
 mod bench;
 mod compare;
 mod doctor;
+mod export;
 mod library;
 mod report;
 mod run;
@@ -42,6 +43,7 @@ fn dispatch(command: &args::Command) -> Result<ExitCode, String> {
         args::Command::Run(args) => run::run(args),
         args::Command::Serve(args) => serve::serve(args),
         args::Command::Doctor(args) => doctor::doctor(args),
+        args::Command::Export(args) => export::export(args).map(|()| ExitCode::SUCCESS),
         args::Command::Stream(args) => stream::stream(args),
         args::Command::Bench(args) => bench::bench(args),
         args::Command::Compare(args) => compare::compare(args),
