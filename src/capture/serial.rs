@@ -1,8 +1,9 @@
-//! Capture without the graph: `llama_resource_eval_callback` is shown one node after the other and never told where a graph begins or ends.
+//! Capture without the graph: `llama_resource_eval_callback` is shown one node after the other and never told where a
+//! graph begins or ends.
 //!
-//! For programs whose calls into ggml do not pass our hooks (statically linked ones). `observe::eval` says which graph a node is of. Values are
-//! copied when a node is shown; names, which need the whole graph, are given when it is over (the next one begins, or a flush). The sequence
-//! of a row is not known here; token and position are.
+//! For programs whose calls into ggml do not pass our hooks (statically linked ones). `observe::eval` says which graph
+//! a node is of. Values are copied when a node is shown; names, which need the whole graph, are given when it is over
+//! (the next one begins, or a flush). The sequence of a row is not known here; token and position are.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Weak};
@@ -187,7 +188,8 @@ impl Run {
             return account.dropped(Reason::NoMemory, 1, bytes);
         }
         self.data.resize(at + len, 0);
-        // SAFETY: ggml shows a node right after its backend has computed it; without a backend the read is done when the call returns.
+        // SAFETY: ggml shows a node right after its backend has computed it; without a backend the read is done when
+        // the call returns.
         let read = unsafe { copy::read(t, &wanted, None, std::ptr::null_mut(), &mut self.data[at..]) };
         if read == Read::Failed {
             self.data.truncate(at);

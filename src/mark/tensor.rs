@@ -1,5 +1,5 @@
-//! A tensor of the caller as words: shape, strides, type, size, address, and what its buffer says of memory and device. Read on the
-//! caller's thread, where the tensor is alive; the writer gets numbers and names only.
+//! A tensor of the caller as words: shape, strides, type, size, address, and what its buffer says of memory and device.
+//! Read on the caller's thread, where the tensor is alive; the writer gets numbers and names only.
 
 use super::Refusal;
 use super::words::{self, Reader};

@@ -5,9 +5,9 @@
 //!                                                       └──► values (what a capture wants of it)
 //! ```
 //!
-//! The scheduler asks for each node whether it is wanted (`ask`), computes up to a wanted one, synchronises, and shows it. So each node runs
-//! alone and its time is its own, start and synchronisation included; that costs speed, and the events say `eval_callback`. Where the
-//! hooks see the graphs, they read them without cutting: then this is not called.
+//! The scheduler asks for each node whether it is wanted (`ask`), computes up to a wanted one, synchronises, and shows
+//! it. So each node runs alone and its time is its own, start and synchronisation included; that costs speed, and the
+//! events say `eval_callback`. Where the hooks see the graphs, they read them without cutting: then this is not called.
 
 mod graph;
 mod times;
@@ -164,7 +164,8 @@ pub fn take_back(asked: bool) {
     });
 }
 
-/// The calling thread asks for a flush. It computes nothing, so its last graph is over; or it is in its own callback, and the graph goes on.
+/// The calling thread asks for a flush. It computes nothing, so its last graph is over; or it is in its own callback,
+/// and the graph goes on.
 pub fn flush_here() {
     _ = LOCAL.try_with(|local| {
         // Locked by us: a message of ours has led here.

@@ -28,7 +28,8 @@ const PLAIN: Home = Home { buffer_type: None, device: Some("CPU"), memory_type: 
 /// No memory yet.
 const NONE: Home = Home { buffer_type: None, device: None, memory_type: "unknown", is_cpu: false, is_host: false };
 
-/// Every buffer type seen, by its address; there are a handful. They live as long as their backend, so no recording resets this.
+/// Every buffer type seen, by its address; there are a handful. They live as long as their backend, so no recording
+/// resets this.
 static HOMES: Mutex<Vec<(usize, Home)>> = Mutex::new(Vec::new());
 
 thread_local! {
@@ -95,7 +96,8 @@ fn ask(buft: Ptr, buffer: Ptr) -> Home {
         () if is_host || is_cpu => "ram",
         () => "vram",
     };
-    // The buffer types that ggml-base has built in name no device; their memory is the CPU's, which ggml calls so everywhere.
+    // The buffer types that ggml-base has built in name no device; their memory is the CPU's, which ggml calls so
+    // everywhere.
     let device = device.map(|d| keep(&d)).or((is_host && is_cpu).then_some("CPU"));
     Home { buffer_type: Some(name), device, memory_type, is_cpu, is_host }
 }

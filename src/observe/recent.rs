@@ -1,4 +1,5 @@
-//! What is known of graphs that may come again, by their fingerprints: the one that was not asked for the longest goes first.
+//! What is known of graphs that may come again, by their fingerprints: the one that was not asked for the longest goes
+//! first.
 
 /// At most `MOST` things by their keys, the one that was asked for last at the end.
 #[derive(Debug)]

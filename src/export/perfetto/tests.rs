@@ -235,13 +235,9 @@ fn overlapping_requests_of_a_slot_get_tracks_of_their_own_and_those_without_end_
     let text = start(1_000, 1) + &open + &request(1, 0, 100_000, 200_000) + &request(2, 0, 150_000, 250_000);
     let (bytes, written) = export(&text);
     let all = messages(&decode(&bytes), 1).iter().flat_map(|p| messages(&decode(p), 60)).collect::<Vec<_>>();
-    let slots = all.iter().filter(|t| text_of(t) == Some("slot 0".to_owned())).count();
+    let slots = all.iter().filter(|track| self::text(&decode(track), 2).as_deref() == Some("slot 0")).count();
     assert_eq!((slots, written.slices), (2, 9));
     assert_eq!(tracks(&bytes)["slot 1"].join(" "), "+request 9@90000 -@250000");
-
-    fn text_of(track: &[u8]) -> Option<String> {
-        text(&decode(track), 2)
-    }
 }
 
 #[test]

@@ -1,8 +1,9 @@
-//! One graph, as the eval callback sees it node by node: where another one begins, and which plan it follows, or the plan that it makes.
+//! One graph, as the eval callback sees it node by node: where another one begins, and which plan it follows, or the
+//! plan that it makes.
 //!
-//! The callback is told nothing of graphs. A graph that ran before is recognised by the running fingerprint of its nodes; where it
-//! leaves the plan that it followed, the nodes so far are taken over and the rest is looked at anew. Nodes are read while they are
-//! computed, never later: their memory is used again for the next graph.
+//! The callback is told nothing of graphs. A graph that ran before is recognised by the running fingerprint of its
+//! nodes; where it leaves the plan that it followed, the nodes so far are taken over and the rest is looked at anew.
+//! Nodes are read while they are computed, never later: their memory is used again for the next graph.
 
 use std::collections::HashMap;
 use std::ffi::c_void;
@@ -60,7 +61,8 @@ impl Intake {
         self.table.map(|_| self.tensor)
     }
 
-    /// Whether it is the same, looked up in a further table (embeddings of each block, as Gemma has them), or added again.
+    /// Whether it is the same, looked up in a further table (embeddings of each block, as Gemma has them), or added
+    /// again.
     fn goes_on(&self, first: &Self) -> bool {
         self.tensor == first.tensor && (self.table.is_none() || self.table != first.table)
     }
@@ -97,7 +99,8 @@ fn place_of(t: &TensorPtr) -> Place {
 }
 
 impl Graph {
-    /// Whether `t`, which takes in `intake`, begins another graph: the first node comes again, or other rows are taken in.
+    /// Whether `t`, which takes in `intake`, begins another graph: the first node comes again, or other rows are taken
+    /// in.
     #[must_use]
     pub fn is_over_before(&self, t: &TensorPtr, intake: Option<&Intake>) -> bool {
         if self.addresses.first() == Some(&t.address()) {
@@ -148,7 +151,8 @@ impl Graph {
         }
     }
 
-    /// The graph is over: its plan, and whether it is one that ran before. `made` gets a new one. `None` if it had no node.
+    /// The graph is over: its plan, and whether it is one that ran before. `made` gets a new one. `None` if it had no
+    /// node.
     #[must_use]
     pub fn plan(self, plans: &mut Plans, key: usize, made: impl FnOnce(&Arc<Plan>)) -> Option<(Arc<Plan>, bool)> {
         let n = self.prints.len();
