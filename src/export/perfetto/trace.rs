@@ -14,10 +14,9 @@ const CLOCK_LOG: u64 = 3;
 /// A clock of one sequence: each timestamp is the difference to the one before.
 const CLOCK_DELTA: u64 = 64;
 
-/// `SEQ_INCREMENTAL_STATE_CLEARED | SEQ_NEEDS_INCREMENTAL_STATE`.
+/// `SEQ_INCREMENTAL_STATE_CLEARED | SEQ_NEEDS_INCREMENTAL_STATE`, of the first packet of a sequence. Later ones carry no
+/// flags: `SEQ_NEEDS_INCREMENTAL_STATE` is for readers that may have missed the first, and in a file nobody does.
 const FIRST: u64 = 1 | 2;
-/// `SEQ_NEEDS_INCREMENTAL_STATE`.
-const LATER: u64 = 2;
 
 /// Names that a sequence remembers; a damaged log may hold any number of them.
 const MOST_NAMES: usize = 4096;
@@ -169,9 +168,8 @@ impl Sequence {
         trace.packet(&packet)
     }
 
-    /// Puts the time and the frame of a packet; one that goes back in time names the clock of the log. Only what says
-    /// names by number is marked as in need of what came before, which a file never lacks: two bytes less for others.
-    fn stamp(&mut self, t: u64, by_number: bool) {
+    /// Puts the time and the frame of a packet; one that goes back in time names the clock of the log.
+    fn stamp(&mut self, t: u64) {
         self.packet.clear();
         if t < self.at {
             self.packet.uint(8, t).uint(58, CLOCK_LOG);
@@ -180,9 +178,6 @@ impl Sequence {
             self.at = t;
         }
         self.packet.uint(10, self.id);
-        if by_number {
-            self.packet.uint(13, LATER);
-        }
     }
 
     /// Describes a track.
@@ -201,7 +196,7 @@ impl Sequence {
         if !self.begun {
             self.begin(trace, t, None)?;
         }
-        self.stamp(t, false);
+        self.stamp(t);
         self.packet.message(field, message);
         trace.packet(&self.packet)
     }
@@ -218,7 +213,7 @@ impl Sequence {
         if !self.begun {
             self.begin(trace, t, None)?;
         }
-        self.stamp(t, matches!(kind, Kind::Begin { .. } | Kind::Instant { .. }));
+        self.stamp(t);
         self.event.clear();
         self.fresh.clear();
         match kind {

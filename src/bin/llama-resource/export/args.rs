@@ -35,8 +35,9 @@ Examples:
 Open the file in Perfetto's UI. There it can be asked in SQL as well (docs/OUTLETS.md has more):
   SELECT name, count(*), sum(dur)/1e6 AS ms FROM slice WHERE category = 'operation' GROUP BY 1 ORDER BY 3 DESC
 
-Every operation is in logs of the level VERBOSE, layers and components from DETAILED on; matrix multiplications, requests,
-memory and KV cells in all. Steps that the log's rate left out are shown as `not sampled`. Times are the log's `t_ns`.")]
+Every operation is in logs of the level VERBOSE, layers and components from DETAILED on; matrix
+multiplications, requests, memory and KV cells in all. Steps that the log's rate left out are shown
+as `not sampled`. Times are the log's `t_ns`.")]
 pub struct Perfetto {
     /// The log: the file that LLAMA_RESOURCE_LOG_PATH named in the host
     pub log: PathBuf,
