@@ -61,6 +61,7 @@ const GROUPS: [Group; 4] = {
                 ("buffer_free", M),
                 ("request_start", M),
                 ("request_token", V),
+                ("request_progress", D),
                 ("request_end", M),
                 ("batch", D),
                 ("kv_cache_usage", M),

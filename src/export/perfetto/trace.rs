@@ -14,8 +14,8 @@ const CLOCK_LOG: u64 = 3;
 /// A clock of one sequence: each timestamp is the difference to the one before.
 const CLOCK_DELTA: u64 = 64;
 
-/// `SEQ_INCREMENTAL_STATE_CLEARED | SEQ_NEEDS_INCREMENTAL_STATE`, of the first packet of a sequence. Later ones carry no
-/// flags: `SEQ_NEEDS_INCREMENTAL_STATE` is for readers that may have missed the first, and in a file nobody does.
+/// `SEQ_INCREMENTAL_STATE_CLEARED | SEQ_NEEDS_INCREMENTAL_STATE`, of the first packet of a sequence. Later ones carry
+/// no flags: `SEQ_NEEDS_INCREMENTAL_STATE` is for readers that may have missed the first, and in a file nobody does.
 const FIRST: u64 = 1 | 2;
 
 /// Names that a sequence remembers; a damaged log may hold any number of them.
