@@ -30,10 +30,10 @@ pub enum Format {
 #[command(after_help = "\
 Examples:
   llama-resource export perfetto llama.jsonl --out llama.pftrace
-  llama-resource export perfetto llama.jsonl --session resource_sess_20261130_014011_333947_23700 --out one.pftrace
+  llama-resource export perfetto llama.jsonl --session my-session --out one.pftrace
 
 Open the file in Perfetto's UI. There it can be asked in SQL as well (docs/OUTLETS.md has more):
-  SELECT name, count(*), sum(dur)/1e6 AS ms FROM slice WHERE category = 'operation' GROUP BY 1 ORDER BY 3 DESC
+  SELECT name, count(*), sum(dur) FROM slice WHERE category = 'operation' GROUP BY 1 ORDER BY 3 DESC
 
 Every operation is in logs of the level VERBOSE, layers and components from DETAILED on; matrix
 multiplications, requests, memory and KV cells in all. Steps that the log's rate left out are shown
