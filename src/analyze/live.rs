@@ -254,11 +254,9 @@ impl Live {
         }
         self.last_ns = self.last_ns.max(line.t_ns());
         match line {
-            Line::ResourceSessionEnd(end) => {
-                if self.session.as_ref().is_none_or(|s| s.session_id == end.session_id) {
-                    self.forget_now();
-                    self.ended = true;
-                }
+            Line::ResourceSessionEnd(end) if self.session.as_ref().is_none_or(|s| s.session_id == end.session_id) => {
+                self.forget_now();
+                self.ended = true;
             }
             Line::ModelLoad(load) if load.outcome == "load" => self.model = Some(load.clone()),
             Line::RequestStart(e) => {

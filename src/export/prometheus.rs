@@ -265,7 +265,7 @@ impl Page {
         let outcomes = |s: &Source<'_>| s.live.requests.outcomes.iter().map(|(k, n)| (k.clone(), *n as f64)).collect();
         let what = ("llama_resource_requests", Counter, "Requests that ended, by outcome.");
         self.by(sources, what, "outcome", outcomes);
-        let active = |s: &Source<'_>| s.is_live().then(|| s.live.requests.active.len() as f64);
+        let active = |s: &Source<'_>| s.is_live().then_some(s.live.requests.active.len() as f64);
         self.each(sources, "llama_resource_requests_active", Gauge, "Requests that run.", active);
         let tokens = |s: &Source<'_>| {
             let r = &s.live.requests;

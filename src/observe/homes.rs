@@ -41,16 +41,20 @@ thread_local! {
 pub fn of(t: &TensorPtr) -> (u64, Home) {
     let buffer = t.buffer();
     let without = if !buffer.is_null() || t.data().is_null() { (0, NONE) } else { (1, PLAIN) };
-    of_buffer(buffer).unwrap_or(without)
+    // SAFETY: the buffer of a live tensor.
+    unsafe { of_buffer(buffer) }.unwrap_or(without)
 }
 
-/// The same of a live tensor's buffer. `None` if it is null, or of no type.
+/// The same of a tensor's buffer. `None` if it is null, or of no type.
+///
+/// # Safety
+/// `buffer` is null, or the buffer of a live tensor.
 #[must_use]
-pub fn of_buffer(buffer: Ptr) -> Option<(u64, Home)> {
+pub(super) unsafe fn of_buffer(buffer: Ptr) -> Option<(u64, Home)> {
     if buffer.is_null() {
         return None;
     }
-    // SAFETY: the buffer of a live tensor.
+    // SAFETY: the caller's promise.
     let buft = unsafe { api::ggml_backend_buffer_get_type(buffer) }.filter(|b| !b.is_null())?;
     KNOWN.with_borrow_mut(|known| {
         if let Some((_, number, home)) = known.iter().find(|(b, ..)| *b == buft as usize) {

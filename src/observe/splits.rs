@@ -193,7 +193,7 @@ impl Splits {
             // An input of no rows; no backend does anything for it.
             return;
         }
-        let (from, to) = (device_of(src.buffer()), device_of(dst.buffer()));
+        let (from, to) = (device_of(src), device_of(dst));
         let waited = from.is_some_and(|d| self.computes(d));
         self.push(dst.name(), bytes, (from, to), start_ns, ns, waited);
         if let Some(device) = from.filter(|_| waited) {
@@ -214,7 +214,7 @@ impl Splits {
             return;
         }
         drop(transfers);
-        self.push(dst.name(), bytes, (Some(HOST), device_of(dst.buffer())), start_ns, ns, false);
+        self.push(dst.name(), bytes, (Some(HOST), device_of(dst)), start_ns, ns, false);
     }
 
     fn planned(&self, copy: &str) -> Option<u32> {
@@ -277,9 +277,10 @@ pub fn device_of_place(place: Place) -> Device {
     Device { name: place.device.unwrap_or(place.backend), memory_type: place.memory_type }
 }
 
-/// The device that a buffer is on.
-fn device_of(buffer: Ptr) -> Option<Device> {
-    let (_, home) = homes::of_buffer(buffer)?;
+/// The device that a tensor is on.
+fn device_of(t: TensorPtr) -> Option<Device> {
+    // SAFETY: the buffer of a live tensor.
+    let (_, home) = unsafe { homes::of_buffer(t.buffer()) }?;
     Some(match home.device {
         Some(name) if !home.is_host => Device { name, memory_type: home.memory_type },
         // Pinned memory of a GPU's driver is the host's all the same.

@@ -59,7 +59,7 @@ impl Page {
     /// Names that dashboards, scalers and gateways made for vLLM look for. They have colons, which linters complain of.
     pub(super) fn vllm(&mut self, sources: &[Source<'_>]) {
         use Kind::{Counter, Gauge};
-        let running = |s: &Source<'_>| s.is_live().then(|| s.live.requests.active.len() as f64);
+        let running = |s: &Source<'_>| s.is_live().then_some(s.live.requests.active.len() as f64);
         self.each(sources, "vllm:num_requests_running", Gauge, "As vLLM names it.", running);
         self.each(sources, "vllm:kv_cache_usage_perc", Gauge, "As vLLM names it; 1 is full.", kv_ratio);
         let prompt = |s: &Source<'_>| Some(s.live.requests.prompt_tokens as f64);
