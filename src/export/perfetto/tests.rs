@@ -218,7 +218,7 @@ fn a_session_is_steps_within_steps_requests_and_what_was_not_sampled() {
             t + 3_500
         )
     };
-    let gap = |n: u64, s: &str, from: u64, to: u64| format!("+not sampled ({n} step{s})@{from} -@{to}");
+    let gap = |n: u64, s: &str, from: u64, to: u64| format!("+not sampled ({n} step{s})@{from} -@{}", to - 1);
     let want = [
         gap(2, "s", 100_000, 150_000),
         one(150_000),
