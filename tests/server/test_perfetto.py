@@ -1,4 +1,4 @@
-"""`export perfetto` on a real run: the trace, read with Perfetto's own schema, holds what the log holds, and no more bytes than it needs."""
+"""`export perfetto` on a real run: the trace, read with Perfetto's own schema, holds what the log holds."""
 
 import subprocess
 import threading
@@ -42,8 +42,9 @@ class Trace:
             else:
                 at[sequence] += packet.timestamp
             t = packet.timestamp if packet.HasField("timestamp_clock_id") else at[sequence]
-            for known, fresh in ((names, packet.interned_data.event_names), (categories, packet.interned_data.event_categories),
-                                 (notes, packet.interned_data.debug_annotation_names)):
+            interned = packet.interned_data
+            for known, fresh in ((names, interned.event_names), (categories, interned.event_categories),
+                                 (notes, interned.debug_annotation_names)):
                 for item in fresh:
                     assert known.setdefault((sequence, item.iid), item.name) == item.name
             if packet.HasField("track_descriptor"):
@@ -53,9 +54,9 @@ class Trace:
                 track = event.track_uuid or default[sequence]
                 assert track in self.tracks, "a track is described before its first event"
                 name = event.name or names.get((sequence, event.name_iid))
-                category = event.categories[0] if event.categories else categories.get((sequence, (*event.category_iids, 0)[0]))
-                values = {notes[sequence, n.name_iid]: n.uint_value if n.HasField("uint_value") else n.string_value or n.double_value
-                          for n in event.debug_annotations}
+                category = (*event.categories, *(categories[sequence, iid] for iid in event.category_iids), None)[0]
+                said = event.debug_annotations
+                values = {notes[sequence, n.name_iid]: getattr(n, n.WhichOneof("value")) for n in said}
                 events.append((t, track, name, category, event, values))
         events.sort(key=lambda event: event[0])  # stable, as Perfetto's is
         open_slices = defaultdict(list)
@@ -81,18 +82,30 @@ class Trace:
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory):
-    """A VERBOSE log of two slots, first one request alone, then two at a time, and its trace. Not every step is sampled."""
+    """A VERBOSE log of two slots, one request alone, then two at a time, and its trace; not all steps are sampled."""
     folder = tmp_path_factory.mktemp("perfetto")
     log, out = folder / "log.jsonl", folder / "log.pftrace"
-    with start(SMOLLM2, ["-np", "2", "--kv-unified"], env={"LLAMA_RESOURCE_LOG_RATE": "2M"}, level="VERBOSE", log_path=log) as server:
-        ask = lambda text: server.post("/completion", {"prompt": text, "n_predict": 24, "ignore_eos": True})  # noqa: E731
+    rate = {"LLAMA_RESOURCE_LOG_RATE": "2M"}
+    with start(SMOLLM2, ["-np", "2", "--kv-unified"], env=rate, level="VERBOSE", log_path=log) as server:
+        def ask(text):
+            server.post("/completion", {"prompt": text, "n_predict": 24, "ignore_eos": True})
+
         ask("The first of all")
-        clients = [threading.Thread(target=ask, args=(text,)) for text in ("Once upon a time", "When the rain had stopped they went")]
-        [client.start() for client in clients]
-        [client.join() for client in clients]
+        texts = "Once upon a time", "When the rain had stopped they went"
+        clients = [threading.Thread(target=ask, args=(text,)) for text in texts]
+        for client in clients:
+            client.start()
+        for client in clients:
+            client.join()
         assert server.stop() == 0
-    told = subprocess.run([PROGRAM, "export", "perfetto", log, "--out", out], capture_output=True, text=True, check=True)
+    told = export(log, out)
     return read_log(log), Trace(out.read_bytes()), told, log
+
+
+def export(log, out):
+    """What the program tells while it writes `out`."""
+    command = [PROGRAM, "export", "perfetto", log, "--out", out]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stderr
 
 
 def test_slices_are_the_events_of_the_log(recorded):
@@ -106,8 +119,9 @@ def test_slices_are_the_events_of_the_log(recorded):
     assert found["token"] == lines["request_token"] == 72
     assert found["model_load"] == lines["model_load"]
     assert found["step"] == len({e["step"] for e in of_kind(events, "compute_execution")}) > 1
-    assert Counter(s.name for s in trace.of("operation")) == Counter(e["operation"] for e in of_kind(events, "compute_execution"))
-    assert f"{found['step']} sampled steps" in told.stderr
+    executions = of_kind(events, "compute_execution")
+    assert Counter(s.name for s in trace.of("operation")) == Counter(e["operation"] for e in executions)
+    assert f"{found['step']} sampled steps" in told
 
 
 def test_what_is_in_a_step_lies_in_it(recorded):
@@ -130,7 +144,8 @@ def test_what_is_in_a_step_lies_in_it(recorded):
 
 def test_times_are_those_of_the_log(recorded):
     events, trace, *_ = recorded
-    timed = Counter((e["t_ns"], e["t_ns"] + round(e["duration_us"] * 1000)) for e in of_kind(events, "compute_execution"))
+    executions = of_kind(events, "compute_execution")
+    timed = Counter((e["t_ns"], e["t_ns"] + round(e["duration_us"] * 1000)) for e in executions)
     assert Counter((s.start, s.end) for s in trace.of("operation")) == timed
     for kind in ("layer", "component"):
         assert Counter(s.start for s in trace.of(kind)) == Counter(e["t_ns"] for e in of_kind(events, f"{kind}_begin"))
@@ -144,7 +159,8 @@ def test_times_are_those_of_the_log(recorded):
             "prompt_tokens": e["prompt_tokens"], "generated_tokens": 24, "outcome": e["outcome"]}
         prefill, decode = ([p for p in trace.of(kind) if p.around is s][0] for kind in ("prefill", "decode"))
         assert prefill.end == decode.start and decode.end == s.end
-        assert abs(prefill.end - s.start - e["ttft_ms"] * 1e6) <= 1 and abs(prefill.start - s.start - e["wait_ms"] * 1e6) <= 1
+        assert abs(prefill.start - s.start - e["wait_ms"] * 1e6) <= 1
+        assert abs(prefill.end - s.start - e["ttft_ms"] * 1e6) <= 1
 
 
 def test_steps_that_were_not_sampled_are_shown_and_counted(recorded):
@@ -174,9 +190,11 @@ def test_counters_hold_what_was_measured(recorded):
     named = {trace.tracks[uuid].name: values for uuid, values in trace.counters.items()}
     weights = max(e["size_bytes"] for e in of_kind(events, "buffer_allocation") if e["kind"] == "weights")
     memory = [values for name, values in named.items() if name.startswith("weights ")]
-    assert max(value for values in memory for _, value in values) == weights and all(values[-1][1] == 0 for values in memory)
+    assert max(value for values in memory for _, value in values) == weights
+    assert all(values[-1][1] == 0 for values in memory)
     cells = [(e["t_ns"], e["used_cells"]) for e in of_kind(events, "kv_cache_usage")]
-    assert sorted(v for name, values in named.items() if name.startswith("used, context") for v in values) == sorted(cells)
+    used = [values for name, values in named.items() if name.startswith("used, context")]
+    assert sorted(value for values in used for value in values) == sorted(cells)
     rss = [(e["t_ns"], e["rss_bytes"]) for e in of_kind(events, "host_sample")]
     assert named["resident memory"] == rss
 
@@ -192,10 +210,11 @@ def test_damage_and_the_unknown_are_skipped_and_told(recorded, tmp_path):
     *_, log = recorded
     whole = log.read_bytes().splitlines(keepends=True)
     damaged, out = tmp_path / "damaged.jsonl", tmp_path / "out.pftrace"
-    damaged.write_bytes(b"".join(whole[:50]) + b'{"event":"tea","t_ns":1}\n' + b"\xff{\n" + b"".join(whole[50:-400])[:-20])
-    told = subprocess.run([PROGRAM, "export", "perfetto", damaged, "--out", out], capture_output=True, text=True, check=True).stderr
+    strange = b'{"event":"tea","t_ns":1}\n' + b"\xff{\n"
+    damaged.write_bytes(b"".join(whole[:50]) + strange + b"".join(whole[50:-400])[:-20])
+    told = export(damaged, out)
     assert "`tea`" in told and "line 52:" in told and "cut off" in told
     assert Trace(out.read_bytes()).slices
     damaged.write_bytes(b"")
-    told = subprocess.run([PROGRAM, "export", "perfetto", damaged, "--out", out], capture_output=True, text=True, check=True).stderr
+    told = export(damaged, out)
     assert "holds no event" in told and not Trace(out.read_bytes()).slices

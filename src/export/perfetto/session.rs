@@ -233,7 +233,8 @@ impl Session {
             let notes = Notes { values: vec![("steps", Value::Uint(gap.steps))], ..Notes::default() };
             let sequence = &mut self.threads[0].sequence;
             sequence.event(trace, gap.start, None, begin, &notes)?;
-            sequence.event(trace, gap.end, None, Kind::End, &Notes::default())?;
+            // Of what happens in one moment Perfetto takes first what is written first, and the step behind is written.
+            sequence.event(trace, gap.end - 1, None, Kind::End, &Notes::default())?;
         }
         Ok(())
     }

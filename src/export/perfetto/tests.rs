@@ -67,6 +67,11 @@ fn text(fields: &[(u64, Field)], wanted: u64) -> Option<String> {
     messages(fields, wanted).pop().map(|b| String::from_utf8(b).unwrap())
 }
 
+/// Name of a track.
+fn named(track: &[u8]) -> Option<String> {
+    text(&decode(track), 2)
+}
+
 /// Events of each track by its name, in order of time: `+name@t`, `-@t`, `!name@t`, `=value@t`.
 fn tracks(trace: &[u8]) -> BTreeMap<String, Vec<String>> {
     let (mut names, mut last, mut default) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
@@ -213,7 +218,7 @@ fn a_session_is_steps_within_steps_requests_and_what_was_not_sampled() {
             t + 3_500
         )
     };
-    let gap = |n: u64, s: &str, from: u64, to: u64| format!("+not sampled ({n} step{s})@{from} -@{to}");
+    let gap = |n: u64, s: &str, from: u64, to: u64| format!("+not sampled ({n} step{s})@{from} -@{}", to - 1);
     let want = [
         gap(2, "s", 100_000, 150_000),
         one(150_000),
@@ -235,7 +240,7 @@ fn overlapping_requests_of_a_slot_get_tracks_of_their_own_and_those_without_end_
     let text = start(1_000, 1) + &open + &request(1, 0, 100_000, 200_000) + &request(2, 0, 150_000, 250_000);
     let (bytes, written) = export(&text);
     let all = messages(&decode(&bytes), 1).iter().flat_map(|p| messages(&decode(p), 60)).collect::<Vec<_>>();
-    let slots = all.iter().filter(|track| self::text(&decode(track), 2).as_deref() == Some("slot 0")).count();
+    let slots = all.iter().filter(|t| named(t) == Some("slot 0".to_owned())).count();
     assert_eq!((slots, written.slices), (2, 9));
     assert_eq!(tracks(&bytes)["slot 1"].join(" "), "+request 9@90000 -@250000");
 }

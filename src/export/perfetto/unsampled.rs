@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 /// Stretches that are remembered until their summary comes.
 const MOST_BUSY: usize = 4096;
 
-/// A stretch in which steps were not sampled.
+/// A stretch, never empty, in which steps were not sampled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Gap {
     pub(super) start: u64,
@@ -57,6 +57,7 @@ impl Unsampled {
         let first = of.step.saturating_sub(of.steps).saturating_add(1);
         let begin = of.start.max(self.closed_until);
         let (mut at, mut next, mut gaps) = (begin, first, Vec::new());
+        self.busy.make_contiguous().sort_unstable();
         // A step may have run outside of the interval that counts it.
         let sampled = |from: u64, to: u64| {
             self.busy.iter().filter(|b| b.2.is_some_and(|step| (from..to).contains(&step))).count() as u64
