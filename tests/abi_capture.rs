@@ -206,8 +206,17 @@ fn graphs_are_told_apart_where_nobody_says_where_one_begins() {
     let Some(llama) = llama() else { return };
     let folder = Folder::new("graphs");
     let program = folder.compile("gcc", "graphs.c", "graphs", &[], Some(&llama));
-    let (log, stream) = (folder.path("graphs.jsonl"), folder.path("graphs.stream"));
-    run(Command::new(&program).current_dir(&folder.0).arg(&log).arg(&stream));
+    for name in ["plain", "flush"] {
+        let (log, stream) = (folder.path(&format!("{name}.jsonl")), folder.path(&format!("{name}.stream")));
+        let mut c = Command::new(&program);
+        c.current_dir(&folder.0).args([&log, &stream]).args((name == "flush").then_some(name));
+        run(&mut c);
+        check_graphs(&events(&log), &pieces(&stream, Route::Callback, -1));
+    }
+}
+
+/// The graphs of tests/c/graphs.c, as log and stream have them.
+fn check_graphs(all: &[Value], values: &BTreeMap<(String, u64), Piece>) {
     let of_tokens =
         ["embd", "norm-0", "ffn_out-0", "inp_per_layer", "per_layer-0", "l_out-0", "result_output"].as_slice();
     let of_embeddings = ["norm-0", "ffn_out-0", "l_out-0", "result_output"].as_slice();
@@ -220,9 +229,7 @@ fn graphs_are_told_apart_where_nobody_says_where_one_begins() {
         (of_embeddings, &[-1]),
         (of_tokens, &[5]),
     ];
-    let all = events(&log);
-    let operations = of(&all, "compute_execution");
-    let values = pieces(&stream, Route::Callback, -1);
+    let operations = of(all, "compute_execution");
     for (step, (names, tokens)) in (1_u64..).zip(expected) {
         let timed: Vec<_> = operations.iter().filter(|e| e["step"] == step).map(|e| e["tensor"].as_str()).collect();
         assert_eq!(timed, names.iter().map(|n| Some(*n)).collect::<Vec<_>>(), "step {step}");
@@ -238,11 +245,11 @@ fn graphs_are_told_apart_where_nobody_says_where_one_begins() {
         }
     }
     assert_eq!(values.keys().map(|(_, step)| *step).max(), Some(expected.len() as u64));
-    let told = of(&all, "resource_session_summary")[0];
+    let told = of(all, "resource_session_summary")[0];
     assert_eq!(told["steps"], expected.len());
-    // Those of no tokens are no steps, and each of them is a graph of its own.
+    // Those of no tokens are no steps, and counted all the same.
     let shifts = operations.iter().filter(|e| e["tensor"] == "k_shifted-0").count();
-    let runs = of(&all, "step_summary").into_iter().filter_map(|s| s["ops"].as_array()).flatten();
+    let runs = of(all, "step_summary").into_iter().filter_map(|s| s["ops"].as_array()).flatten();
     let scaled: u64 = runs.filter(|op| op["name"] == "scale").filter_map(|op| op["count"].as_u64()).sum();
     assert_eq!((shifts, scaled), (0, 2));
 }

@@ -58,7 +58,7 @@ pub unsafe extern "C-unwind" fn llama_resource_eval_callback(
         // SAFETY: the caller's promise.
         let ours = catching(false, || unsafe { asks(t.cast()) });
         let Some((f, data)) = theirs else { return ours };
-        catching(false, eval::hand_over);
+        catching(true, || eval::hand_over(false));
         // SAFETY: ggml's own arguments, and the caller's own pointer.
         let their = unsafe { f(t, true, data) };
         catching((), || eval::take_back(their));
@@ -67,7 +67,7 @@ pub unsafe extern "C-unwind" fn llama_resource_eval_callback(
     // SAFETY: the caller's promise.
     catching((), || unsafe { shown(t.cast()) });
     match theirs {
-        Some((f, data)) if catching(false, eval::hand_over) => {
+        Some((f, data)) if catching(false, || eval::hand_over(true)) => {
             // SAFETY: as above.
             let goes_on = unsafe { f(t, false, data) };
             catching((), || eval::take_back(false));

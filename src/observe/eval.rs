@@ -141,15 +141,16 @@ pub fn shown(t: TensorPtr, end_ns: u64) {
     with((), |state, recording| state.shown(t, end_ns, recording));
 }
 
-/// The caller's own callback is called next. Whether it wanted the node that was just computed.
+/// Whether the caller's own callback is called next: it is asked for each node, and shown those that it wanted.
 #[must_use]
-pub fn hand_over() -> bool {
+pub fn hand_over(is_shown: bool) -> bool {
     LOCAL
         .try_with(|local| {
-            local.theirs_runs.set(true);
-            local.theirs_asked.take()
+            let runs = local.theirs_asked.take() || !is_shown;
+            local.theirs_runs.set(runs);
+            runs
         })
-        .unwrap_or(false)
+        .unwrap_or(!is_shown)
 }
 
 /// It has returned. `asked`: it wants the node that is about to be computed, whose time begins to count.

@@ -1,6 +1,7 @@
 // Graphs of a small model, built by hand and shown to the eval callback alone: where does one end and the next begin?
 //
-//     graphs LOG STREAM
+//     graphs LOG STREAM            with no callback of its own
+//     graphs LOG STREAM flush      with one that is shown every node and flushes whenever it is called
 //
 // First two of no tokens, then tokens (3, 3 again, 1), embeddings in their place (2, 2 again, 1), and a token. The model looks its tokens up
 // in a second table when its block has begun, and adds what came in to what went out.
@@ -47,6 +48,12 @@ static void shift(void) {
     compute(ctx, graph, NULL, NULL);
 }
 
+static bool flushing(struct ggml_tensor * t, bool ask, void * user_data) {
+    (void) t, (void) ask, (void) user_data;
+    IS(F(flush)(), OK);
+    return true;
+}
+
 // Of `n` tokens, or of `n` embeddings.
 static void step(int n, bool embeddings) {
     struct ggml_context * ctx   = context();
@@ -73,7 +80,7 @@ static void step(int n, bool embeddings) {
 }
 
 int main(int argc, char ** argv) {
-    CHECK(argc == 3);
+    CHECK(argc >= 3);
     IS(F(set)("LLAMA_RESOURCE_CAPTURE", argv[2]), OK);
     IS(F(set)("LLAMA_RESOURCE_TENSORS", "FULL_TENSOR"), OK);
     IS(F(set)("LLAMA_RESOURCE_LOG_RATE", "unlimited"), OK);
@@ -97,7 +104,9 @@ int main(int argc, char ** argv) {
     CHECK(buffer);
     ggml_backend_buffer_clear(buffer, 0);
     sched = ggml_backend_sched_new(&backend, NULL, 1, 64, false, false);
-    ggml_backend_sched_set_eval_callback(sched, llama_resource_eval_callback, NULL);
+    struct llama_resource_eval_params theirs = llama_resource_eval_default_params();
+    theirs.callback = flushing;
+    ggml_backend_sched_set_eval_callback(sched, llama_resource_eval_callback, argc > 3 ? &theirs : NULL);
 
     shift();
     shift();
