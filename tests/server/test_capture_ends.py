@@ -93,10 +93,11 @@ def test_a_host_with_little_address_space_is_not_ended_by_us(run, host, tmp_path
                       **RECORD_ALL, **capture_env(path, tensors="FULL_TENSOR", route="callback"))
         told = "\n".join(outcome.ours + outcome.others)
         assert "memory allocation of" not in told, (more, outcome.code, told)
-        # With less than our threads' stacks and tables take, the host may find no memory where it did without us, and says so itself.
+        # With less than our threads' stacks and tables take, the host may find no memory where it did without us, and says so
+        # itself. The C library gives a thread that allocates beside another one 64 MiB of address space of its own.
         untouched = (outcome.code, outcome.out) == (0, "done\n")
         of_the_host = "GGML_ASSERT" in told or "bad_alloc" in told or "failed" in outcome.out
-        assert untouched or (more < 64 and of_the_host), (more, outcome.code, outcome.out, told)
+        assert untouched or (more <= 64 and of_the_host), (more, outcome.code, outcome.out, told)
         lost = None
         if path.exists() and path.stat().st_size and json_packets(path, "end"):
             said, _ = account(path)
