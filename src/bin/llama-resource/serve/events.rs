@@ -14,10 +14,10 @@ use tokio::sync::mpsc::{Receiver, Sender, channel};
 use super::watch::Shared;
 
 /// Bytes that are read before what was found is handed on.
-const TURN_BYTES: usize = 1 << 18;
+const TURN_BYTES: usize = 1 << 16;
 
 /// Pieces that wait for a slow reader; then the reading waits for it.
-const MOST_WAITING: usize = 8;
+const MOST_WAITING: usize = 4;
 
 /// Between two looks at a log that is followed.
 const PERIOD: Duration = Duration::from_millis(100);
