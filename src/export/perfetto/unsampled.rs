@@ -31,6 +31,8 @@ pub(super) struct Unsampled {
     busy: VecDeque<(u64, u64, Option<u64>)>,
     /// No later slice may begin before.
     pub(super) closed_until: u64,
+    /// Steps for which an interval had no time left, since a written step outlasted it: they count in the next gap.
+    unplaced: u64,
 }
 
 impl Unsampled {
@@ -62,10 +64,13 @@ impl Unsampled {
         let sampled = |from: u64, to: u64| {
             self.busy.iter().filter(|b| b.2.is_some_and(|step| (from..to).contains(&step))).count() as u64
         };
+        let mut unplaced = self.unplaced;
         let mut add = |start: u64, end: u64, from: u64, to: u64| {
             let steps = to.saturating_sub(from).saturating_sub(sampled(from, to));
             if steps > 0 && start < end {
-                gaps.push(Gap { start, end, steps });
+                gaps.push(Gap { start, end, steps: steps.saturating_add(std::mem::take(&mut unplaced)) });
+            } else {
+                unplaced = unplaced.saturating_add(steps);
             }
         };
         for &(start, end, step) in self.busy.iter().filter(|b| b.1 > begin && b.0 < of.end) {
@@ -77,6 +82,7 @@ impl Unsampled {
             at = at.max(end);
         }
         add(at, of.end, next, of.step.saturating_add(1));
+        self.unplaced = unplaced;
         self.closed_until = self.closed_until.max(of.end);
         self.busy.retain(|b| b.1 > of.end || b.2.is_some_and(|step| step > of.step));
         gaps
