@@ -15,7 +15,7 @@ use llama_resource_instrumentation::export::{html, json, text};
 use llama_resource_instrumentation::read::{Account, Log};
 
 fn golden(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/v1").join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/v2").join(name)
 }
 
 /// Under `UPDATE=1` the sample must be new before any test reads it, whatever their order.
@@ -34,7 +34,7 @@ fn assert_golden(name: &str, actual: &str) {
         std::fs::write(golden(name), actual).unwrap();
     }
     let expected = std::fs::read_to_string(golden(name)).unwrap();
-    assert!(expected == actual, "tests/golden/v1/{name} differs; UPDATE=1 rewrites it. Now it is:\n{actual}");
+    assert!(expected == actual, "tests/golden/v2/{name} differs; UPDATE=1 rewrites it. Now it is:\n{actual}");
 }
 
 fn program() -> Command {
@@ -77,6 +77,17 @@ fn account_of(bytes: &[u8]) -> Account {
 fn sample_log_is_what_the_generator_writes() {
     update_sample();
     assert_eq!(std::fs::read_to_string(golden("sample.jsonl")).unwrap(), sample::log(), "UPDATE=1 rewrites it");
+}
+
+#[test]
+fn a_log_of_the_first_version_says_what_it_said() {
+    let old = std::fs::read(golden("../v1/sample.jsonl")).unwrap();
+    let (then, now) = (report_of(&old, &Which::All), report_of(sample::log().as_bytes(), &Which::All));
+    assert_eq!((then.account.bad_lines, then.account.unknown_lines()), (0, 0));
+    assert_eq!((then.account.events, then.sessions.len()), (now.account.events, now.sessions.len()));
+    for (then, now) in then.sessions.iter().zip(&now.sessions) {
+        assert_eq!((&then.requests, &then.memory, &then.kv), (&now.requests, &now.memory, &now.kv));
+    }
 }
 
 #[test]

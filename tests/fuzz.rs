@@ -145,7 +145,7 @@ fn streams() {
 
 #[test]
 fn logs() {
-    let corpus = lines(&["tests/golden/v1/sample.jsonl", "docs/examples.jsonl"]);
+    let corpus = lines(&["tests/golden/v2/sample.jsonl", "docs/examples.jsonl"]);
     fuzz("log", |random| log::make(random, &corpus), |bytes| log::check(bytes));
 }
 
