@@ -31,6 +31,7 @@ NEVER_IN_A_PLAIN_RUN = {
     "capture_summary": "written when activations are captured (see test_capture_account.py)",
     "gpu_sample": "needs a GPU (see test_gpu.py)",
     "gpu_summary": "needs a GPU (see test_gpu.py)",
+    "request_progress": "needs a request that lasts a second (see test_serve.py)",
 }
 
 # SmolLM2-135M, as its GGUF file says.
@@ -107,7 +108,8 @@ def test_no_kind_is_written_below_its_level(logs, level):
 
 def test_every_kind_that_can_occur_does(logs):
     found = {event["event"] for event in read_log(logs["VERBOSE"])}
-    assert found == set(BRANCHES) - set(NEVER_IN_A_PLAIN_RUN)
+    # On a slow machine one of the requests may last a second.
+    assert found - {"request_progress"} == set(BRANCHES) - set(NEVER_IN_A_PLAIN_RUN)
 
 
 def test_routing_is_told_for_a_model_with_experts(moe_log):

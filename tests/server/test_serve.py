@@ -21,7 +21,7 @@ from prometheus_client import parser
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
 
 from capture import PROGRAM
-from server import read_log
+from server import Server, read_log
 
 PROMPT = "The house by the water had a door of"
 
@@ -218,6 +218,28 @@ def test_the_summary_and_the_page(served):
     assert host["up"] and host["requests"]["outcomes"] == {"stopped": 6} and host["read"]["bad"] == 0
     status, page, headers = kept["/"]
     assert status == 200 and "default-src 'none'" in headers["Content-Security-Policy"] and "http" + "://" not in page and "https://" not in page
+
+
+def test_a_request_that_takes_long_tells_how_far_it_has_come(smollm2, tmp_path):
+    with Server(smollm2, args=["-c", "1024"], level="DETAILED", log_path=tmp_path / "a.jsonl") as server:
+        began = time.monotonic()
+        timings = []
+        while time.monotonic() < began + 3 or not timings:
+            timings.append(server.post("/completion", {"prompt": PROMPT, "n_predict": 400, "temperature": 0, "ignore_eos": True})["timings"])
+        server.stop()
+    events = read_log(tmp_path / "a.jsonl")
+    ends = {e["request_id"]: e for e in events if e["event"] == "request_end"}
+    told = {}
+    for e in (e for e in events if e["event"] == "request_progress"):
+        end, before = ends[e["request_id"]], told.get(e["request_id"])
+        assert e["phase"] == "decode" and e["prompt_tokens"] == e["prompt_tokens_done"] == end["prompt_tokens"]
+        assert e["cached_tokens"] == end["cached_tokens"] and e["cells"] >= e["generated_tokens"] > 0
+        assert e["generated_tokens"] <= end["generated_tokens"] and e["t_ns"] <= end["t_ns"]
+        assert before is None or (e["t_ns"] - before["t_ns"] >= 1e9 and e["generated_tokens"] > before["generated_tokens"])
+        told[e["request_id"]] = e
+    long = [e for e in ends.values() if e["duration_ms"] > 1500]
+    assert {e["request_id"] for e in long} <= set(told), "one line a second"
+    assert sum(e["generated_tokens"] for e in ends.values()) == sum(t["predicted_n"] for t in timings)
 
 
 def line(event, t_ns, **fields):
