@@ -48,6 +48,12 @@ macro_rules! api {
     (@ret $ret:ty) => { $ret };
 }
 
+/// Whether the copy of ggml whose call is served is one that llama.cpp's library uses.
+#[must_use]
+pub fn has_llama() -> bool {
+    !copies::function(Index::llama_n_ctx as usize, c"llama_n_ctx").is_null()
+}
+
 api! {
     /// Makes a ggml context.
     fn ggml_init(params: ggml_init_params) -> Ptr;

@@ -112,8 +112,8 @@ pub(super) fn before_step(told: &Told, in_decode: bool) {
     if in_decode {
         told.without_decode.store(u8::MAX, Ordering::Relaxed);
     } else if told.without_decode.fetch_add(1, Ordering::Relaxed) == STEPS_WITHOUT_DECODE {
-        let reason = "graphs of tokens run, but none of llama_process, llama_decode and llama_encode is seen: the program computes without \
-                      llama.cpp's library, or its calls do not go through the PLT";
+        let reason = "graphs of tokens run, but none of llama_process, llama_decode and llama_encode is seen: the program makes \
+                      others, or its calls do not go through the PLT";
         tell("requests", Condition::Unavailable, reason, Some("requests, batches, KV cells"));
     }
 }

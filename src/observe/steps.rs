@@ -14,7 +14,7 @@ use super::{host, models, state, workers};
 use crate::clock;
 use crate::format::Level;
 use crate::format::summary::Condition;
-use crate::ggml::api::Ptr;
+use crate::ggml::api::{self, Ptr};
 use crate::ggml::layout;
 use crate::ggml::view::{TensorPtr, graph_nodes};
 use crate::journal::rate::Permit;
@@ -176,7 +176,8 @@ pub fn begin(sched: Ptr, graph: Ptr) -> Option<Step> {
     };
     let prefill = plan.n_tokens.is_some_and(|n| n > sequences);
     drop(host);
-    if number.is_some() {
+    // Whoever computes with ggml alone has no requests.
+    if number.is_some() && (!ctx.is_null() || api::has_llama()) {
         state::before_step(&recording.told, !ctx.is_null());
     }
     let now = clock::now_ns();
