@@ -332,7 +332,7 @@ impl Page {
         for (name, help, which) in gen_ai {
             let series = sources.iter().filter(|s| which(s.live).total() > 0).map(|s| {
                 let mut labels: Labels<'static> = s.name.map(|n| ("log", n.to_owned())).into_iter().collect();
-                labels.push(("gen_ai_operation_name", "text_completion".to_owned()));
+                // The operation is the route's, which the log does not tell: it is left out, not guessed.
                 labels.push(("gen_ai_provider_name", "llama.cpp".to_owned()));
                 labels.extend(s.live.model_name().map(|m| ("gen_ai_response_model", m)));
                 (labels, which(s.live))

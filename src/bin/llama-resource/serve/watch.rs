@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use crate::terminal::eprint_line;
 use llama_resource_instrumentation::analyze::live::Live;
 use llama_resource_instrumentation::export::prometheus::{self, Source};
 use llama_resource_instrumentation::read::Follower;
@@ -90,6 +91,15 @@ fn files(places: &[PathBuf]) -> Vec<PathBuf> {
             found.push(place.clone());
         }
     }
+    found
+}
+
+/// Leaves out what is too much, and says so the first time.
+fn limited(mut found: Vec<PathBuf>, told: &mut bool) -> Vec<PathBuf> {
+    if found.len() > MOST_LOGS && !std::mem::replace(told, true) {
+        let more = found.len() - MOST_LOGS;
+        eprint_line(&format!("warning: {more} logs are not followed: {MOST_LOGS} are the most; serve fewer at a time"));
+    }
     found.truncate(MOST_LOGS);
     found
 }
@@ -117,10 +127,12 @@ impl Watch {
 
 fn follow(shared: &Shared, places: &[PathBuf], more: &impl Fn() -> Vec<PathBuf>) {
     let mut followers: Vec<Follower> = Vec::new();
+    let mut told = false;
     loop {
         let last = shared.stop.load(Ordering::Acquire);
         let mut all = files(places);
         all.extend(more().into_iter().filter(|p| !all.contains(p)).collect::<Vec<_>>());
+        let all = limited(all, &mut told);
         add_new(shared, &mut followers, &all);
         let mut rest = true;
         while rest {
